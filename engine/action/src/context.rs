@@ -1,0 +1,80 @@
+//! What an action may touch: [`ReadCx`] while planning and probing, [`WriteCx`] while applying and undoing.
+
+use std::ops::Deref;
+use std::sync::Arc;
+
+use farrier_model::{Failure, NodeName, RunId, Scope};
+
+use crate::target::{Target, TargetKind, Targets};
+
+/// Which attempt of which node is at work.
+#[derive(Debug, Clone)]
+pub struct NodeInfo {
+    /// The run.
+    pub run: RunId,
+    /// The node.
+    pub node: NodeName,
+    /// The try, from 1.
+    pub attempt: u32,
+    /// The key for targets that remember keys: the same for every attempt.
+    pub effect_id: String,
+}
+
+/// Access to the world for reading. There is no way from here to a writer.
+#[derive(Debug, Clone)]
+pub struct ReadCx {
+    targets: Arc<Targets>,
+    scope: Scope,
+    node: NodeInfo,
+}
+
+impl ReadCx {
+    /// A context for one node.
+    pub fn new(targets: Arc<Targets>, scope: Scope, node: NodeInfo) -> ReadCx {
+        ReadCx { targets, scope, node }
+    }
+
+    /// The reading side of a target, connected on first use with its `read_as` credentials and then shared.
+    ///
+    /// # Errors
+    /// The target does not exist in this environment, is of another kind, or cannot be reached.
+    pub async fn reader<K: TargetKind>(&self, target: &Target<K>) -> Result<Arc<K::Reader>, Failure> {
+        self.targets.reader(target).await
+    }
+
+    /// The names that expressions of this step see, for actions that evaluate one per item.
+    pub fn scope(&self) -> &Scope {
+        &self.scope
+    }
+
+    /// Which attempt of which node is at work.
+    pub fn node(&self) -> &NodeInfo {
+        &self.node
+    }
+}
+
+/// Access to the world for writing; reads as well.
+#[derive(Debug, Clone)]
+pub struct WriteCx(ReadCx);
+
+impl WriteCx {
+    /// Turns a reading context into a writing one. Only the driver calls this, after the intent is durable.
+    pub fn after_intent(read: ReadCx) -> WriteCx {
+        WriteCx(read)
+    }
+
+    /// The writing side of a target, connected on first use with its `write_as` credentials and then shared.
+    ///
+    /// # Errors
+    /// As [`ReadCx::reader`].
+    pub async fn writer<K: TargetKind>(&self, target: &Target<K>) -> Result<Arc<K::Writer>, Failure> {
+        self.0.targets.writer(target).await
+    }
+}
+
+impl Deref for WriteCx {
+    type Target = ReadCx;
+    fn deref(&self) -> &ReadCx {
+        &self.0
+    }
+}

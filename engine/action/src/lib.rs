@@ -1,0 +1,23 @@
+//! What an action is: the [`Action`] trait, the targets it reaches the world through, the registry, and the harness
+//! that proves every action keeps the same laws.
+//!
+//! Read first: [`Action`] (the contract), then [`ReadCx`] and [`WriteCx`] (what an action may touch), then
+//! [`TargetKind`] (how a plugin connects to the world).
+//!
+//! **Rule:** an action reaches the world only through its context. A [`ReadCx`] has no way to a writer, so a plan
+//! cannot write, by type.
+
+mod action;
+mod context;
+pub mod harness;
+mod registry;
+mod secrets;
+mod target;
+pub mod text;
+
+pub use action::{Action, Planned, Probe};
+pub use context::{NodeInfo, ReadCx, WriteCx};
+pub use farrier_model as model;
+pub use registry::{ActionRegistry, BoundAction, RegistryError};
+pub use secrets::SecretRef;
+pub use target::{Binding, ConnectCx, Target, TargetKind, Targets};

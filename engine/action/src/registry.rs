@@ -1,0 +1,159 @@
+//! The registry: every action and target kind of a binary, typed where they are written and erased here.
+
+use std::collections::BTreeMap;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use farrier_model::spec::Catalog;
+use farrier_model::{ActionSpec, Change, Failure, FailureKind, TargetSpec, Value};
+use futures_util::future::{BoxFuture, FutureExt};
+use schemars::generate::SchemaSettings;
+use schemars::{JsonSchema, Schema};
+
+use crate::action::{Action, Planned, Probe};
+use crate::context::{ReadCx, WriteCx};
+use crate::target::TargetKind;
+
+/// A name was registered twice.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is registered twice")]
+pub struct RegistryError(pub String);
+
+/// An action with its input read: what the driver calls.
+pub trait BoundAction: Send + Sync {
+    /// See [`Action::plan`].
+    fn plan<'a>(&'a self, cx: &'a ReadCx) -> BoxFuture<'a, Result<Planned<Value>, Failure>>;
+    /// See [`Action::apply`].
+    fn apply<'a>(&'a self, cx: &'a WriteCx, changes: &'a [Change]) -> BoxFuture<'a, Result<Value, Failure>>;
+    /// See [`Action::probe`].
+    fn probe<'a>(&'a self, cx: &'a ReadCx, changes: &'a [Change]) -> BoxFuture<'a, Result<Probe, Failure>>;
+    /// See [`Action::undo`].
+    fn undo<'a>(&'a self, cx: &'a WriteCx, changes: &'a [Change]) -> BoxFuture<'a, Result<(), Failure>>;
+}
+
+impl<A: Action> BoundAction for A {
+    fn plan<'a>(&'a self, cx: &'a ReadCx) -> BoxFuture<'a, Result<Planned<Value>, Failure>> {
+        async move { Action::plan(self, cx).await?.erase(&cx.node().node.step) }.boxed()
+    }
+    fn apply<'a>(&'a self, cx: &'a WriteCx, changes: &'a [Change]) -> BoxFuture<'a, Result<Value, Failure>> {
+        async move {
+            let output = Action::apply(self, cx, changes).await?;
+            Value::of(&output)
+                .map_err(|error| Failure::new(FailureKind::Internal, format!("the output is not a value: {error}")))
+        }
+        .boxed()
+    }
+    fn probe<'a>(&'a self, cx: &'a ReadCx, changes: &'a [Change]) -> BoxFuture<'a, Result<Probe, Failure>> {
+        Action::probe(self, cx, changes).boxed()
+    }
+    fn undo<'a>(&'a self, cx: &'a WriteCx, changes: &'a [Change]) -> BoxFuture<'a, Result<(), Failure>> {
+        Action::undo(self, cx, changes).boxed()
+    }
+}
+
+trait Bind: Send + Sync {
+    fn bind(&self, input: &Value) -> Result<Box<dyn BoundAction>, Failure>;
+}
+
+struct Typed<A>(PhantomData<fn() -> A>);
+
+impl<A: Action> Bind for Typed<A> {
+    fn bind(&self, input: &Value) -> Result<Box<dyn BoundAction>, Failure> {
+        let action: A = serde_path_to_error::deserialize(input.reader()).map_err(|error| {
+            let path = error.path().to_string();
+            let place = if path == "." { String::new() } else { format!("`{path}`: ") };
+            Failure::new(FailureKind::Input, format!("{place}{}", error.into_inner()))
+        })?;
+        Ok(Box::new(action))
+    }
+}
+
+/// Every action and target kind, by name. Built once, from one explicit list.
+#[derive(Default)]
+pub struct ActionRegistry {
+    binders: BTreeMap<&'static str, Arc<dyn Bind>>,
+    identities: BTreeMap<&'static str, fn(&Value) -> Result<String, Failure>>,
+    catalog: Catalog,
+}
+
+impl ActionRegistry {
+    /// Adds an action.
+    ///
+    /// # Errors
+    /// When the name is taken.
+    pub fn action<A: Action>(&mut self) -> Result<(), RegistryError> {
+        let spec = ActionSpec {
+            name: A::NAME,
+            summary: summary(&schema_of::<A>()),
+            effect: A::EFFECT,
+            pure: A::PURE,
+            risk: A::RISK,
+            deletes: A::DELETES,
+            restores: A::RESTORES,
+            input: schema_of::<A>().to_value(),
+            output: schema_of::<A::Output>().to_value(),
+            example: A::EXAMPLE,
+        };
+        if self.catalog.actions.insert(A::NAME, spec).is_some() {
+            return Err(RegistryError(A::NAME.into()));
+        }
+        self.binders.insert(A::NAME, Arc::new(Typed::<A>(PhantomData)));
+        Ok(())
+    }
+
+    /// Adds a target kind.
+    ///
+    /// # Errors
+    /// When the kind is taken.
+    pub fn target<K: TargetKind>(&mut self) -> Result<(), RegistryError> {
+        let schema = schema_of::<K::Config>();
+        let spec = TargetSpec { kind: K::KIND, summary: summary(&schema), config: schema.to_value() };
+        if self.catalog.targets.insert(K::KIND, spec).is_some() {
+            return Err(RegistryError(K::KIND.into()));
+        }
+        self.identities.insert(K::KIND, |config| {
+            config
+                .read::<K::Config>()
+                .map(|config| K::identity(&config))
+                .map_err(|error| Failure::new(FailureKind::Input, error.to_string()))
+        });
+        Ok(())
+    }
+
+    /// What the compiler may know of all of them.
+    pub fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
+    /// Reads an input for an action.
+    ///
+    /// # Errors
+    /// [`FailureKind::Input`] naming the field; [`FailureKind::Internal`] when there is no such action, which the
+    /// compiler has ruled out.
+    pub fn bind(&self, action: &str, input: &Value) -> Result<Box<dyn BoundAction>, Failure> {
+        self.binders
+            .get(action)
+            .ok_or_else(|| Failure::new(FailureKind::Internal, format!("there is no action `{action}`")))?
+            .bind(input)
+    }
+
+    /// What a target is, without secrets.
+    ///
+    /// # Errors
+    /// [`FailureKind::Input`] when the kind is unknown or the configuration does not fit it.
+    pub fn identity(&self, kind: &str, config: &Value) -> Result<String, Failure> {
+        self.identities
+            .get(kind)
+            .ok_or_else(|| Failure::new(FailureKind::Input, format!("there is no target kind `{kind}`")))?(config)
+    }
+}
+
+/// The JSON Schema of a type, subschemas inlined where they are not recursive.
+fn schema_of<T: JsonSchema>() -> Schema {
+    SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true).into_generator().into_root_schema_for::<T>()
+}
+
+fn summary(schema: &Schema) -> String {
+    let text = schema.get("description").and_then(|text| text.as_str()).unwrap_or_default();
+    text.split("\n\n").next().unwrap_or_default().replace('\n', " ")
+}

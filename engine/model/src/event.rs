@@ -1,0 +1,271 @@
+//! [`Event`]: the facts of which a run's journal consists, in past tense.
+//!
+//! A stored name is never reused. Adding a field: give it a default, so that old journals load, and add a fixture
+//! under `testdata/journals/`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::change::{Change, Effect};
+use crate::failure::Failure;
+use crate::ids::{Digest, NodeName, RunId};
+use crate::state::RunState;
+use crate::time::Timestamp;
+use crate::value::{Text, Value};
+
+/// One line of a journal.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Position in the run, from 1, without gaps.
+    pub seq: i64,
+    /// Which ownership of the run wrote it; never decreases with `seq`.
+    pub epoch: i64,
+    /// When, by the writer's clock.
+    pub at: Timestamp,
+    /// What.
+    pub event: Event,
+}
+
+/// Why a run began.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Trigger {
+    /// A person asked.
+    Manual {
+        /// Who.
+        by: String,
+    },
+    /// A step of another run.
+    Parent {
+        /// That run.
+        run: RunId,
+        /// That step or item.
+        node: NodeName,
+    },
+}
+
+/// A fact about a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Event {
+    /// The first event: everything that the run is pinned to.
+    Created {
+        /// Name of the runbook.
+        runbook: Text,
+        /// Digest of the texts of the runbook and of those it can start.
+        bundle: Digest,
+        /// The environment's name.
+        environment: Text,
+        /// The checked inputs, defaults filled in.
+        inputs: Value,
+        /// Why it began.
+        trigger: Trigger,
+    },
+    /// An owner took the run; its epoch is the entry's.
+    Claimed {
+        /// `host:pid` of the owner, for people.
+        owner: String,
+    },
+    /// All steps that can be planned before the first write were planned and the guards let them pass.
+    WritesAllowed {
+        /// How many objects would be created, updated and deleted; run and send count as updates.
+        creates: u64,
+        /// See `creates`.
+        updates: u64,
+        /// See `creates`.
+        deletes: u64,
+    },
+    /// Something happened to a node.
+    Node {
+        /// Which.
+        node: NodeName,
+        /// Which try, from 1.
+        attempt: u32,
+        /// What.
+        event: NodeEvent,
+    },
+    /// An `expect … then: finish` ended the run early; what has not started is skipped.
+    FinishedEarly {
+        /// The step that said so.
+        node: NodeName,
+        /// Its reason.
+        reason: String,
+    },
+    /// From here the run only goes backwards.
+    UndoStarted {
+        /// Why.
+        reason: String,
+    },
+    /// A person asked to stop.
+    CancelRequested {
+        /// Who.
+        by: String,
+    },
+    /// The run waits for a person.
+    Parked {
+        /// Why, naming the step.
+        reason: String,
+        /// The class of reason.
+        cause: ParkCause,
+    },
+    /// A person let a parked run go on.
+    Resumed {
+        /// Who.
+        by: String,
+        /// The guard they accepted, if it was parked by one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        accepted: Option<Text>,
+    },
+    /// The last event.
+    Finished {
+        /// How it ended.
+        state: RunState,
+        /// The runbook's outputs; null unless it succeeded or is degraded.
+        #[serde(default)]
+        outputs: Value,
+        /// The first reason for a bad end.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        failure: Option<Failure>,
+    },
+}
+
+/// Why a run is parked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ParkCause {
+    /// A step may or may not have happened.
+    InDoubt,
+    /// A guard asks.
+    Guard,
+    /// An undo failed; effects remain.
+    UndoFailed,
+    /// It was taken over too often.
+    Poison,
+    /// A child run is parked.
+    Child,
+}
+
+/// A fact about a node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeEvent {
+    /// The items of a `for_each` step became known.
+    Expanded {
+        /// Their keys, in order.
+        keys: Vec<Text>,
+    },
+    /// It will not run.
+    Skipped {
+        /// Why.
+        reason: Text,
+    },
+    /// It cannot run.
+    Blocked {
+        /// The node it needed.
+        by: NodeName,
+    },
+    /// It is about to change the world. Durable before the first effect.
+    Intent {
+        /// The rendered inputs; recovery uses these and never renders again.
+        inputs: Value,
+        /// What it will change, with before-images.
+        changes: Vec<Change>,
+        /// What may be done with it in doubt.
+        effect: Effect,
+        /// The key for targets that remember keys.
+        effect_id: String,
+    },
+    /// The effect is done, verification remains.
+    Applied {
+        /// The action's output.
+        output: Value,
+    },
+    /// Done.
+    Succeeded {
+        /// The action's output.
+        output: Value,
+        /// How many objects it changed.
+        #[serde(default)]
+        changed: u64,
+    },
+    /// The attempt failed.
+    Failed {
+        /// Why.
+        failure: Failure,
+        /// When it will be tried again; none when this was the last attempt.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        retry_at: Option<Timestamp>,
+        /// The run goes on without it.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        continued: bool,
+    },
+    /// An intent without an outcome was found, or the answer to an effect was lost.
+    InDoubt {
+        /// What is known of it.
+        reason: String,
+    },
+    /// A probe or a person found that the effect did not happen; it will be tried again.
+    NotApplied {
+        /// Who found it.
+        by: String,
+    },
+    /// Its effect is about to be reversed.
+    UndoIntent {
+        /// The key for targets that remember keys.
+        effect_id: String,
+    },
+    /// Its effect was reversed.
+    UndoDone,
+    /// Reversing it failed; the effect stands.
+    UndoFailed {
+        /// Why.
+        failure: Failure,
+    },
+}
+
+impl NodeEvent {
+    /// The stored and shown name.
+    pub fn name(&self) -> &'static str {
+        match self {
+            NodeEvent::Expanded { .. } => "expanded",
+            NodeEvent::Skipped { .. } => "skipped",
+            NodeEvent::Blocked { .. } => "blocked",
+            NodeEvent::Intent { .. } => "intent",
+            NodeEvent::Applied { .. } => "applied",
+            NodeEvent::Succeeded { .. } => "succeeded",
+            NodeEvent::Failed { .. } => "failed",
+            NodeEvent::InDoubt { .. } => "in_doubt",
+            NodeEvent::NotApplied { .. } => "not_applied",
+            NodeEvent::UndoIntent { .. } => "undo_intent",
+            NodeEvent::UndoDone => "undo_done",
+            NodeEvent::UndoFailed { .. } => "undo_failed",
+        }
+    }
+}
+
+impl Event {
+    /// The stored and shown name.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Event::Created { .. } => "created",
+            Event::Claimed { .. } => "claimed",
+            Event::WritesAllowed { .. } => "writes_allowed",
+            Event::Node { event, .. } => event.name(),
+            Event::FinishedEarly { .. } => "finished_early",
+            Event::UndoStarted { .. } => "undo_started",
+            Event::CancelRequested { .. } => "cancel_requested",
+            Event::Parked { .. } => "parked",
+            Event::Resumed { .. } => "resumed",
+            Event::Finished { .. } => "finished",
+        }
+    }
+
+    /// Whether writing it needs a live lease: true for what precedes an effect. Recording a fact late is right even
+    /// after the lease ran out, as long as nobody else has taken the run.
+    pub fn needs_lease(&self) -> bool {
+        matches!(
+            self,
+            Event::WritesAllowed { .. }
+                | Event::Node { event: NodeEvent::Intent { .. } | NodeEvent::UndoIntent { .. }, .. }
+        )
+    }
+}
