@@ -28,10 +28,10 @@ const FILTERS: &[&str] = &[
     "abs", "attr", "batch", "bool", "capitalize", "chain", "count", "d", "default", "dictsort", "e", "escape", "first",
     "float", "format", "groupby", "indent", "int", "items", "join", "last", "length", "lines", "list", "lower", "map",
     "max", "min", "pprint", "reject", "rejectattr", "replace", "reverse", "round", "safe", "select", "selectattr",
-    "slice", "sort", "split", "string", "sum", "title", "tojson", "trim", "unique", "upper", "zip",
+    "slice", "sort", "split", "string", "sum", "title", "trim", "unique", "upper", "zip",
 ];
 const TESTS: &[&str] = &[
-    "boolean", "containing", "defined", "divisibleby", "endingwith", "eq", "equalto", "escaped", "even", "false",
+    "boolean", "defined", "divisibleby", "endingwith", "eq", "equalto", "escaped", "even", "false",
     "filter", "float", "ge", "greaterthan", "gt", "in", "int", "integer", "iterable", "le", "lessthan", "lower", "lt",
     "mapping", "ne", "none", "number", "odd", "safe", "sameas", "sequence", "startingwith", "string", "test", "true",
     "undefined", "upper",
