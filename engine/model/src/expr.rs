@@ -7,6 +7,7 @@
 //! expression is evaluated makes the whole result unknown, whatever the expression then did with it. Branches that
 //! are not taken are not read, so `${ a if known else unknown_thing }` stays known.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::fmt;
 use std::ops::Range;
@@ -38,14 +39,29 @@ impl ExprError {
         ExprError { message: message.into(), range }
     }
 
+    /// Something undefined was used. If it came from a lookup, the key that the lookup did not have says more.
+    fn undefined(message: String, range: Option<Range<usize>>) -> ExprError {
+        let message = match MISSED.take() {
+            Some((lookup, key)) if message.contains(&*lookup) || message.contains("result") => {
+                format!("`{lookup}` has no item with the key `{key}`")
+            }
+            _ => message,
+        };
+        ExprError::new(message, range)
+    }
+
     fn from_minijinja(error: &minijinja::Error, source: &str) -> ExprError {
         let detail = error.detail().map(str::to_owned);
         let message = match (error.kind(), detail) {
-            (ErrorKind::UndefinedError, None) => match error.range().and_then(|r| source.get(r)) {
-                Some(name) => format!("`{name}` is not defined"),
-                None => "a name is not defined".into(),
-            },
+            (ErrorKind::UndefinedError, detail) => {
+                let message = detail.unwrap_or_else(|| match error.range().and_then(|r| source.get(r)) {
+                    Some(name) => format!("`{name}` is not defined"),
+                    None => "a name is not defined".into(),
+                });
+                return ExprError::undefined(message, error.range());
+            }
             (ErrorKind::OutOfFuel, _) => "the expression takes too many steps".into(),
+            (_, Some(detail)) if detail.contains("undefined") => return ExprError::undefined(detail, error.range()),
             (_, Some(detail)) => detail,
             (kind, None) => kind.to_string(),
         };
@@ -131,8 +147,10 @@ impl Expr {
     /// Undefined names, wrong operand types, limits.
     pub fn eval(&self, scope: &Scope) -> Result<Value, ExprError> {
         let outer = UNKNOWN_READ.with(RefCell::take);
+        MISSED.take();
         let result = self.compiled.eval(Mj::from_object(scope.clone()));
         let converted = match result {
+            Ok(value) if value.is_undefined() => Err(ExprError::undefined("the result is not defined".into(), None)),
             Ok(value) => from_minijinja(&value),
             Err(error) => Err(ExprError::from_minijinja(&error, &self.source)),
         };
@@ -348,12 +366,32 @@ impl Template {
 #[derive(Clone, Default)]
 pub struct Scope {
     names: Arc<Vec<(Text, Value)>>,
-    local: Option<(Text, Value)>,
+    local: Option<Arc<Local>>,
+}
+
+/// One name on top of a scope; a chain, so that evaluation per item shares everything below it.
+struct Local {
+    name: Text,
+    bound: Bound,
+    outer: Option<Arc<Local>>,
+}
+
+enum Bound {
+    Value(Value),
+    Lookup(Arc<Lookup>),
+}
+
+/// Items by key, under one name of a scope (see [`Scope::with_lookup`]).
+#[derive(Debug)]
+struct Lookup {
+    name: Text,
+    items: Value,
+    default: Option<Value>,
 }
 
 impl fmt::Debug for Scope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.names.iter().map(|(name, _)| name)).finish()
+        f.debug_list().entries(self.names.iter().map(|(name, _)| name).chain(self.locals().map(|local| &local.name))).finish()
     }
 }
 
@@ -363,22 +401,35 @@ impl Scope {
         Scope { names: Arc::new(names), local: None }
     }
 
-    /// This scope with one more name. Cheap for one name on top of a shared scope, as evaluation per item needs it.
+    /// This scope with one more name. Cheap, as evaluation per item needs it.
     pub fn with(&self, name: impl Into<Text>, value: Value) -> Scope {
-        let mut scope = self.clone();
-        if let Some(local) = scope.local.take() {
-            Arc::make_mut(&mut scope.names).push(local);
-        }
-        scope.local = Some((name.into(), value));
-        scope
+        self.with_bound(name.into(), Bound::Value(value))
+    }
+
+    /// This scope with `items`, a map, under one more name. A key that the map does not have gives `default`; without
+    /// one it is undefined, and an expression that fails over it names the lookup and the key.
+    pub fn with_lookup(&self, name: impl Into<Text>, items: Value, default: Option<Value>) -> Scope {
+        let name = name.into();
+        let lookup = Arc::new(Lookup { name: name.clone(), items, default });
+        self.with_bound(name, Bound::Lookup(lookup))
+    }
+
+    fn with_bound(&self, name: Text, bound: Bound) -> Scope {
+        let outer = self.local.clone();
+        Scope { names: self.names.clone(), local: Some(Arc::new(Local { name, bound, outer })) }
+    }
+
+    fn locals(&self) -> impl Iterator<Item = &Local> {
+        std::iter::successors(self.local.as_deref(), |local| local.outer.as_deref())
     }
 
     /// The value of a name.
     pub fn get(&self, name: &str) -> Option<&Value> {
-        if let Some((local, value)) = &self.local
-            && &**local == name
-        {
-            return Some(value);
+        if let Some(local) = self.locals().find(|local| *local.name == *name) {
+            return Some(match &local.bound {
+                Bound::Value(value) => value,
+                Bound::Lookup(lookup) => &lookup.items,
+            });
         }
         self.names.iter().rev().find(|(known, _)| &**known == name).map(|(_, value)| value)
     }
@@ -387,6 +438,8 @@ impl Scope {
 thread_local! {
     /// The step of the first unknown value that the evaluation in progress has read.
     static UNKNOWN_READ: RefCell<Option<Text>> = const { RefCell::new(None) };
+    /// The last lookup that did not have a key, and the key, in the evaluation in progress.
+    static MISSED: RefCell<Option<(Text, String)>> = const { RefCell::new(None) };
 }
 
 pub(crate) fn to_minijinja(value: &Value) -> Mj {
@@ -435,6 +488,9 @@ pub(crate) fn from_minijinja(value: &Mj) -> Result<Value, ExprError> {
             if let Some(map) = value.downcast_object::<Map>() {
                 return Ok(Value::Map(map));
             }
+            if let Some(lookup) = value.downcast_object::<Lookup>() {
+                return Ok(lookup.items.clone());
+            }
             let keys = value.try_iter().map_err(|e| ExprError::new(e.to_string(), None))?;
             let mut entries = Vec::new();
             for key in keys {
@@ -458,7 +514,60 @@ impl Object for Scope {
         self.get_value_by_str(key.as_str()?)
     }
     fn get_value_by_str(self: &Arc<Self>, key: &str) -> Option<Mj> {
+        if let Some(local) = self.locals().find(|local| *local.name == *key) {
+            return Some(match &local.bound {
+                Bound::Value(value) => to_minijinja(value),
+                Bound::Lookup(lookup) => Mj::from_dyn_object(lookup.clone()),
+            });
+        }
         self.get(key).map(to_minijinja)
+    }
+}
+
+/// Expressions that use the lookup as a whole see a plain map: the default stays behind, so that it cannot reach a
+/// value that is stored and read back without it.
+impl Object for Lookup {
+    fn repr(self: &Arc<Self>) -> ObjectRepr {
+        ObjectRepr::Map
+    }
+    fn get_value(self: &Arc<Self>, key: &Mj) -> Option<Mj> {
+        match key_text(key) {
+            Some(key) => self.get_value_by_str(&key),
+            None => self.miss(&key.to_string()),
+        }
+    }
+    fn get_value_by_str(self: &Arc<Self>, key: &str) -> Option<Mj> {
+        match self.items.get(key) {
+            Some(item) => Some(to_minijinja(item)),
+            None => self.miss(key),
+        }
+    }
+    fn enumerate(self: &Arc<Self>) -> Enumerator {
+        self.mapped_enumerator(|lookup| match &lookup.items {
+            Value::Map(map) => Box::new(map.keys().map(|key| Mj::from(key.clone()))),
+            _ => Box::new(std::iter::empty()),
+        })
+    }
+    fn enumerator_len(self: &Arc<Self>) -> Option<usize> {
+        self.items.as_map().map(Map::len)
+    }
+}
+
+impl Lookup {
+    fn miss(&self, key: &str) -> Option<Mj> {
+        if self.default.is_none() {
+            MISSED.set(Some((self.name.clone(), key.to_owned())));
+        }
+        self.default.as_ref().map(to_minijinja)
+    }
+}
+
+/// A map's key as expressions may give it: text, or a whole number, which stands for its digits.
+fn key_text(key: &Mj) -> Option<Cow<'_, str>> {
+    match key.as_str() {
+        Some(text) => Some(text.into()),
+        None if key.is_integer() => Some(key.to_string().into()),
+        None => None,
     }
 }
 
@@ -479,7 +588,7 @@ impl Object for Map {
         ObjectRepr::Map
     }
     fn get_value(self: &Arc<Self>, key: &Mj) -> Option<Mj> {
-        self.get_value_by_str(key.as_str()?)
+        self.get_value_by_str(&key_text(key)?)
     }
     fn get_value_by_str(self: &Arc<Self>, key: &str) -> Option<Mj> {
         self.get(key).map(to_minijinja)
@@ -558,6 +667,38 @@ mod tests {
         assert_eq!(eval_text("x ${ steps.drain } y").unwrap(), Value::Unknown("drain".into()));
         assert_eq!(eval_text("${ inputs.n").unwrap_err().range, Some(0..2));
         assert!(eval_text("x ${ steps.read.rows }").unwrap_err().message.contains("cannot be put into text"));
+    }
+
+    #[test]
+    fn names_of_an_item_hide_outer_names() {
+        let outer = scope().with("item", Value::Int(1)).with("other", Value::Int(2));
+        let inner = outer.with("item", Value::Int(3)).with("inputs", Value::Int(4));
+        let sum = Expr::parse("item + other + inputs").unwrap();
+        assert_eq!(sum.eval(&inner).unwrap(), Value::Int(9));
+        assert_eq!(Expr::parse("item + inputs.n").unwrap().eval(&outer).unwrap(), Value::Int(4));
+        assert_eq!(inner.get("item"), Some(&Value::Int(3)));
+        assert_eq!(inner.get("nothing"), None);
+    }
+
+    #[test]
+    fn lookups_name_the_key_they_do_not_have() {
+        let items = Value::map([("a", Value::map([("n", Value::Int(1))])), ("7", Value::Int(7))]);
+        let plain = scope().with_lookup("by", items.clone(), None);
+        let with_default = scope().with_lookup("by", items.clone(), Some(Value::map([("n", Value::Int(0))])));
+        let eval = |source: &str, scope: &Scope| Expr::parse(source).unwrap().eval(scope);
+        for source in ["by['x'].n", "by['x']", "by.x", "by['a'].n + by['x'].n", "by['x'] | length"] {
+            let error = eval(source, &plain).unwrap_err();
+            assert_eq!(error.message, "`by` has no item with the key `x`", "{source}");
+        }
+        let other = eval("(by['x'] | default(1)) + inputs.y.z", &plain).unwrap_err();
+        assert_eq!(other.message, "`inputs.y` is undefined", "the lookup is not blamed for another name");
+        assert!(eval("inputs.x", &plain).unwrap_err().message.contains("not defined"), "a miss is soon forgotten");
+        assert_eq!(eval("(by['x'] | default({'n': 5})).n", &plain).unwrap(), Value::Int(5));
+        assert_eq!(eval("by['x'].n", &with_default).unwrap(), Value::Int(0));
+        assert_eq!(eval("by[7]", &plain).unwrap(), Value::Int(7), "a whole number stands for its digits");
+        assert_eq!(eval("by", &with_default).unwrap(), items, "as a whole it is its items");
+        assert_eq!(eval("by | length", &plain).unwrap(), Value::Int(2));
+        assert_eq!(eval("'x' in by", &plain).unwrap(), Value::Bool(false));
     }
 
     #[test]
