@@ -39,10 +39,11 @@ impl ExprError {
         ExprError { message: message.into(), range }
     }
 
-    /// Something undefined was used. If it came from a lookup, the key that the lookup did not have says more.
+    /// Something undefined was used. If it came from a lookup, the key that the lookup did not have says more;
+    /// minijinja writes `x[...]` with the wrong `x` for a subscript that is not constant.
     fn undefined(message: String, range: Option<Range<usize>>) -> ExprError {
         let message = match MISSED.take() {
-            Some((lookup, key)) if message.contains(&*lookup) || message.contains("result") => {
+            Some((lookup, key)) if [&*lookup, "[...]", "result"].iter().any(|part| message.contains(part)) => {
                 format!("`{lookup}` has no item with the key `{key}`")
             }
             _ => message,
@@ -254,12 +255,11 @@ fn expression_len(text: &str) -> Option<usize> {
             (Some(_), _) if escaped => escaped = false,
             (Some(_), '\\') => escaped = true,
             (Some(q), c) if c == q => quote = None,
-            (Some(_), _) => {}
             (None, '"' | '\'') => quote = Some(c),
             (None, '{') => depth += 1,
             (None, '}') if depth == 0 => return Some(at),
             (None, '}') => depth -= 1,
-            (None, _) => {}
+            _ => {}
         }
     }
     None
@@ -323,7 +323,11 @@ impl Template {
                             unknown @ Value::Unknown(_) => return Ok(unknown),
                             value @ (Value::Null | Value::List(_) | Value::Map(_)) => {
                                 return Err(ExprError::new(
-                                    format!("`{}` is {}, which cannot be put into text", expr.source(), value.kind()),
+                                    format!(
+                                        "`{}` is {}, which cannot be put into text",
+                                        expr.source().trim(),
+                                        value.kind()
+                                    ),
                                     None,
                                 ));
                             }
@@ -495,7 +499,7 @@ pub(crate) fn from_minijinja(value: &Mj) -> Result<Value, ExprError> {
             let mut entries = Vec::new();
             for key in keys {
                 let item = value.get_item(&key).map_err(|e| ExprError::new(e.to_string(), None))?;
-                let name = key.to_str().map_or_else(|| key.to_string().into(), |text| text);
+                let name = key.to_str().unwrap_or_else(|| key.to_string().into());
                 entries.push((name, from_minijinja(&item)?));
             }
             Ok(Value::map(entries))
@@ -689,6 +693,10 @@ mod tests {
         for source in ["by['x'].n", "by['x']", "by.x", "by['a'].n + by['x'].n", "by['x'] | length"] {
             let error = eval(source, &plain).unwrap_err();
             assert_eq!(error.message, "`by` has no item with the key `x`", "{source}");
+        }
+        for source in ["by[steps.read.rows[0].cn].n", "by[inputs.n].n + 1", "by[inputs.n] ~ 'x'", "by[inputs.n] | length"] {
+            let message = eval(source, &plain).unwrap_err().message;
+            assert!(message.starts_with("`by` has no item with the key"), "{source}: {message}");
         }
         let other = eval("(by['x'] | default(1)) + inputs.y.z", &plain).unwrap_err();
         assert_eq!(other.message, "`inputs.y` is undefined", "the lookup is not blamed for another name");
