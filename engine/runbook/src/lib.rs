@@ -1,3 +1,24 @@
 //! The language: YAML text → runbook → [`Graph`], with every mistake found at once and shown at its place.
+//!
+//! Read first: [`Node`] (text with places), [`read()`] (a tree becomes a Rust type, or a list of mistakes),
+//! [`Graph`] (what the compiler makes).
+//!
+//! One mechanism serves every authored file. The Rust type is the single source: its JSON Schema checks the tree and
+//! is what editors use, so editor, checker and type cannot disagree.
+//!
+//! **Rule:** nothing here does I/O or reads a clock, and no text makes it panic.
+
+pub mod at;
+pub mod codes;
+mod de;
+pub mod diagnostic;
 pub mod graph;
+pub mod read;
+pub mod yaml;
+
+pub use at::{At, Keyed};
+pub use codes::{Code, explain};
+pub use diagnostic::{Diagnostic, Diagnostics, FileId, Severity, Source, Span};
 pub use graph::{Bundle, Graph, Step, StepIndex};
+pub use read::{Place, SchemaHooks, check_schema, read};
+pub use yaml::{Key, Node, NodeKind, Scalar, parse};

@@ -1,0 +1,419 @@
+//! [`Diagnostic`]: one mistake in an authored file, with its code, its place, what was expected and how to fix it.
+//! [`Diagnostics`]: all of them, with the texts they are about.
+//!
+//! Problems are pushed in any order; they are shown by file and place, each once.
+
+use std::collections::HashSet;
+use std::ops::Range;
+use std::sync::Arc;
+
+use annotate_snippets::renderer::DecorStyle;
+use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
+use serde_json::json;
+
+use crate::codes::Code;
+
+/// One authored file.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// As shown to people.
+    pub path: String,
+    /// The text; empty when the file is too large to be read.
+    pub text: Arc<str>,
+}
+
+/// A file of a [`Diagnostics`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct FileId(pub u32);
+
+/// A stretch of a file, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct Span {
+    /// The file.
+    pub file: FileId,
+    /// The first byte.
+    pub start: u32,
+    /// The byte after the last.
+    pub end: u32,
+}
+
+impl Span {
+    /// A stretch of `file`.
+    pub fn new(file: FileId, range: Range<usize>) -> Span {
+        Span { file, start: range.start as u32, end: range.end.max(range.start) as u32 }
+    }
+
+    /// The bytes.
+    pub fn range(self) -> Range<usize> {
+        self.start as usize..self.end as usize
+    }
+}
+
+/// How bad it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Severity {
+    /// The file cannot be used.
+    Error,
+    /// The file can be used and is probably not what was meant.
+    Warning,
+}
+
+/// One mistake.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Diagnostic {
+    /// Which mistake.
+    pub code: Code,
+    /// Error unless said otherwise.
+    pub severity: Severity,
+    /// Where.
+    pub span: Span,
+    /// A lower-case fragment.
+    pub message: String,
+    /// What would be right here, in a few words; shown at the place.
+    pub expected: Option<String>,
+    /// The next step.
+    pub help: Option<String>,
+    /// Other places that matter.
+    pub labels: Vec<(Span, String)>,
+}
+
+impl Diagnostic {
+    /// An error at a place.
+    pub fn new(code: Code, span: Span, message: impl Into<String>) -> Diagnostic {
+        Diagnostic {
+            code,
+            severity: Severity::Error,
+            span,
+            message: message.into(),
+            expected: None,
+            help: None,
+            labels: Vec::new(),
+        }
+    }
+
+    /// Only a warning.
+    pub fn warning(mut self) -> Diagnostic {
+        self.severity = Severity::Warning;
+        self
+    }
+
+    /// Adds what would be right here.
+    pub fn expected(mut self, expected: impl Into<String>) -> Diagnostic {
+        self.expected = Some(expected.into());
+        self
+    }
+
+    /// Adds the next step.
+    pub fn help(mut self, help: impl Into<String>) -> Diagnostic {
+        self.help = Some(help.into());
+        self
+    }
+
+    /// Adds another place.
+    pub fn label(mut self, span: Span, text: impl Into<String>) -> Diagnostic {
+        self.labels.push((span, text.into()));
+        self
+    }
+}
+
+/// Files and what is wrong with them.
+#[derive(Debug, Clone, Default)]
+pub struct Diagnostics {
+    sources: Vec<Source>,
+    list: Vec<Diagnostic>,
+}
+
+/// A file with more mistakes than this shows the first ones and a count.
+const SHOWN_PER_FILE: usize = 100;
+/// Lines longer than this are not quoted.
+const LONGEST_LINE: usize = 2000;
+/// Labels farther than this from the place get a snippet of their own.
+const FAR: usize = 16 << 10;
+
+impl Diagnostics {
+    /// Nothing yet.
+    pub fn new() -> Diagnostics {
+        Diagnostics::default()
+    }
+
+    /// Adds a file. Text that is not UTF-8 is kept readable up to the wrong byte; a file above the size limit is kept
+    /// by name alone. [`crate::parse`] reports both.
+    pub fn add_file(&mut self, path: impl Into<String>, bytes: &[u8]) -> FileId {
+        let text =
+            if bytes.len() > crate::yaml::MAX_BYTES { "".into() } else { String::from_utf8_lossy(bytes) };
+        self.add_source(Source { path: path.into(), text: text.into() })
+    }
+
+    /// Adds a file.
+    pub fn add_source(&mut self, source: Source) -> FileId {
+        self.sources.push(source);
+        FileId(self.sources.len() as u32 - 1)
+    }
+
+    /// A file.
+    pub fn source(&self, file: FileId) -> Option<&Source> {
+        self.sources.get(file.0 as usize)
+    }
+
+    /// The text at a place.
+    pub fn text(&self, span: Span) -> &str {
+        self.source(span.file).and_then(|source| source.text.get(span.range())).unwrap_or_default()
+    }
+
+    /// Adds a mistake.
+    pub fn push(&mut self, diagnostic: Diagnostic) {
+        self.list.push(diagnostic);
+    }
+
+    /// How many were pushed.
+    pub fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    /// Whether nothing was pushed.
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// Whether one of them is an error.
+    pub fn has_errors(&self) -> bool {
+        self.list.iter().any(|diagnostic| diagnostic.severity == Severity::Error)
+    }
+
+    /// Whether one of them is an error in `file`.
+    pub fn has_errors_in(&self, file: FileId) -> bool {
+        self.list
+            .iter()
+            .any(|diagnostic| diagnostic.severity == Severity::Error && diagnostic.span.file == file)
+    }
+
+    /// Forgets everything pushed since there were `len`.
+    pub(crate) fn truncate(&mut self, len: usize) {
+        self.list.truncate(len);
+    }
+
+    /// Takes what was pushed since there were `len`.
+    pub(crate) fn split_off(&mut self, len: usize) -> Vec<Diagnostic> {
+        self.list.split_off(len)
+    }
+
+    /// Each once, by file and place.
+    pub fn sorted(&self) -> Vec<&Diagnostic> {
+        let mut seen = HashSet::new();
+        let mut list: Vec<&Diagnostic> =
+            self.list.iter().filter(|diagnostic| seen.insert(*diagnostic)).collect();
+        list.sort_by_key(|diagnostic| (diagnostic.span, diagnostic.code));
+        list
+    }
+
+    /// Line and column of a byte, both from 1, columns in characters.
+    pub fn position(&self, file: FileId, byte: u32) -> (usize, usize) {
+        let text = self.source(file).map_or("", |source| &source.text);
+        let before = &text.as_bytes()[..text.len().min(byte as usize)];
+        let line_start = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
+        // Continuation bytes of a character begin with the bits 10.
+        let column = 1 + before[line_start..].iter().filter(|byte| **byte & 0xC0 != 0x80).count();
+        (line, column)
+    }
+
+    /// The report for people.
+    pub fn render(&self, color: bool) -> String {
+        let renderer = if color { Renderer::styled() } else { Renderer::plain() };
+        let renderer = renderer.decor_style(DecorStyle::Ascii);
+        let mut text = String::new();
+        let mut shown = 0;
+        let mut file = None;
+        let sorted = self.sorted();
+        for (index, diagnostic) in sorted.iter().enumerate() {
+            if file != Some(diagnostic.span.file) {
+                file = Some(diagnostic.span.file);
+                shown = 0;
+            }
+            shown += 1;
+            if shown <= SHOWN_PER_FILE {
+                text.push_str(renderer.render(&self.report(diagnostic)).trim_end());
+                text.push_str("\n\n");
+            } else if sorted.get(index + 1).is_none_or(|next| Some(next.span.file) != file) {
+                let path = self.source(diagnostic.span.file).map_or("", |source| &source.path);
+                text.push_str(&format!("{path}: and {} more\n\n", shown - SHOWN_PER_FILE));
+            }
+        }
+        text
+    }
+
+    fn report<'a>(&'a self, diagnostic: &'a Diagnostic) -> Vec<Group<'a>> {
+        let level = match diagnostic.severity {
+            Severity::Error => Level::ERROR,
+            Severity::Warning => Level::WARNING,
+        };
+        let title = level.primary_title(printable(&diagnostic.message)).id(diagnostic.code.as_str());
+        let mut group = Group::with_title(title);
+        let near = |label: &&(Span, String)| {
+            label.0.file == diagnostic.span.file && label.0.start.abs_diff(diagnostic.span.start) < FAR as u32
+        };
+        let mut marks =
+            vec![(diagnostic.span, diagnostic.expected.as_deref().map(expected), AnnotationKind::Primary)];
+        let same = diagnostic.labels.iter().filter(near);
+        marks.extend(same.map(|(span, label)| (*span, Some(printable(label)), AnnotationKind::Context)));
+        group = self.snippet(group, diagnostic.span.file, marks);
+        for (span, label) in diagnostic.labels.iter().filter(|label| !near(label)) {
+            group = self.snippet(
+                group,
+                span.file,
+                vec![(*span, Some(printable(label)), AnnotationKind::Context)],
+            );
+        }
+        if let Some(help) = &diagnostic.help {
+            group = group.element(Level::HELP.message(printable(help)));
+        }
+        vec![group]
+    }
+
+    /// Quotes the lines of `marks`, which are close together.
+    fn snippet<'a>(
+        &'a self,
+        group: Group<'a>,
+        file: FileId,
+        marks: Vec<(Span, Option<String>, AnnotationKind)>,
+    ) -> Group<'a> {
+        let Some(source) = self.source(file) else { return group };
+        let text = &*source.text;
+        let ranges: Vec<Range<usize>> =
+            marks.iter().map(|(span, ..)| first_line(text, span.range())).collect();
+        let first = ranges.iter().map(|range| range.start).min().unwrap_or(0);
+        let last = ranges.iter().map(|range| range.end).max().unwrap_or(0);
+        let start = text[..first].rfind('\n').map_or(0, |at| at + 1);
+        let end = text[last..].find('\n').map_or(text.len(), |at| last + at);
+        let (line, column) = self.position(file, ranges[0].start as u32);
+        if text.is_empty() || text[start..end].lines().any(|line| line.len() > LONGEST_LINE) {
+            let mut group = group.element(Origin::path(&*source.path).line(line).char_column(column));
+            for label in marks.into_iter().filter_map(|(_, label, _)| label) {
+                group = group.element(Level::NOTE.message(label));
+            }
+            return group;
+        }
+        let (line, _) = self.position(file, start as u32);
+        let mut snippet = Snippet::source(&text[start..end]).line_start(line).path(&*source.path);
+        for ((_, label, kind), range) in marks.into_iter().zip(ranges) {
+            snippet = snippet.annotation(kind.span(range.start - start..range.end - start).label(label));
+        }
+        group.element(snippet)
+    }
+
+    /// The report for programs: a list of objects with code, severity, message, file and positions from 1.
+    pub fn to_json(&self) -> serde_json::Value {
+        let place = |span: Span| {
+            let (line, column) = self.position(span.file, span.start);
+            let (end_line, end_column) = self.position(span.file, span.end);
+            json!({
+                "file": self.source(span.file).map_or("", |source| &source.path),
+                "line": line,
+                "column": column,
+                "end_line": end_line,
+                "end_column": end_column,
+            })
+        };
+        let list = self.sorted().into_iter().map(|diagnostic| {
+            json!({
+                "code": diagnostic.code.as_str(),
+                "severity": match diagnostic.severity {
+                    Severity::Error => "error",
+                    Severity::Warning => "warning",
+                },
+                "message": diagnostic.message,
+                "expected": diagnostic.expected,
+                "help": diagnostic.help,
+                "place": place(diagnostic.span),
+                "labels": diagnostic.labels.iter()
+                    .map(|(span, text)| json!({ "place": place(*span), "text": text }))
+                    .collect::<Vec<_>>(),
+            })
+        });
+        serde_json::Value::Array(list.collect())
+    }
+}
+
+fn expected(text: &str) -> String {
+    format!("expected {}", printable(text))
+}
+
+/// The part of `range` in its first line, so that a long map does not fill the screen. Never splits a character.
+fn first_line(text: &str, range: Range<usize>) -> Range<usize> {
+    let mut start = range.start.min(text.len());
+    while !text.is_char_boundary(start) {
+        start -= 1;
+    }
+    let mut end = range.end.clamp(start, text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    let end = text[start..end].find('\n').map_or(end, |at| start + at);
+    start..end
+}
+
+/// Authored text as it may reach a terminal: control characters are shown, not obeyed.
+fn printable(text: &str) -> String {
+    if !text.chars().any(is_control) {
+        return text.to_owned();
+    }
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_control(c) {
+            shown.extend(c.escape_default());
+        } else {
+            shown.push(c);
+        }
+    }
+    shown
+}
+
+/// Characters that steer a terminal or the direction of text.
+pub(crate) fn is_control(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{200E}' | '\u{200F}' | '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
+}
+
+/// A piece of authored text for a message: in backticks, on one line, cut when long.
+pub fn quoted(text: &str) -> String {
+    const LONGEST: usize = 60;
+    let one_line: String = text.chars().take(LONGEST).map(|c| if c == '\n' { ' ' } else { c }).collect();
+    let dots = if text.chars().nth(LONGEST).is_some() { "…" } else { "" };
+    format!("`{one_line}{dots}`")
+}
+
+/// The known name that is nearest to `name`, if one is near enough to be a slip.
+pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let lower = name.to_lowercase();
+    let limit = 1 + name.chars().count().min(64) / 4;
+    known
+        .into_iter()
+        .map(|candidate| (distance(&lower, &candidate.to_lowercase(), limit), candidate))
+        .filter(|(distance, _)| *distance <= limit)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}
+
+/// Edits between two names (insert, delete, replace, swap of neighbours), or more than `limit` when there are more.
+fn distance(a: &str, b: &str, limit: usize) -> usize {
+    let a: Vec<char> = a.chars().take(80).collect();
+    let b: Vec<char> = b.chars().take(80).collect();
+    if a.len().abs_diff(b.len()) > limit {
+        return limit + 1;
+    }
+    let mut before = vec![0; b.len() + 1];
+    let mut above: Vec<usize> = (0..=b.len()).collect();
+    let mut row = above.clone();
+    for (i, x) in a.iter().enumerate() {
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let replaced = above[j] + usize::from(x != y);
+            row[j + 1] = replaced.min(above[j + 1] + 1).min(row[j] + 1);
+            if i > 0 && j > 0 && *x == b[j - 1] && a[i - 1] == *y {
+                row[j + 1] = row[j + 1].min(before[j - 1] + 1);
+            }
+        }
+        std::mem::swap(&mut before, &mut above);
+        std::mem::swap(&mut above, &mut row);
+    }
+    above[b.len()]
+}
