@@ -19,53 +19,36 @@ impl World {
     /// `memberof` and `ppolicy` are there.
     pub fn ldif(&self) -> String {
         let mut out = Ldif::default();
-        self.tree(&mut out);
-        self.people_entries(&mut out);
-        self.groups(&mut out);
+        tree(&mut out);
+        self.entries(&mut out, true);
+        out.text
+    }
+
+    /// The same without what every test directory begins with (the tree down to its units, the policy, the reader)
+    /// and without `memberOf`, which such a directory works out by itself.
+    pub fn ldif_to_add(&self) -> String {
+        let mut out = Ldif::default();
+        self.entries(&mut out, false);
+        out.text
+    }
+
+    fn entries(&self, out: &mut Ldif, member_of: bool) {
+        self.projects(out);
+        self.people_entries(out, member_of);
+        self.groups(out);
         for (project, tools) in [(self.project.as_str(), &self.tools), ("toolsbeta", &self.beta_tools)] {
             for tool in tools {
-                tool_entries(&mut out, project, tool);
+                tool_entries(out, project, tool);
             }
         }
         for (at, name) in self.half_made.iter().enumerate() {
             let number = (90_000 + at).to_string();
             let member = person_dn(self.people.first().map_or("nobody", |person| &person.shell_name));
-            tool_group(&mut out, &format!("{}.{name}", self.project), &number, &[member]);
+            tool_group(out, &format!("{}.{name}", self.project), &number, &[member]);
         }
-        out.text
     }
 
-    fn tree(&self, out: &mut Ldif) {
-        out.entry(
-            SUFFIX,
-            &[
-                ("objectClass", "top"),
-                ("objectClass", "dcObject"),
-                ("objectClass", "organization"),
-                ("dc", "wikimedia"),
-                ("o", "wikimedia"),
-            ],
-        );
-        for unit in ["profile", "people", "servicegroups", "groups", "ppolicies", "projects"] {
-            out.unit(unit, SUFFIX);
-        }
-        out.unit("people", &format!("ou=servicegroups,{SUFFIX}"));
-        out.entry(
-            &format!("cn=proxyagent,ou=profile,{SUFFIX}"),
-            &[("objectClass", "top"), ("objectClass", "organizationalRole"), ("cn", "proxyagent")],
-        );
-        out.entry(
-            &disabled_policy(),
-            &[
-                ("objectClass", "top"),
-                ("objectClass", "organizationalRole"),
-                ("objectClass", "pwdPolicy"),
-                ("cn", "disabled"),
-                ("pwdAttribute", "userPassword"),
-                ("pwdLockout", "TRUE"),
-                ("pwdMaxAge", "1"),
-            ],
-        );
+    fn projects(&self, out: &mut Ldif) {
         for project in [self.project.as_str(), "toolsbeta"] {
             let dn = format!("cn={project},ou=projects,{SUFFIX}");
             let member = person_dn(self.people.first().map_or("nobody", |person| &person.shell_name));
@@ -99,8 +82,8 @@ impl World {
         }
     }
 
-    fn people_entries(&self, out: &mut Ldif) {
-        let groups = self.groups_of_members();
+    fn people_entries(&self, out: &mut Ldif, member_of: bool) {
+        let groups = if member_of { self.groups_of_members() } else { BTreeMap::new() };
         for person in &self.people {
             let number = person.number.to_string();
             let home = format!("/home/{}", person.shell_name);
@@ -177,6 +160,40 @@ impl World {
             out.entry(&project_group(project), &attributes);
         }
     }
+}
+
+/// The tree down to its units, the policy, and the account that reads.
+fn tree(out: &mut Ldif) {
+    out.entry(
+        SUFFIX,
+        &[
+            ("objectClass", "top"),
+            ("objectClass", "dcObject"),
+            ("objectClass", "organization"),
+            ("dc", "wikimedia"),
+            ("o", "wikimedia"),
+        ],
+    );
+    for unit in ["profile", "people", "servicegroups", "groups", "ppolicies", "projects"] {
+        out.unit(unit, SUFFIX);
+    }
+    out.unit("people", &format!("ou=servicegroups,{SUFFIX}"));
+    out.entry(
+        &format!("cn=proxyagent,ou=profile,{SUFFIX}"),
+        &[("objectClass", "top"), ("objectClass", "organizationalRole"), ("cn", "proxyagent")],
+    );
+    out.entry(
+        &disabled_policy(),
+        &[
+            ("objectClass", "top"),
+            ("objectClass", "organizationalRole"),
+            ("objectClass", "pwdPolicy"),
+            ("cn", "disabled"),
+            ("pwdAttribute", "userPassword"),
+            ("pwdLockout", "TRUE"),
+            ("pwdMaxAge", "1"),
+        ],
+    );
 }
 
 fn tool_entries(out: &mut Ldif, project: &str, tool: &Tool) {
