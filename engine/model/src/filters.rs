@@ -21,6 +21,7 @@ pub const OWN_FILTERS: &[(&str, &str)] = &[
     ("rdn", "the value of the first part of a distinguished name, unescaped: `uid=a,ou=b` gives `a`"),
     ("seconds", "a duration such as `90s` in seconds"),
     ("to_json", "the data as JSON text"),
+    ("unix", "a timestamp in whole seconds since 1970, as many tables hold it"),
 ];
 
 /// minijinja's filters and tests, for the check that every name exists.
@@ -51,6 +52,7 @@ pub(crate) fn add_to(environment: &mut Environment<'static>) {
         let elapsed = timestamp(now)?.as_second() - timestamp(then)?.as_second();
         Ok::<_, Error>(elapsed.div_euclid(86_400))
     });
+    environment.add_filter("unix", |text: &str| Ok::<_, Error>(timestamp(text)?.as_second()));
     environment.add_filter("host", |instance: &str| {
         let port = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
         match instance.rsplit_once(':') {
@@ -210,6 +212,8 @@ mod tests {
         assert_eq!(eval("'tools.wm-lol' | after('.')"), Value::text("wm-lol"));
         assert_eq!(eval("'40d' | days"), Value::Int(40));
         assert_eq!(eval("'2026-11-22T00:00:00Z' | days_since('20261012000001Z')"), Value::Int(40));
+        assert_eq!(eval("'2026-11-22T00:00:00.9Z' | unix"), Value::Int(1_795_305_600));
+        assert_eq!(eval("'1969-12-31T23:59:59Z' | unix"), Value::Int(-1));
         assert_eq!(eval("'tools-k8s-1:9100' | host"), Value::text("tools-k8s-1"));
         assert_eq!(eval("'[::1]:80' | host"), Value::text("[::1]"));
         assert_eq!(eval("'::1' | host"), Value::text("::1"));
