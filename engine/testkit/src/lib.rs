@@ -66,6 +66,16 @@ pub fn temp_dir() -> TempDir {
     or_panic(tempfile::Builder::new().prefix("farrier-test-").tempdir(), "no temporary folder could be made")
 }
 
+/// A name for a database that no other test on the same server has, in any process.
+fn unique_name() -> String {
+    use std::hash::{BuildHasher, RandomState};
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    // Each `RandomState` is seeded by the system.
+    let random = RandomState::new().hash_one(std::process::id());
+    format!("t{random:016x}_{}", COUNT.fetch_add(1, Ordering::Relaxed))
+}
+
 /// The value, or a panic that says what was being done and why it failed, cause by cause.
 #[track_caller]
 fn or_panic<T, E: Into<anyhow::Error> + Display>(result: Result<T, E>, doing: &str) -> T {

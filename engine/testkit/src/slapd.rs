@@ -131,9 +131,9 @@ impl Slapd {
         format!("ldap://127.0.0.1:{}", self.ports.plain)
     }
 
-    /// `ldaps://localhost:PORT`, when [`Options::tls`] is set.
+    /// `ldaps://127.0.0.1:PORT`, when [`Options::tls`] is set.
     pub fn tls_url(&self) -> Option<String> {
-        self.ports.tls.map(|port| format!("ldaps://localhost:{port}"))
+        self.ports.tls.map(|port| format!("ldaps://127.0.0.1:{port}"))
     }
 
     /// The certificate (PEM) that signed the server's.
@@ -201,6 +201,11 @@ impl Slapd {
             writes.iter().any(|word| what.starts_with(word)).then(|| what.to_owned())
         };
         self.log_since(mark).lines().filter_map(write).collect()
+    }
+
+    /// The server's process id, while it runs and is our own.
+    pub fn process_id(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::id)
     }
 
     /// Stops the server; connections break. What it holds stays, for [`Slapd::start_again`].
