@@ -68,11 +68,14 @@ impl<A: Action> Bind for Typed<A> {
     }
 }
 
+/// What can be said of a target without connecting to it.
+type Described = fn(&Value) -> Result<(String, bool), Failure>;
+
 /// Every action and target kind, by name. Built once, from one explicit list.
 #[derive(Default)]
 pub struct ActionRegistry {
     binders: BTreeMap<&'static str, Arc<dyn Bind>>,
-    identities: BTreeMap<&'static str, fn(&Value) -> Result<String, Failure>>,
+    targets: BTreeMap<&'static str, Described>,
     catalog: Catalog,
 }
 
@@ -111,10 +114,10 @@ impl ActionRegistry {
         if self.catalog.targets.insert(K::KIND, spec).is_some() {
             return Err(RegistryError(K::KIND.into()));
         }
-        self.identities.insert(K::KIND, |config| {
+        self.targets.insert(K::KIND, |config| {
             config
                 .read::<K::Config>()
-                .map(|config| K::identity(&config))
+                .map(|config| (K::identity(&config), K::is_stand_in(&config)))
                 .map_err(|error| Failure::new(FailureKind::Input, error.to_string()))
         });
         Ok(())
@@ -142,9 +145,23 @@ impl ActionRegistry {
     /// # Errors
     /// [`FailureKind::Input`] when the kind is unknown or the configuration does not fit it.
     pub fn identity(&self, kind: &str, config: &Value) -> Result<String, Failure> {
-        self.identities
+        self.describe(kind, config).map(|(identity, _)| identity)
+    }
+
+    /// Whether a target is a stand-in, see [`TargetKind::is_stand_in`].
+    ///
+    /// # Errors
+    /// As [`ActionRegistry::identity`].
+    pub fn is_stand_in(&self, kind: &str, config: &Value) -> Result<bool, Failure> {
+        self.describe(kind, config).map(|(_, stand_in)| stand_in)
+    }
+
+    fn describe(&self, kind: &str, config: &Value) -> Result<(String, bool), Failure> {
+        let described = self
+            .targets
             .get(kind)
-            .ok_or_else(|| Failure::new(FailureKind::Input, format!("there is no target kind `{kind}`")))?(config)
+            .ok_or_else(|| Failure::new(FailureKind::Input, format!("there is no target kind `{kind}`")))?;
+        described(config)
     }
 }
 

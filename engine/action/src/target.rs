@@ -35,6 +35,11 @@ pub trait TargetKind: Send + Sync + 'static {
     /// What the target is, without secrets: two configurations with one identity are the same place.
     fn identity(config: &Self::Config) -> String;
 
+    /// Whether it is a stand-in that lives in files of its own: tests of runbooks use no others, on copies.
+    fn is_stand_in(_config: &Self::Config) -> bool {
+        false
+    }
+
     /// Connects the reading side.
     fn reader(config: Self::Config, cx: &ConnectCx) -> impl Future<Output = Result<Self::Reader, Failure>> + Send;
 

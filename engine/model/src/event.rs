@@ -106,6 +106,9 @@ pub enum Event {
         reason: String,
         /// The class of reason.
         cause: ParkCause,
+        /// The guard that asks, as its finding names it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        guard: Option<Text>,
     },
     /// A person let a parked run go on.
     Resumed {

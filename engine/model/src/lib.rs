@@ -22,6 +22,7 @@ pub use change::{Change, ChangeKind, Effect, Fidelity};
 pub use event::{Entry, Event, NodeEvent};
 pub use expr::{Expr, ExprError, Scope};
 pub use failure::{Failure, FailureKind};
+pub use filters::OWN_FILTERS;
 pub use ids::{Digest, NodeName, RunId, StepId};
 pub use secret::Secret;
 pub use spec::{ActionSpec, TargetSpec, Type};

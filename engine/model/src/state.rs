@@ -155,7 +155,8 @@ impl NodeState {
             }
             (S::Running, E::InDoubt { .. }) => Ok(S::InDoubt),
             (S::InDoubt, E::NotApplied { .. }) => Ok(S::Retryable),
-            (S::Succeeded | S::Undoing, E::UndoIntent { .. }) => Ok(S::Undoing),
+            // A failed step may have applied its effect, or a part of it, so it can be undone as well.
+            (S::Succeeded | S::Failed | S::Undoing, E::UndoIntent { .. }) => Ok(S::Undoing),
             (S::Undoing, E::UndoDone) => Ok(S::Undone),
             (S::Undoing, E::UndoFailed { .. }) => Ok(S::Succeeded),
             (state, event) => Err(IllegalEvent { state, event: event.name() }),

@@ -51,6 +51,11 @@ impl TargetKind for FilesTarget {
         format!("files {}", roots.join(" "))
     }
 
+    /// Folders of the environment's own are as good as a stand-in: there is no server behind them.
+    fn is_stand_in(config: &FilesConfig) -> bool {
+        config.roots.values().all(|folder| !folder.starts_with('/'))
+    }
+
     async fn reader(config: FilesConfig, cx: &ConnectCx) -> Result<Files, Failure> {
         Files::new(config, cx)
     }
