@@ -6,8 +6,8 @@ use std::fmt;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::{
-    self, DeserializeSeed, Deserializer, EnumAccess, IntoDeserializer, MapAccess, SeqAccess, VariantAccess,
-    Visitor,
+    self, DeserializeOwned, DeserializeSeed, Deserializer, EnumAccess, IntoDeserializer, MapAccess,
+    SeqAccess, VariantAccess, Visitor,
 };
 use serde::{Deserialize, forward_to_deserialize_any};
 use std::borrow::Cow;
@@ -25,9 +25,11 @@ thread_local! {
 
 /// What a type did not accept, and where.
 #[derive(Debug, Clone)]
-pub(crate) struct ReadError {
-    pub(crate) message: String,
-    pub(crate) span: Option<Span>,
+pub struct ReadError {
+    /// A lower-case fragment.
+    pub message: String,
+    /// The innermost part that was being read.
+    pub span: Option<Span>,
 }
 
 impl ReadError {
@@ -291,6 +293,16 @@ impl<'de> VariantAccess<'de> for VariantValue<'_> {
 impl ReadError {
     fn into_err<T>(self) -> Result<T, ReadError> {
         Err(self)
+    }
+}
+
+impl Node {
+    /// Reads a type without checking the schema first; for types that read one of their shapes by hand.
+    ///
+    /// # Errors
+    /// The first thing that does not fit.
+    pub fn read_as<T: DeserializeOwned>(&self) -> Result<T, ReadError> {
+        T::deserialize(Reader::new(self))
     }
 }
 

@@ -125,6 +125,8 @@ pub struct Diagnostics {
 
 /// A file with more mistakes than this shows the first ones and a count.
 const SHOWN_PER_FILE: usize = 100;
+/// Nobody gets more than this for one file.
+const KEPT_PER_FILE: usize = 1000;
 /// Lines longer than this are not quoted.
 const LONGEST_LINE: usize = 2000;
 /// Labels farther than this from the place get a snippet of their own.
@@ -197,12 +199,19 @@ impl Diagnostics {
         self.list.split_off(len)
     }
 
-    /// Each once, by file and place.
+    /// Each once, by file and place; of a file with very many, only the first thousand.
     pub fn sorted(&self) -> Vec<&Diagnostic> {
         let mut seen = HashSet::new();
         let mut list: Vec<&Diagnostic> =
             self.list.iter().filter(|diagnostic| seen.insert(*diagnostic)).collect();
         list.sort_by_key(|diagnostic| (diagnostic.span, diagnostic.code));
+        let mut counts = vec![0_usize; self.sources.len()];
+        list.retain(|diagnostic| {
+            counts.get_mut(diagnostic.span.file.0 as usize).is_none_or(|count| {
+                *count += 1;
+                *count <= KEPT_PER_FILE
+            })
+        });
         list
     }
 
@@ -256,12 +265,14 @@ impl Diagnostics {
             vec![(diagnostic.span, diagnostic.expected.as_deref().map(expected), AnnotationKind::Primary)];
         let same = diagnostic.labels.iter().filter(near);
         marks.extend(same.map(|(span, label)| (*span, Some(printable(label)), AnnotationKind::Context)));
-        group = self.snippet(group, diagnostic.span.file, marks);
+        let quote = diagnostic.code != crate::codes::SECRET_IN_FILE;
+        group = self.snippet(group, diagnostic.span.file, marks, quote);
         for (span, label) in diagnostic.labels.iter().filter(|label| !near(label)) {
             group = self.snippet(
                 group,
                 span.file,
                 vec![(*span, Some(printable(label)), AnnotationKind::Context)],
+                quote,
             );
         }
         if let Some(help) = &diagnostic.help {
@@ -270,12 +281,14 @@ impl Diagnostics {
         vec![group]
     }
 
-    /// Quotes the lines of `marks`, which are close together.
+    /// Quotes the lines of `marks`, which are close together; without `quote` only says where they are, so that a secret
+    /// does not reach a log.
     fn snippet<'a>(
         &'a self,
         group: Group<'a>,
         file: FileId,
         marks: Vec<(Span, Option<String>, AnnotationKind)>,
+        quote: bool,
     ) -> Group<'a> {
         let Some(source) = self.source(file) else { return group };
         let text = &*source.text;
@@ -285,8 +298,9 @@ impl Diagnostics {
         let last = ranges.iter().map(|range| range.end).max().unwrap_or(0);
         let start = text[..first].rfind('\n').map_or(0, |at| at + 1);
         let end = text[last..].find('\n').map_or(text.len(), |at| last + at);
+        let end = if text[start..end].ends_with('\r') && end > last { end - 1 } else { end };
         let (line, column) = self.position(file, ranges[0].start as u32);
-        if text.is_empty() || text[start..end].lines().any(|line| line.len() > LONGEST_LINE) {
+        if !quote || text.is_empty() || text[start..end].lines().any(|line| line.len() > LONGEST_LINE) {
             let mut group = group.element(Origin::path(&*source.path).line(line).char_column(column));
             for label in marks.into_iter().filter_map(|(_, label, _)| label) {
                 group = group.element(Level::NOTE.message(label));
@@ -416,4 +430,84 @@ fn distance(a: &str, b: &str, limit: usize) -> usize {
         std::mem::swap(&mut above, &mut row);
     }
     above[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codes;
+
+    #[test]
+    fn each_mistake_is_shown_once_in_order() {
+        let mut out = Diagnostics::new();
+        let first = out.add_file("a.yaml", b"one: 1\ntwo: 2\n");
+        let second = out.add_file("b.yaml", "\u{e4}\u{f6}: x\r\ny: z\r\n".as_bytes());
+        for (file, range, message) in [
+            (second, 9..10, "late"),
+            (first, 7..10, "second"),
+            (second, 9..10, "late"),
+            (first, 0..3, "first"),
+        ] {
+            out.push(Diagnostic::new(codes::UNKNOWN_KEY, Span::new(file, range), message));
+        }
+        let messages: Vec<&str> = out.sorted().iter().map(|diagnostic| diagnostic.message.as_str()).collect();
+        assert_eq!(messages, ["first", "second", "late"]);
+        assert_eq!(out.position(second, 9), (2, 1));
+        assert_eq!(out.position(second, 4), (1, 3));
+        let json = out.to_json();
+        assert_eq!(json[1]["place"]["line"], 2);
+        assert_eq!(json[2]["place"]["file"], "b.yaml");
+    }
+
+    #[test]
+    fn what_was_authored_cannot_steer_the_terminal() {
+        let mut out = Diagnostics::new();
+        let file = out.add_file("a.yaml", b"a: 1\n");
+        let message = format!("unknown key {}", quoted("\u{1b}[31mred\u{202e}"));
+        out.push(Diagnostic::new(codes::UNKNOWN_KEY, Span::new(file, 0..1), message).help("\u{7}"));
+        let shown = out.render(false);
+        assert!(!shown.contains(|c: char| is_control(c) && c != '\n'), "{shown:?}");
+    }
+
+    #[test]
+    fn any_place_can_be_shown() {
+        let long = format!("{}: 1\n", "k".repeat(5000));
+        for text in ["", "a", "\n\n", "\u{e4}\u{1f600}", long.as_str()] {
+            let mut out = Diagnostics::new();
+            let file = out.add_file("a.yaml", text.as_bytes());
+            for start in 0..text.len().min(10) + 2 {
+                for end in start..text.len().min(10) + 3 {
+                    let span = Span::new(file, start..end);
+                    let label = Span::new(file, 0..text.len());
+                    out.push(Diagnostic::new(codes::SYNTAX, span, "x").expected("y").label(label, "z"));
+                }
+            }
+            assert!(out.render(true).contains("a.yaml"));
+            assert!(out.to_json().is_array());
+        }
+    }
+
+    #[test]
+    fn a_secret_is_not_quoted() {
+        let mut out = Diagnostics::new();
+        let file = out.add_file("a.yaml", b"password: hunter2\n");
+        out.push(Diagnostic::new(codes::SECRET_IN_FILE, Span::new(file, 10..17), "a secret stands here"));
+        let shown = out.render(false);
+        assert!(shown.contains("a.yaml:1:11") && !shown.contains("hunter2"), "{shown}");
+    }
+
+    #[test]
+    fn slips_find_the_name_that_was_meant() {
+        let known = ["needs", "uses", "timeout", "for_each", "on_failure"];
+        for (slip, expected) in [
+            ("need", Some("needs")),
+            ("use", Some("uses")),
+            ("tiemout", Some("timeout")),
+            ("forEach", Some("for_each")),
+            ("Uses", Some("uses")),
+            ("colour", None),
+        ] {
+            assert_eq!(nearest(slip, known), expected, "{slip}");
+        }
+    }
 }

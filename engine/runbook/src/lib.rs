@@ -9,16 +9,24 @@
 //! **Rule:** nothing here does I/O or reads a clock, and no text makes it panic.
 
 pub mod at;
+pub mod authored;
 pub mod codes;
 mod de;
 pub mod diagnostic;
+pub mod environment;
 pub mod graph;
+pub mod project;
 pub mod read;
+pub mod schema;
+pub mod testfile;
 pub mod yaml;
 
 pub use at::{At, Keyed};
 pub use codes::{Code, explain};
 pub use diagnostic::{Diagnostic, Diagnostics, FileId, Severity, Source, Span};
+pub use environment::{Environment, TargetBindings, read_environment};
 pub use graph::{Bundle, Graph, Step, StepIndex};
+pub use project::{Project, read_project};
 pub use read::{Place, SchemaHooks, check_schema, read};
+pub use testfile::{Tests, check_tests, read_tests};
 pub use yaml::{Key, Node, NodeKind, Scalar, parse};

@@ -30,7 +30,8 @@ pub const EXPECTED: &str = "x-expected";
 
 /// Reads `T` out of a tree. Reports every problem; returns nothing when there is one.
 ///
-/// In authored types a key that may be left out may not be empty instead: `needs:` with nothing behind it is a slip.
+/// Untagged and internally tagged enums and `flatten` lose places and read scalars without their declared type; authored
+/// types do without them. In authored types a key that may be left out may not be empty instead: `needs:` with nothing behind it is a slip.
 pub fn read<T: DeserializeOwned + JsonSchema + 'static>(node: &Node, out: &mut Diagnostics) -> Option<T> {
     let schema = schema_of::<T>();
     check_schema(node, &schema, &mut NoHooks, out)?;
@@ -157,6 +158,18 @@ pub fn check_schema(
 ) -> Option<Template> {
     let mut checker = Checker { root: schema, hooks, trials: 0 };
     checker.check(Place { node, schema, mark: None, parent: None, key: None }, out)
+}
+
+/// As [`check_schema`], for what stands under `key`: problems of the whole are shown there.
+pub fn check_entry(
+    key: &Key,
+    node: &Node,
+    schema: &Json,
+    hooks: &mut dyn SchemaHooks,
+    out: &mut Diagnostics,
+) -> Option<Template> {
+    let mut checker = Checker { root: schema, hooks, trials: 0 };
+    checker.check(Place { node, schema, mark: None, parent: None, key: Some(key) }, out)
 }
 
 /// The constant behind a [`Template`] that was checked without hooks.
@@ -608,7 +621,7 @@ fn under(place: Place<'_>) -> String {
 
 fn wrong_type(place: Place<'_>, out: &mut Diagnostics) -> Option<Template> {
     let expected = describe_schema(place.schema);
-    let message = format!("{}expected {expected}, found {}", under(place), place.node.describe());
+    let message = format!("{}{} does not fit here", under(place), place.node.describe());
     let mut diagnostic = Diagnostic::new(codes::WRONG_TYPE, blame(place), message).expected(expected);
     if allows(place.schema, "array") && !matches!(place.node.kind, NodeKind::List(_)) {
         diagnostic = diagnostic.help("write a list: `[one]`, or a line that begins with `- ` for each item");
@@ -765,7 +778,7 @@ fn report_scalar(scalar: &Scalar, place: Place<'_>, out: &mut Diagnostics) {
 fn int_problem(text: &str, span: Span, shown: &str) -> Diagnostic {
     let digits = text.trim_start_matches(['-', '+']);
     let all_digits = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
-    let diagnostic = Diagnostic::new(codes::NOT_INT, span, format!("{shown} is not a whole number"));
+    let diagnostic = Diagnostic::new(codes::NOT_NUMBER, span, format!("{shown} is not a whole number"));
     let no_zeros = digits.trim_start_matches('0');
     if all_digits && digits.starts_with('0') {
         let number = if no_zeros.is_empty() { "0" } else { no_zeros };
@@ -840,17 +853,14 @@ fn check_length(
 ) -> bool {
     let limit = |name: &str| place.schema.get(name).and_then(Json::as_u64).map(|limit| limit as usize);
     let word = |count: usize| if count == 1 { one } else { many };
-    let expected = if let Some(min) = limit(min).filter(|min| length < *min) {
-        format!("at least {min} {}", word(min))
+    let (problem, expected) = if let Some(min) = limit(min).filter(|min| length < *min) {
+        ("few", format!("at least {min} {}", word(min)))
     } else if let Some(max) = limit(max).filter(|max| length > *max) {
-        format!("at most {max} {}", word(max))
+        ("many", format!("at most {max} {}", word(max)))
     } else {
         return true;
     };
-    let message = format!("{}{length} {} do not fit here", under(place), word(length))
-        .replace("1 item do", "1 item does")
-        .replace("1 character do", "1 character does")
-        .replace("1 entry do", "1 entry does");
+    let message = format!("{}too {problem} {many}", under(place));
     out.push(Diagnostic::new(codes::WRONG_LENGTH, blame(place), message).expected(expected));
     false
 }
@@ -912,5 +922,231 @@ fn collapse_map(entries: Vec<(Text, Template)>) -> Template {
         ))
     } else {
         Template::Map(entries)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::at::{At, Keyed};
+    use crate::yaml::parse;
+    use serde::Deserialize;
+    use std::collections::BTreeMap;
+
+    #[derive(Debug, Deserialize, JsonSchema)]
+    #[serde(deny_unknown_fields)]
+    struct Everything {
+        name: At<String>,
+        #[serde(default)]
+        flag: Option<At<bool>>,
+        small: Option<u8>,
+        signed: Option<i64>,
+        ratio: Option<f64>,
+        #[serde(default)]
+        entries: Keyed<At<Color>>,
+        nested: Option<Box<Everything>>,
+        shape: Option<Shape>,
+        either: Option<Either>,
+        tree: Option<Node>,
+        #[schemars(with = "Option<Node>")]
+        value: Option<Value>,
+        pair: Option<(String, u8)>,
+        even: Option<Even>,
+        nothing: Option<BTreeMap<String, Option<String>>>,
+    }
+
+    #[derive(Debug, Clone, Copy, PartialEq, Deserialize, JsonSchema)]
+    #[serde(rename_all = "snake_case")]
+    enum Color {
+        Red,
+        /// Documented variants have a schema of another form.
+        Green,
+    }
+
+    #[derive(Debug, PartialEq, Deserialize, JsonSchema)]
+    #[serde(rename_all = "snake_case", deny_unknown_fields)]
+    enum Shape {
+        Point,
+        Circle(At<f64>),
+        Box { width: u8, height: u8 },
+    }
+
+    #[derive(Debug, PartialEq, Deserialize, JsonSchema)]
+    #[serde(untagged)]
+    enum Either {
+        One(String),
+        Many(Vec<String>),
+    }
+
+    #[derive(Debug, PartialEq, Deserialize, JsonSchema)]
+    #[serde(try_from = "u8")]
+    struct Even(u8);
+
+    impl TryFrom<u8> for Even {
+        type Error = String;
+        fn try_from(number: u8) -> Result<Even, String> {
+            if number % 2 == 0 { Ok(Even(number)) } else { Err(format!("{number} is odd")) }
+        }
+    }
+
+    // The schema of a `Value` is anything.
+    #[derive(Debug, Deserialize, JsonSchema)]
+    #[serde(transparent)]
+    struct Wrapper(Everything);
+
+    fn everything(text: &str) -> (Option<Everything>, Diagnostics) {
+        let mut out = Diagnostics::new();
+        let file = out.add_file("test.yaml", text.as_bytes());
+        let node = parse(file, text.as_bytes(), &mut out).unwrap_or_else(|| panic!("{}", out.render(false)));
+        let read = read::<Wrapper>(&node, &mut out).map(|wrapper| wrapper.0);
+        assert_eq!(read.is_none(), out.has_errors(), "{}", out.render(false));
+        (read, out)
+    }
+
+    #[test]
+    fn a_clean_tree_becomes_the_type() {
+        let (read, out) = everything(
+            "name: 1.10\nflag: true\nsmall: 255\nsigned: -9\nratio: 3\nentries: {b: green, a: red}\n\
+             nested: {name: true, tree: {x: [012, ~]}}\nshape: {circle: 1.5}\neither: [a, b]\n\
+             value: {n: 1, t: '1', f: 1.5, z: null, l: [true]}\npair: [x, 7]\neven: 4\nnothing: {a: ~, b: x}\n",
+        );
+        let read = read.unwrap_or_else(|| panic!("{}", out.render(false)));
+        assert_eq!(read.name.value, "1.10");
+        assert_eq!(out.text(read.name.span), "1.10");
+        assert_eq!(read.flag.map(|flag| (flag.value, out.text(flag.span))), Some((true, "true")));
+        assert_eq!((read.small, read.signed, read.ratio), (Some(255), Some(-9), Some(3.0)));
+        let entries: Vec<(&str, &str, &str)> = read
+            .entries
+            .iter()
+            .map(|(key, color)| (key.as_str(), out.text(key.span), out.text(color.span)))
+            .collect();
+        assert_eq!(entries, [("b", "b", "green"), ("a", "a", "red")]);
+        let nested = read.nested.unwrap();
+        assert_eq!(nested.name.value, "true");
+        let tree = nested.tree.unwrap();
+        assert_eq!(out.text(tree.span), "{x: [012, ~]}");
+        assert_eq!(tree.to_value().to_json(), r#"{"x":["012",null]}"#);
+        assert!(matches!(&read.shape, Some(Shape::Circle(radius)) if out.text(radius.span) == "1.5"));
+        assert_eq!(read.either, Some(Either::Many(vec!["a".into(), "b".into()])));
+        assert_eq!(read.value.unwrap().to_json(), r#"{"n":1,"t":"1","f":1.5,"z":null,"l":[true]}"#);
+        assert_eq!(read.pair, Some(("x".into(), 7)));
+        assert_eq!(read.even, Some(Even(4)));
+        assert_eq!(read.nothing.unwrap().get("a"), Some(&None));
+    }
+
+    #[test]
+    fn every_problem_is_reported_at_its_place() {
+        for (text, expected) in [
+            ("{}", vec![("E0202", "{}")]),
+            ("name: ~", vec![("E0208", "~")]),
+            ("name: ''", vec![]),
+            ("nam: x", vec![("E0201", "nam"), ("E0202", "nam")]),
+            (
+                "name: x\nflag: yes\nsmall: 256\nsigned: 1.5\nratio: x",
+                vec![("E0204", "yes"), ("E0210", "256"), ("E0205", "1.5"), ("E0205", "x")],
+            ),
+            ("name: x\nflag: 'true'\nsmall: \"5\"", vec![("E0209", "'true'"), ("E0209", "\"5\"")]),
+            ("name: x\nflag:\nsmall: null", vec![("E0208", "flag"), ("E0208", "null")]),
+            (
+                "name: x\nentries: {a: rd, b: [red], c: blue}",
+                vec![("E0207", "rd"), ("E0203", "b"), ("E0207", "blue")],
+            ),
+            ("name: x\nshape: point", vec![]),
+            ("name: x\nshape: square", vec![("E0207", "square")]),
+            ("name: x\nshape: {box: {width: 1}}", vec![("E0202", "box")]),
+            ("name: x\nshape: {box: {width: 1, height: 2, depth: 3}}", vec![("E0201", "depth")]),
+            ("name: x\nshape: {circle: 1, box: {width: 1, height: 1}}", vec![("E0213", "box")]),
+            ("name: x\nshape: {cirle: 1}", vec![("E0201", "cirle")]),
+            ("name: x\nshape: [1]", vec![("E0203", "shape")]),
+            ("name: x\neither: one", vec![]),
+            ("name: x\neither: {a: b}", vec![("E0203", "either")]),
+            ("name: x\neither: [[a]]", vec![("E0203", "[a]")]),
+            (
+                "name: x\nnested: {nested: {nested: {name: x, small: -1}}}",
+                vec![("E0202", "nested"), ("E0202", "nested"), ("E0210", "-1")],
+            ),
+            ("name: x\neven: 3", vec![("E0214", "3")]),
+            ("name: x\npair: [a]", vec![("E0212", "pair")]),
+            ("name: x\npair: [a, b]", vec![("E0205", "b")]),
+        ] {
+            let (_, out) = everything(text);
+            let found: Vec<(&str, &str)> =
+                out.sorted().iter().map(|found| (found.code.as_str(), out.text(found.span))).collect();
+            let mut expected = expected;
+            expected.sort_unstable();
+            let mut found = found;
+            found.sort_unstable();
+            assert_eq!(found, expected, "{text}\n{}", out.render(false));
+        }
+    }
+
+    /// Takes over every scalar with `${`.
+    struct Expressions(Vec<(String, Option<String>)>);
+
+    impl SchemaHooks for Expressions {
+        fn intercept(&mut self, place: Place<'_>, _: &mut Diagnostics) -> Option<Option<Template>> {
+            let text = place.node.as_text().filter(|text| text.contains("${"))?;
+            self.0.push((text.to_string(), place.mark.map(str::to_owned)));
+            Some(Some(Template::parse_text(text).unwrap()))
+        }
+    }
+
+    #[test]
+    fn hooks_take_over_what_holds_expressions() {
+        let schema = serde_json::json!({
+            "type": "object",
+            "additionalProperties": false,
+            "properties": {
+                "count": { "type": ["integer", "null"] },
+                "kind": { "enum": ["a", "b"] },
+                "text": { "anyOf": [{ "type": "string", "x-farrier": "text" }, { "type": "null" }] },
+                "list": { "$ref": "#/$defs/list" },
+            },
+            "$defs": { "list": { "type": "array", "items": { "type": "boolean" } } },
+        });
+        let text = "count: ${ a }\nkind: ${ b }\ntext: x ${ c }\nlist: [true, '${ d }']\n";
+        let mut out = Diagnostics::new();
+        let file = out.add_file("test.yaml", text.as_bytes());
+        let node = parse(file, text.as_bytes(), &mut out).unwrap();
+        let mut hooks = Expressions(Vec::new());
+        let template = check_schema(&node, &schema, &mut hooks, &mut out).unwrap();
+        assert!(out.is_empty(), "{}", out.render(false));
+        let marks: Vec<Option<&str>> = hooks.0.iter().map(|(_, mark)| mark.as_deref()).collect();
+        assert_eq!(marks, [None, None, Some("text"), None]);
+        assert_eq!(template.expressions().len(), 4);
+        assert!(check_schema(&node, &schema, &mut NoHooks, &mut out).is_none());
+        assert_eq!(out.len(), 3, "text needs no hook: {}", out.render(false));
+    }
+
+    #[test]
+    fn broken_parts_are_not_judged_twice() {
+        let text = "name: x\nnested: *gone\nflag: true\n";
+        let mut out = Diagnostics::new();
+        let file = out.add_file("test.yaml", text.as_bytes());
+        let node = parse(file, text.as_bytes(), &mut out).unwrap();
+        assert!(read::<Wrapper>(&node, &mut out).is_none());
+        assert_eq!(out.len(), 1);
+    }
+
+    #[test]
+    fn trying_shapes_inside_shapes_stays_cheap() {
+        let schema = serde_json::json!({ "$ref": "#/$defs/any", "$defs": { "any": { "anyOf": [
+            { "type": "array", "items": { "$ref": "#/$defs/any" }, "maxItems": 1 },
+            { "type": "array", "items": { "$ref": "#/$defs/any" }, "minItems": 1 },
+        ] } } });
+        let text = format!("{}x{}", "[".repeat(31), "]".repeat(31));
+        let mut out = Diagnostics::new();
+        let file = out.add_file("test.yaml", text.as_bytes());
+        let node = parse(file, text.as_bytes(), &mut out).unwrap();
+        struct Count(usize);
+        impl SchemaHooks for Count {
+            fn intercept(&mut self, _: Place<'_>, _: &mut Diagnostics) -> Option<Option<Template>> {
+                self.0 += 1;
+                None
+            }
+        }
+        let mut count = Count(0);
+        assert!(check_schema(&node, &schema, &mut count, &mut out).is_none());
+        assert!(count.0 < 2000, "{} nodes visited", count.0);
     }
 }

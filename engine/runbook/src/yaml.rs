@@ -436,6 +436,7 @@ impl Builder<'_> {
             emit_unresolved_aliases: true,
             emit_anchor_events: true,
             emit_comments: false,
+            disallow_directives: true,
             flow_nesting_limit: MAX_DEPTH + 1,
             block_nesting_limit: MAX_DEPTH + 1,
         };
@@ -539,13 +540,11 @@ impl Builder<'_> {
     }
 
     fn scalar(&self, text: &str, style: ScalarStyle, place: Span) -> Node {
+        // The parser says `~` where nothing was written.
+        let text = if style == ScalarStyle::Plain && place.start == place.end { "" } else { text };
         let raw = self.text.get(place.range()).unwrap_or_default();
-        let skip = match style {
-            ScalarStyle::Plain => 0,
-            ScalarStyle::SingleQuoted | ScalarStyle::DoubleQuoted => 1,
-            // The header and its comment end with the line.
-            ScalarStyle::Literal | ScalarStyle::Folded => raw.find('\n').map_or(0, |at| at + 1),
-        };
+        // The place of a block begins with its first line, not with the header.
+        let skip = usize::from(matches!(style, ScalarStyle::SingleQuoted | ScalarStyle::DoubleQuoted));
         let raw = raw.get(skip..).unwrap_or_default();
         let offsets = Offsets::align(raw, place.start as usize + skip, text, style);
         Node {
@@ -622,9 +621,17 @@ impl Builder<'_> {
         let line_start = self.text[..at].rfind('\n').map_or(0, |newline| newline + 1);
         let line_end = self.text[at..].find('\n').map_or(self.text.len(), |newline| at + newline);
         let line = &self.text[line_start..line_end];
-        let indent = line.len() - line.trim_start_matches([' ', '\t']).len();
-        if let Some(tab) = line[..indent].find('\t') {
-            let tab = line_start + tab;
+        // A plain text that goes on after a tab is only noticed at its beginning, so the next line counts, too.
+        let next_end = self.text[line_end..].char_indices().filter(|(_, c)| *c == '\n').nth(1);
+        let both =
+            &self.text[line_start..next_end.map_or(self.text.len(), |(newline, _)| line_end + newline)];
+        let tab = both.split_inclusive('\n').scan(line_start, |start, line| {
+            let begins = *start;
+            *start += line.len();
+            let indent = line.len() - line.trim_start_matches([' ', '\t']).len();
+            Some(line[..indent].find('\t').map(|tab| begins + tab))
+        });
+        if let Some(tab) = tab.flatten().next() {
             self.out.push(
                 Diagnostic::new(
                     codes::TAB_INDENT,
@@ -728,7 +735,9 @@ fn is_directive(kind: &ErrorKind) -> bool {
 
 fn syntax_message(kind: &ErrorKind) -> String {
     match kind {
-        ErrorKind::UnclosedQuotedScalar => "a quote is not closed".into(),
+        ErrorKind::UnclosedQuotedScalar | ErrorKind::InvalidQuotedScalarIndent => {
+            "a quote is not closed".into()
+        }
         ErrorKind::UnclosedFlowCollection { open } => format!("this `{open}` is not closed"),
         ErrorKind::MismatchedFlowCollectionEnd { open, close } => {
             format!("`{open}` is closed with `{close}`")
@@ -771,8 +780,199 @@ fn syntax_help(kind: &ErrorKind, line: &str) -> Option<&'static str> {
         ErrorKind::ExpectedBlockMappingKey | ErrorKind::InvalidIndentation => {
             "indent it like the other keys of this map"
         }
+        ErrorKind::InvalidQuotedScalarIndent => {
+            "text in quotes goes on to this line: close the quote above, or indent this line"
+        }
         ErrorKind::SimpleKeyExpected | ErrorKind::InvalidSimpleKey => "write `key: value`",
         ErrorKind::UnknownQuotedScalarEscape => "write `\\\\` for a backslash, or use single quotes",
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(text: &str) -> (Node, Diagnostics) {
+        let mut out = Diagnostics::new();
+        let file = out.add_file("test.yaml", text.as_bytes());
+        let node = parse(file, text.as_bytes(), &mut out).unwrap_or_else(|| panic!("{}", out.render(false)));
+        (node, out)
+    }
+
+    fn codes_of(bytes: &[u8]) -> Vec<&'static str> {
+        let mut out = Diagnostics::new();
+        let file = out.add_file("test.yaml", bytes);
+        parse(file, bytes, &mut out);
+        out.sorted().iter().map(|diagnostic| diagnostic.code.as_str()).collect()
+    }
+
+    #[test]
+    fn plain_text_is_read_without_surprises() {
+        for (text, expected) in [
+            ("5", Value::Int(5)),
+            ("-12", Value::Int(-12)),
+            ("012", Value::text("012")),
+            ("0", Value::Int(0)),
+            ("0x10", Value::text("0x10")),
+            ("1_000", Value::text("1_000")),
+            ("1.10", Value::Float(1.1)),
+            ("1e3", Value::Float(1000.0)),
+            ("01.5", Value::text("01.5")),
+            ("1.2.3", Value::text("1.2.3")),
+            (".", Value::text(".")),
+            ("-", Value::list(vec![Value::Null])),
+            (".inf", Value::text(".inf")),
+            ("true", Value::Bool(true)),
+            ("True", Value::text("True")),
+            ("yes", Value::text("yes")),
+            ("no", Value::text("no")),
+            ("\"5\"", Value::text("5")),
+            ("'true'", Value::text("true")),
+            ("[~, null]", Value::list(vec![Value::Null, Value::Null])),
+            ("99999999999999999999", Value::text("99999999999999999999")),
+            ("2026-01-02", Value::text("2026-01-02")),
+            ("12:30", Value::text("12:30")),
+        ] {
+            // A very large number stays text rather than losing digits.
+            let (node, out) = parsed(text);
+            assert!(out.is_empty(), "{}", out.render(false));
+            assert_eq!(node.to_value(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn every_scalar_knows_the_bytes_of_its_parts() {
+        // In each, `X` of the text must be found at the `X` of the file.
+        for text in [
+            "a: X",
+            "a: äöX",
+            "ä: 'it X'",
+            "a: 'it''s X'",
+            "a: \"b X\"",
+            "a: \"\\u00e4\\t\\\\ X\"",
+            "a: \"\\ud83d\\ude00 X\"",
+            "a: \"one \\\n    X\"",
+            "a: \"one\n    X\"",
+            "a: one\n  two\n  X y",
+            "a: one\r\n  two\r\n  X y\r\n",
+            "a: |\n  one\n  X two\n",
+            "a: |\n\n\n  one\n  X two\n",
+            "a: |\r\n  öne\r\n\r\n  X two\r\n",
+            "a: |\n  one\n    deeper X\n  two\n",
+            "a: |2-\n    deeper X\n  two\n",
+            "a: >-\n  one\n  two X\n\n  three\n",
+            "a: >\n  one\n\n\n  two X\n",
+            "a: {b: [c, 'd X']}",
+            "- a:\n  - |\n    é\n    é X",
+        ] {
+            let (node, out) = parsed(text);
+            assert!(out.is_empty(), "{}", out.render(false));
+            let mut inner = &node;
+            while inner.as_scalar().is_none() {
+                inner = match &inner.kind {
+                    NodeKind::List(items) => items.last().unwrap(),
+                    NodeKind::Map(entries) => &entries.last().unwrap().1,
+                    _ => panic!(),
+                };
+            }
+            let at = inner.as_text().unwrap().find('X').unwrap_or_else(|| panic!("{inner:?}"));
+            let span = inner.offset_span(at..at + 1);
+            assert_eq!(out.text(span), "X", "{text:?} read as {:?}", inner.as_text());
+            let found = out.text(inner.span);
+            assert!(found.contains('X'), "{text:?}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn spans_cover_what_was_written() {
+        let (node, out) =
+            parsed("key: 'quo''ted' # note\nlist:\n  - one\n  - {two: [3, 4]}\n\n# end\nlast:\n  deep: 1\n");
+        let spans: Vec<(&str, &str)> = node
+            .as_map()
+            .unwrap()
+            .iter()
+            .map(|(key, value)| (out.text(key.span), out.text(value.span)))
+            .collect();
+        assert_eq!(spans, [("key", "'quo''ted'"), ("list", "- one\n  - {two: [3, 4]}"), ("last", "deep: 1")]);
+    }
+
+    #[test]
+    fn what_is_not_used_here_has_a_code_of_its_own() {
+        for (text, expected) in [
+            ("", vec!["E0107"]),
+            ("# only a note\n", vec!["E0107"]),
+            ("~", vec!["E0107"]),
+            ("a: 1\n---\nb: 2\n", vec!["E0108"]),
+            ("---\na: 1\n...\n", vec![]),
+            ("a: &x 1\nb: *x\n", vec!["E0109", "E0110"]),
+            ("a: *x\n", vec!["E0110"]),
+            ("a: !secret x\n", vec!["E0111"]),
+            ("a: !!str x\n", vec!["E0111"]),
+            ("a: &x {b: 1}\nc: {<<: *x}\n", vec!["E0109", "E0112", "E0110"]),
+            ("a: 1\nb: 2\na: 3\n", vec!["E0113"]),
+            ("a: 1\n\"a\": 3\n", vec!["E0113"]),
+            ("{a: 1}: b\n", vec!["E0114"]),
+            ("? [a]\n: b\n", vec!["E0114"]),
+            (": b\n", vec!["E0114"]),
+            ("%YAML 1.2\n---\na: 1\n", vec!["E0117"]),
+            ("a:\n\tb: 1\n", vec!["E0106"]),
+            ("a:\n  b: 1\n\tc: 1\n", vec!["E0106"]),
+            ("a: 'open\n", vec!["E0105"]),
+            ("a: [1, 2\nb: 3\n", vec!["E0105"]),
+            ("a: b: c\n", vec!["E0105"]),
+            ("a: {b: ${ inputs.c }}\n", vec!["E0105"]),
+            ("a: @b\n", vec!["E0105"]),
+            ("a: \"\\q\"\n", vec!["E0105"]),
+            ("a: b\n c: d\n", vec!["E0105"]),
+            ("\u{FEFF}a: 1\nb: *x", vec!["E0103", "E0110"]),
+            ("a: b\u{7}c\n", vec!["E0104"]),
+            ("a: b\u{202E}c\n", vec!["E0104"]),
+            ("a: b\u{FEFF}c\n", vec!["E0104"]),
+            ("a: ünïcödé 😀\n", vec![]),
+            ("a: \"\\u0007 is fine when written out\"\n", vec![]),
+        ] {
+            assert_eq!(codes_of(text.as_bytes()), expected, "{text:?}");
+        }
+        assert_eq!(codes_of(b"a: \xFF\n"), ["E0102"]);
+        assert_eq!(codes_of(b"\xFF\xFEa\0"), ["E0102"]);
+    }
+
+    #[test]
+    fn hostile_files_end_early_and_quietly() {
+        let deep_flow = "[".repeat(100_000);
+        let deep_map = "{a: ".repeat(100_000);
+        let deep_block: String = (0..5_000).map(|depth| format!("{}a:\n", " ".repeat(depth % 150))).collect();
+        let deep_dashes = "- ".repeat(100_000);
+        let nested: String = (0..100).map(|depth| format!("{}a:\n", " ".repeat(depth))).collect();
+        for text in [deep_flow, deep_map, deep_dashes, nested] {
+            assert_eq!(codes_of(text.as_bytes()), ["E0115"]);
+        }
+        assert!(!codes_of(deep_block.as_bytes()).is_empty());
+        assert_eq!(codes_of(&vec![b'a'; 50 << 20]), ["E0101"]);
+        assert_eq!(codes_of("- a\n".repeat(250_000).as_bytes()), ["E0116"]);
+
+        let mut laughs = String::from("l0: &l0 [ha]\n");
+        for level in 1..1000 {
+            laughs.push_str(&format!("l{level}: &l{level} [*l{0}, *l{0}, *l{0}, *l{0}]\n", level - 1));
+        }
+        let found = codes_of(laughs.as_bytes());
+        assert!(found.iter().all(|code| matches!(*code, "E0109" | "E0110")), "{found:?}");
+        assert!(found.len() >= 1000);
+    }
+
+    #[test]
+    fn the_deepest_allowed_tree_is_read() {
+        let text = format!("{}1{}", "[".repeat(MAX_DEPTH), "]".repeat(MAX_DEPTH));
+        assert_eq!(codes_of(text.as_bytes()), Vec::<&str>::new());
+        let text = format!("[{text}]");
+        assert_eq!(codes_of(text.as_bytes()), ["E0115"]);
+    }
+
+    #[test]
+    fn duplicates_are_found_in_large_maps() {
+        let mut text: String = (0..1000).map(|number| format!("k{number}: 1\n")).collect();
+        text.push_str("k3: 1\nk999: 1\n");
+        assert_eq!(codes_of(text.as_bytes()), ["E0113", "E0113"]);
+    }
 }

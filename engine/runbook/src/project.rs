@@ -1,0 +1,133 @@
+//! The project file, `farrier.yaml`: where runbooks, alerts and environments are.
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use crate::at::At;
+use crate::codes;
+use crate::diagnostic::{Diagnostic, Diagnostics, FileId, quoted};
+use crate::read::read;
+use crate::yaml::parse;
+
+/// Where the parts of a project are. Each entry is a folder, which stands for every `.yaml` file below it, or a path
+/// with `*` (within one name) and `**` (any number of folders). All start at the folder of the project file.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Project {
+    /// Runbooks. Their tests, `NAME.test.yaml`, stand beside them.
+    #[schemars(length(min = 1))]
+    pub runbooks: Vec<At<String>>,
+    /// Alert rules and routes.
+    #[serde(default)]
+    pub alerts: Vec<At<String>>,
+    /// Environments.
+    #[serde(default)]
+    pub environments: Vec<At<String>>,
+    /// Where runs are kept on this machine, when the environment does not say.
+    pub data_dir: Option<At<String>>,
+}
+
+/// Reads a project file. Nothing is returned when something in it is wrong.
+pub fn read_project(file: FileId, bytes: &[u8], out: &mut Diagnostics) -> Option<Project> {
+    let node = parse(file, bytes, out)?;
+    let project = read::<Project>(&node, out)?;
+    for pattern in project.runbooks.iter().chain(&project.alerts).chain(&project.environments) {
+        if pattern.starts_with('/') || pattern.split('/').any(|part| part == "..") {
+            out.push(
+                Diagnostic::new(
+                    codes::OUTSIDE_PROJECT,
+                    pattern.span,
+                    format!("{} leaves the project", quoted(pattern)),
+                )
+                .help("write a path below the folder of this file"),
+            );
+        }
+    }
+    (!out.has_errors_in(file)).then_some(project)
+}
+
+/// Whether `path`, with `/` between its parts and from the project's folder, is meant by an entry of the project file.
+pub fn matches(pattern: &str, path: &str) -> bool {
+    let clean = |text: &str| -> Vec<String> {
+        text.split('/').filter(|part| !part.is_empty() && *part != ".").map(str::to_owned).collect()
+    };
+    let (mut pattern, path) = (clean(pattern), clean(path));
+    let is_yaml = |name: &String| name.ends_with(".yaml") || name.ends_with(".yml");
+    let names_files = pattern.last().is_some_and(|last| last.contains('*') || is_yaml(last))
+        && pattern.last().is_some_and(|last| last != "**");
+    if !names_files {
+        if !path.last().is_some_and(is_yaml) {
+            return false;
+        }
+        pattern.push("**".into());
+    }
+    parts_match(&pattern, &path)
+}
+
+/// Greedy with one point to return to, so the work is at most the product of the lengths.
+fn wild<P, T>(
+    pattern: &[P],
+    text: &[T],
+    is_star: impl Fn(&P) -> bool,
+    fits: impl Fn(&P, &T) -> bool,
+) -> bool {
+    let (mut p, mut t) = (0, 0);
+    let mut back: Option<(usize, usize)> = None;
+    while t < text.len() {
+        if p < pattern.len() && is_star(&pattern[p]) {
+            back = Some((p, t));
+            p += 1;
+        } else if p < pattern.len() && fits(&pattern[p], &text[t]) {
+            p += 1;
+            t += 1;
+        } else if let Some((star, from)) = back {
+            p = star + 1;
+            t = from + 1;
+            back = Some((star, from + 1));
+        } else {
+            return false;
+        }
+    }
+    pattern[p..].iter().all(is_star)
+}
+
+fn parts_match(pattern: &[String], path: &[String]) -> bool {
+    wild(
+        pattern,
+        path,
+        |part| part == "**",
+        |part, name| {
+            let (part, name): (Vec<char>, Vec<char>) = (part.chars().collect(), name.chars().collect());
+            wild(&part, &name, |c| *c == '*', |c, found| *c == '?' || c == found)
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_mean_folders_and_patterns() {
+        for (pattern, path, expected) in [
+            ("runbooks", "runbooks/lifecycle/tool-delete.yaml", true),
+            ("runbooks/", "runbooks/a.yaml", true),
+            ("./runbooks", "runbooks/a.yml", true),
+            ("runbooks", "runbooks/README.md", false),
+            ("runbooks", "other/a.yaml", false),
+            ("runbooks", "runbooks-old/a.yaml", false),
+            ("runbooks/*.yaml", "runbooks/a.yaml", true),
+            ("runbooks/*.yaml", "runbooks/deep/a.yaml", false),
+            ("runbooks/**/*.yaml", "runbooks/deep/er/a.yaml", true),
+            ("runbooks/**/*.yaml", "runbooks/a.yaml", true),
+            ("runbooks/**", "runbooks/deep/a.yaml", true),
+            ("runbooks/tool-*.yaml", "runbooks/tool-delete.yaml", true),
+            ("runbooks/tool-?.yaml", "runbooks/tool-ab.yaml", false),
+            ("a.yaml", "a.yaml", true),
+            ("a.yaml", "b/a.yaml", false),
+            ("**/**/**/**/*a*a*a*a.yaml", "x/x/x/x/x/aaaaaaaaaaaaaaaaaaaaaaaaaaaab.yaml", false),
+        ] {
+            assert_eq!(matches(pattern, path), expected, "{pattern} {path}");
+        }
+    }
+}

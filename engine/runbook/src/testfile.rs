@@ -1,0 +1,310 @@
+//! Tests of a runbook: `NAME.test.yaml`, run by `farrier test`.
+//!
+//! Read [`Tests`], then [`Test`]. A test gives a runbook inputs and a world of stand-ins, replaces what it does not
+//! want to happen, and says what must come out.
+
+use std::collections::HashMap;
+
+use farrier_model::spec::Catalog;
+use farrier_model::{ChangeKind, NodeState, RunState};
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use crate::at::{At, Keyed};
+use crate::codes;
+use crate::diagnostic::{Diagnostic, Diagnostics, FileId, Span, nearest, quoted};
+use crate::environment::{TargetBindings, read_targets};
+use crate::graph::{Graph, Uses};
+use crate::read::read;
+use crate::yaml::{Node, parse};
+
+/// The tests of one runbook, which stands beside this file.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Tests {
+    /// The cases. Each starts from nothing.
+    #[schemars(length(min = 1))]
+    pub tests: Vec<Test>,
+}
+
+/// One case.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Test {
+    /// What it shows, in a sentence: `gives the disk back when the rebuild fails`.
+    #[schemars(length(min = 1))]
+    pub name: At<String>,
+    /// The inputs of the run.
+    #[serde(default)]
+    pub inputs: Keyed<Node>,
+    /// An environment file with the stand-ins to use, from the folder of this file.
+    pub environment: Option<At<String>>,
+    /// The stand-ins to use, written as in an environment. They replace those of `environment` with the same name.
+    #[serde(default)]
+    pub targets: Option<Node>,
+    /// Steps, or actions such as `mail.send`, that are not executed. A step's own entry counts before its action's.
+    #[serde(default)]
+    pub actions: Keyed<StandIn>,
+    /// What planning must show. Without it nothing is planned beforehand.
+    pub plan: Option<ExpectedPlan>,
+    /// What the run must come to. Without it the test ends with the plan.
+    pub expect: Option<Expected>,
+    /// What the stand-ins are: filled from `targets` when the file has been read.
+    #[serde(skip)]
+    pub bindings: TargetBindings,
+}
+
+/// What happens instead of a step. Exactly one key.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum StandIn {
+    /// It fails with this message.
+    Fail(At<String>),
+    /// It succeeds with this output and changes nothing.
+    Output(Node),
+}
+
+/// What planning must show.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ExpectedPlan {
+    /// How many changes of each kind each step would make. Kinds that are not named must not occur in a step that is;
+    /// steps that are not named are not looked at.
+    #[serde(default)]
+    pub changes: Keyed<Counts>,
+    /// Steps whose changes cannot be known yet: exactly these.
+    pub deferred: Option<Vec<At<String>>>,
+    /// Planning must fail, with a message that contains this.
+    pub fails: Option<At<String>>,
+}
+
+/// What the run must come to.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Expected {
+    /// The state of the run.
+    pub state: At<RunIs>,
+    /// The states of steps; those that are not named are not looked at.
+    #[serde(default)]
+    pub steps: Keyed<At<StepIs>>,
+    /// How many changes of each kind each step made; as in `plan`.
+    #[serde(default)]
+    pub changes: Keyed<Counts>,
+    /// Outputs of the run; those that are not named are not looked at.
+    #[serde(default)]
+    pub outputs: Keyed<Node>,
+    /// The steps that were undone, in this order and no others.
+    pub undone: Option<Vec<At<String>>>,
+    /// The message of the run's end contains this.
+    pub message_contains: Option<At<String>>,
+    /// Whether planning again afterwards finds nothing to change.
+    pub settled: Option<At<bool>>,
+}
+
+/// Changes by kind.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Counts {
+    /// Objects that did not exist.
+    #[serde(default)]
+    pub create: u64,
+    /// Objects that differ.
+    #[serde(default)]
+    pub update: u64,
+    /// Objects that exist no more.
+    #[serde(default)]
+    pub delete: u64,
+    /// Opaque commands.
+    #[serde(default)]
+    pub run: u64,
+    /// Messages.
+    #[serde(default)]
+    pub send: u64,
+}
+
+impl Counts {
+    /// Counts changes.
+    pub fn of(kinds: impl IntoIterator<Item = ChangeKind>) -> Counts {
+        let mut counts = Counts::default();
+        for kind in kinds {
+            *match kind {
+                ChangeKind::Create => &mut counts.create,
+                ChangeKind::Update => &mut counts.update,
+                ChangeKind::Delete => &mut counts.delete,
+                ChangeKind::Run => &mut counts.run,
+                ChangeKind::Send => &mut counts.send,
+            } += 1;
+        }
+        counts
+    }
+}
+
+macro_rules! states {
+    ($(#[$doc:meta])* $name:ident: $of:ident { $($(#[$about:meta])* $state:ident),+ }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+        #[serde(rename_all = "snake_case")]
+        pub enum $name {
+            $($(#[$about])* $state),+
+        }
+        impl From<$name> for $of {
+            fn from(state: $name) -> $of {
+                match state {
+                    $($name::$state => $of::$state),+
+                }
+            }
+        }
+    };
+}
+
+states! {
+    /// The state that a run is in when nothing moves any more.
+    RunIs: RunState {
+        /// Every step succeeded or was skipped.
+        Succeeded,
+        /// Finished, but a failure was continued over or left items behind.
+        Degraded,
+        /// A step failed; what had been done stays.
+        Failed,
+        /// A step failed and everything was undone.
+        Undone,
+        /// A person stopped it.
+        Cancelled,
+        /// A person is needed.
+        Parked,
+        /// It waits for a time, a lock or an answer.
+        Waiting
+    }
+}
+
+states! {
+    /// The state of a step.
+    StepIs: NodeState {
+        /// It did not start.
+        Pending,
+        /// Its effect is done and it still verifies.
+        Waiting,
+        /// Nobody knows whether it happened.
+        InDoubt,
+        /// It failed and will be tried again.
+        Retryable,
+        /// Done.
+        Succeeded,
+        /// Failed for good.
+        Failed,
+        /// Its `if` was false, or the run had already finished early.
+        Skipped,
+        /// Something it needs did not succeed.
+        Blocked,
+        /// Its effect was reversed.
+        Undone
+    }
+}
+
+/// Reads a test file. Nothing is returned when something in it is wrong. [`check_tests`] compares it with its runbook.
+pub fn read_tests(file: FileId, bytes: &[u8], catalog: &Catalog, out: &mut Diagnostics) -> Option<Tests> {
+    let node = parse(file, bytes, out)?;
+    let mut tests = read::<Tests>(&node, out)?;
+    let mut names: HashMap<String, Span> = HashMap::new();
+    for test in &mut tests.tests {
+        if let Some(first) = names.insert(test.name.value.clone(), test.name.span) {
+            out.push(
+                Diagnostic::new(
+                    codes::SAME_TEST_NAME,
+                    test.name.span,
+                    format!("two tests are named {}", quoted(&test.name)),
+                )
+                .label(first, "the other one")
+                .help("say what differs"),
+            );
+        }
+        if test.plan.is_none() && test.expect.is_none() {
+            out.push(
+                Diagnostic::new(
+                    codes::EXPECTS_NOTHING,
+                    test.name.span,
+                    format!("{} expects nothing", quoted(&test.name)),
+                )
+                .help("add `expect: { state: succeeded }`, or `plan:`"),
+            );
+        }
+        if let (Some(plan), Some(expect)) = (&test.plan, &test.expect)
+            && let Some(fails) = &plan.fails
+        {
+            out.push(
+                Diagnostic::new(codes::RUN_AFTER_FAILED_PLAN, fails.span, "a plan that fails is not run")
+                    .label(expect.state.span, "this never comes to be")
+                    .help("remove `expect:` or `fails:`"),
+            );
+        }
+        if let Some(targets) = &test.targets {
+            if targets.as_map().is_some() {
+                test.bindings = read_targets(targets, catalog, out).unwrap_or_default();
+            } else {
+                let message = format!("`targets`: expected a map, found {}", targets.describe());
+                out.push(Diagnostic::new(codes::WRONG_TYPE, targets.span, message).expected("a map"));
+            }
+        }
+    }
+    (!out.has_errors_in(file)).then_some(tests)
+}
+
+/// Compares tests with the runbook that they are about.
+pub fn check_tests(tests: &Tests, graph: &Graph, out: &mut Diagnostics) {
+    let steps: Vec<&str> = graph.indices().map(|index| &*graph.step(index).id).collect();
+    let inputs: Vec<&str> = graph.inputs.iter().map(|input| &*input.name).collect();
+    let actions: Vec<&str> = graph
+        .indices()
+        .filter_map(|index| match &graph.step(index).uses {
+            Uses::Action { name, .. } => Some(&**name),
+            Uses::Runbook { .. } => None,
+        })
+        .collect();
+    for test in &tests.tests {
+        for (name, _) in &test.inputs {
+            known("input", name, &inputs, codes::TEST_UNKNOWN_INPUT, graph, out);
+        }
+        for (name, _) in &test.actions {
+            if name.contains('.') {
+                known("action", name, &actions, codes::TEST_UNKNOWN_STEP, graph, out);
+            } else {
+                known("step", name, &steps, codes::TEST_UNKNOWN_STEP, graph, out);
+            }
+        }
+        let plan = test.plan.iter();
+        let planned = plan
+            .flat_map(|plan| plan.changes.iter().map(|(name, _)| name).chain(plan.deferred.iter().flatten()));
+        let run = test.expect.iter().flat_map(|expect| {
+            let steps = expect.steps.iter().map(|(name, _)| name);
+            steps.chain(expect.changes.iter().map(|(name, _)| name)).chain(expect.undone.iter().flatten())
+        });
+        for name in planned.chain(run) {
+            known("step", name, &steps, codes::TEST_UNKNOWN_STEP, graph, out);
+        }
+    }
+}
+
+fn known(
+    what: &str,
+    name: &At<String>,
+    names: &[&str],
+    code: crate::codes::Code,
+    graph: &Graph,
+    out: &mut Diagnostics,
+) {
+    // `step[key]` is one item of a `for_each` step.
+    let plain = name.split('[').next().unwrap_or_default();
+    if names.contains(&plain) {
+        return;
+    }
+    let message = format!("`{}` has no {what} {}", graph.name, quoted(plain));
+    let diagnostic = Diagnostic::new(code, name.span, message);
+    out.push(match nearest(plain, names.iter().copied()) {
+        Some(near) => diagnostic.help(format!("did you mean `{near}`?")),
+        None if names.is_empty() => diagnostic.help(format!("it has no {what}s")),
+        None => {
+            let all: Vec<String> = names.iter().map(|name| quoted(name)).collect();
+            diagnostic.help(format!("its {what}s are {}", all.join(", ")))
+        }
+    });
+}

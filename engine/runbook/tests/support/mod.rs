@@ -1,0 +1,326 @@
+//! A small catalog, so that the language is tested without plugins; and one way to read a file by what it is.
+
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses another part")]
+
+use std::collections::BTreeMap;
+
+use farrier_model::Effect;
+use farrier_model::spec::{ActionSpec, Catalog, Risk, TargetSpec};
+use farrier_runbook::{Diagnostics, parse, read_environment, read_project, read_tests};
+use schemars::generate::SchemaSettings;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+
+/// Makes a type whose schema is a string with an `x-farrier` mark.
+macro_rules! marked {
+    ($($name:ident = $mark:literal),+) => {
+        $(
+            struct $name;
+            impl JsonSchema for $name {
+                fn inline_schema() -> bool {
+                    true
+                }
+                fn schema_name() -> std::borrow::Cow<'static, str> {
+                    stringify!($name).into()
+                }
+                fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                    json_schema!({ "type": "string", "x-farrier": $mark })
+                }
+            }
+        )+
+    };
+}
+marked! {
+    FreeText = "text",
+    Literal = "literal",
+    ItemExpr = "item_expression",
+    LdapTarget = "target:ldap",
+    SqlTarget = "target:sql",
+    FilesTarget = "target:files"
+}
+
+/// A tree whose `${ }` parts are evaluated for each item.
+struct ItemTemplate;
+
+impl JsonSchema for ItemTemplate {
+    fn inline_schema() -> bool {
+        true
+    }
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "ItemTemplate".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "x-farrier": "item_template" })
+    }
+}
+
+/// Any value.
+struct Any;
+
+impl JsonSchema for Any {
+    fn inline_schema() -> bool {
+        true
+    }
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Any".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        true.into()
+    }
+}
+
+/// A reference to a secret. Exactly one key.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "snake_case", deny_unknown_fields)]
+enum SecretRef {
+    /// An environment variable.
+    Env(String),
+    /// A file.
+    File(String),
+    /// A systemd credential.
+    Credential(String),
+    /// A command's output.
+    Command(Vec<String>),
+}
+
+/// A directory.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct LdapConfig {
+    /// The server.
+    url: String,
+    /// Who reads.
+    read_as: Option<Account>,
+    /// Seconds to wait for an answer.
+    wait: Option<u16>,
+}
+
+/// An account.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct Account {
+    /// Its entry.
+    dn: String,
+    /// Its password.
+    password: SecretRef,
+}
+
+/// A database.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct SqlConfig {
+    /// The server and the database.
+    url: String,
+    /// The password.
+    password: Option<SecretRef>,
+}
+
+/// Trees of files.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct FilesConfig {
+    /// Folders by name.
+    roots: BTreeMap<String, String>,
+}
+
+/// Finds entries of a directory.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct Search {
+    /// The directory.
+    target: LdapTarget,
+    /// Where to look.
+    base: String,
+    /// Which entries.
+    filter: Literal,
+    /// Values for the filter.
+    #[schemars(default)]
+    params: BTreeMap<String, Any>,
+    /// The attributes to read, with their types.
+    attributes: BTreeMap<String, String>,
+    /// The most entries.
+    limit: Option<u32>,
+    /// How deep to look.
+    scope: Option<Scope>,
+}
+
+/// How deep to look.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "snake_case")]
+enum Scope {
+    /// The entry alone.
+    Base,
+    /// Everything below.
+    Subtree,
+}
+
+/// What was found.
+#[derive(JsonSchema)]
+struct Found {
+    /// The entries.
+    entries: Vec<BTreeMap<String, Any>>,
+}
+
+/// Makes a table equal to a list of rows.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct Sync {
+    /// The database.
+    target: SqlTarget,
+    /// The table.
+    table: String,
+    /// The columns that tell rows apart.
+    key: Vec<String>,
+    /// The rows.
+    rows: Vec<BTreeMap<String, Any>>,
+    /// What happens to other rows.
+    #[schemars(default)]
+    rows_not_listed: Option<RowsNotListed>,
+}
+
+/// What happens to other rows.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "snake_case")]
+enum RowsNotListed {
+    Keep,
+    Delete,
+}
+
+/// What was changed.
+#[derive(JsonSchema)]
+struct Synced {
+    /// Rows.
+    changed: u64,
+}
+
+/// Maps a list.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct Rows {
+    /// The list.
+    from: Vec<Any>,
+    /// The item's name.
+    r#as: String,
+    /// Which items.
+    r#where: Option<ItemExpr>,
+    /// The columns.
+    row: BTreeMap<String, ItemTemplate>,
+}
+
+/// The list.
+#[derive(JsonSchema)]
+struct RowsOut {
+    /// One row for each item.
+    value: Vec<BTreeMap<String, Any>>,
+}
+
+/// Deletes a tree.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct DeleteTree {
+    /// Where.
+    target: FilesTarget,
+    /// The named root.
+    root: String,
+    /// The folder below it.
+    path: Vec<String>,
+}
+
+/// Sends a message.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct Note {
+    /// What to say.
+    message: FreeText,
+}
+
+/// Nothing.
+#[derive(JsonSchema)]
+struct Nothing {}
+
+fn schema<T: JsonSchema>() -> serde_json::Value {
+    let settings = SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
+    settings.into_generator().into_root_schema_for::<T>().to_value()
+}
+
+fn action<I: JsonSchema, O: JsonSchema>(name: &'static str, effect: Effect, risk: Risk) -> ActionSpec {
+    ActionSpec {
+        name,
+        summary: format!("The action {name}."),
+        effect,
+        pure: name.starts_with("data."),
+        risk,
+        deletes: name.contains("delete"),
+        restores: name == "sql.sync",
+        input: schema::<I>(),
+        output: schema::<O>(),
+        example: "",
+    }
+}
+
+/// Three target kinds and five actions, shaped like those of the plugins.
+pub fn catalog() -> Catalog {
+    let actions = [
+        action::<Rows, RowsOut>("data.rows", Effect::Read, Risk::ReadOnly),
+        action::<DeleteTree, Nothing>("files.delete_tree", Effect::Probed, Risk::Destructive),
+        action::<Note, Nothing>("flow.note", Effect::Read, Risk::ReadOnly),
+        action::<Search, Found>("ldap.search", Effect::Read, Risk::ReadOnly),
+        action::<Note, Nothing>("mail.send", Effect::Once, Risk::Recoverable),
+        action::<Sync, Synced>("sql.sync", Effect::Repeatable, Risk::Recoverable),
+    ];
+    let targets = [
+        TargetSpec { kind: "files", summary: "Trees of files.".into(), config: schema::<FilesConfig>() },
+        TargetSpec { kind: "ldap", summary: "A directory.".into(), config: schema::<LdapConfig>() },
+        TargetSpec { kind: "sql", summary: "A database.".into(), config: schema::<SqlConfig>() },
+    ];
+    Catalog {
+        actions: actions.into_iter().map(|spec| (spec.name, spec)).collect(),
+        targets: targets.into_iter().map(|spec| (spec.kind, spec)).collect(),
+    }
+}
+
+/// What a file is, by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileKind {
+    /// `NAME.yaml`
+    Runbook,
+    /// `NAME.environment.yaml`
+    Environment,
+    /// `NAME.project.yaml`
+    Project,
+    /// `NAME.test.yaml`
+    Tests,
+}
+
+impl FileKind {
+    /// By the end of the name, or the word itself.
+    pub fn of(name: &str) -> FileKind {
+        let stem = name.strip_suffix(".yaml").unwrap_or(name);
+        match stem.rsplit('.').next() {
+            Some("environment") => FileKind::Environment,
+            Some("project") => FileKind::Project,
+            Some("test" | "tests") => FileKind::Tests,
+            _ => FileKind::Runbook,
+        }
+    }
+}
+
+/// Reads one file as what it is and returns what is wrong with it.
+pub fn diagnose(kind: FileKind, name: &str, bytes: &[u8], catalog: &Catalog) -> Diagnostics {
+    let mut out = Diagnostics::new();
+    let file = out.add_file(name, bytes);
+    match kind {
+        FileKind::Runbook => {
+            parse(file, bytes, &mut out);
+        }
+        FileKind::Environment => {
+            read_environment(file, bytes, catalog, &mut out);
+        }
+        FileKind::Project => {
+            read_project(file, bytes, &mut out);
+        }
+        FileKind::Tests => {
+            read_tests(file, bytes, catalog, &mut out);
+        }
+    }
+    out
+}
