@@ -1,0 +1,271 @@
+//! The embedded directory: LDIF files with a directory's behaviour and no server.
+//!
+//! Read first: [`LdifDirectory`], then [`tree::Tree`] (what a directory holds and refuses) and [`ldif`] (the files).
+//!
+//! It knows scopes, filters, operational attributes on request, `memberOf`, size limits, the Assertion control, and of
+//! the schema as much as keeps a runbook honest (see [`rules`]). It has no accounts and no access rules, and it does
+//! not know which attributes a server's schema lacks. One suite runs against it and against OpenLDAP.
+//!
+//! **Rules.** The files are the truth: each operation sees what is in them now. A write holds a lock on the folder,
+//! and replaces a file whole, or not at all; the other records of the file keep their bytes and comments.
+
+pub(crate) mod ldif;
+mod rules;
+pub(crate) mod tree;
+
+use std::fs::{File, TryLockError};
+use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use async_trait::async_trait;
+use farrier_model::{Failure, FailureKind};
+
+use crate::directory::{Attribute, Directory, Each, Edit, Query, Refusal, WritableDirectory, code};
+use crate::dn::Dn;
+use crate::filter::Filter;
+use tree::{Tree, Written};
+
+/// A directory in an LDIF file, or in all `*.ldif` files of a folder.
+#[derive(Clone)]
+pub(crate) struct LdifDirectory(Arc<Inner>);
+
+struct Inner {
+    path: PathBuf,
+    lock_wait: Duration,
+    loaded: Mutex<Option<Loaded>>,
+}
+
+/// What the files held when they were last read.
+#[derive(Clone)]
+struct Loaded {
+    tree: Arc<Tree>,
+    files: Vec<Stamped>,
+}
+
+/// A file, and what tells whether it is still the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Stamped {
+    path: PathBuf,
+    inode: u64,
+    length: u64,
+    modified: Option<SystemTime>,
+}
+
+impl LdifDirectory {
+    /// Reads the files once, so that mistakes in them show at once.
+    pub(crate) fn open(path: &Path, lock_wait: Duration) -> Result<LdifDirectory, Failure> {
+        let inner = Inner { path: path.to_owned(), lock_wait, loaded: Mutex::new(None) };
+        inner.current()?;
+        Ok(LdifDirectory(Arc::new(inner)))
+    }
+
+    async fn current(&self) -> Result<Arc<Tree>, Failure> {
+        let inner = self.0.clone();
+        blocking(move || inner.current().map(|loaded| loaded.tree)).await
+    }
+
+    async fn write(
+        &self,
+        change: impl FnOnce(&mut Tree) -> Result<Written, Refusal> + Send + 'static,
+    ) -> Result<(), Refusal> {
+        let inner = self.0.clone();
+        blocking(move || Ok(inner.write(change))).await?
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| {
+        Failure::new(FailureKind::Internal, format!("the embedded directory stopped: {error}"))
+    })?
+}
+
+#[async_trait]
+impl Directory for LdifDirectory {
+    async fn search(&self, query: &Query, each: &mut Each<'_>) -> Result<(), Refusal> {
+        let tree = self.current().await?;
+        tree.search(query, each)
+    }
+}
+
+#[async_trait]
+impl WritableDirectory for LdifDirectory {
+    fn asserts(&self) -> bool {
+        true
+    }
+
+    async fn modify(&self, dn: &Dn, edits: &[Edit], only_if: Option<&Filter>) -> Result<(), Refusal> {
+        let (dn, edits, only_if) = (dn.clone(), edits.to_vec(), only_if.cloned());
+        self.write(move |tree| tree.modify(&dn, &edits, only_if.as_ref())).await
+    }
+
+    async fn add(&self, dn: &Dn, attributes: &[Attribute]) -> Result<(), Refusal> {
+        let (dn, attributes) = (dn.clone(), attributes.to_vec());
+        self.write(move |tree| tree.add(&dn, attributes)).await
+    }
+
+    async fn delete(&self, dn: &Dn, only_if: Option<&Filter>) -> Result<(), Refusal> {
+        let (dn, only_if) = (dn.clone(), only_if.cloned());
+        self.write(move |tree| tree.delete(&dn, only_if.as_ref())).await
+    }
+}
+
+impl Inner {
+    /// What the files hold now.
+    fn current(&self) -> Result<Loaded, Failure> {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let files = self.files()?;
+        if let Some(known) = &*loaded
+            && known.files == files
+        {
+            return Ok(known.clone());
+        }
+        let mut tree = Tree::default();
+        for (number, file) in files.iter().enumerate() {
+            let shown = file.path.display();
+            let text = std::fs::read_to_string(&file.path).map_err(|error| unreadable(&file.path, &error))?;
+            let records = ldif::read(&text).map_err(|(line, reason)| {
+                Failure::new(FailureKind::Input, format!("{shown}, line {line}: {reason}"))
+            })?;
+            for record in records {
+                let line = record.line;
+                tree.load(record, number, file.modified).map_err(|reason| {
+                    Failure::new(FailureKind::Input, format!("{shown}, line {line}: {reason}"))
+                })?;
+            }
+        }
+        Ok(loaded.insert(Loaded { tree: Arc::new(tree), files }).clone())
+    }
+
+    /// The files, in order of their names.
+    fn files(&self) -> Result<Vec<Stamped>, Failure> {
+        let mut paths = Vec::new();
+        if self.path.is_dir() {
+            for item in std::fs::read_dir(&self.path).map_err(|error| unreadable(&self.path, &error))? {
+                let path = item.map_err(|error| unreadable(&self.path, &error))?.path();
+                if path.extension().is_some_and(|extension| extension == "ldif") {
+                    paths.push(path);
+                }
+            }
+            paths.sort();
+            if paths.is_empty() {
+                return Err(Failure::new(
+                    FailureKind::Input,
+                    format!("there is no `*.ldif` in {}", self.path.display()),
+                ));
+            }
+        } else {
+            paths.push(self.path.clone());
+        }
+        paths
+            .into_iter()
+            .map(|path| {
+                let metadata = std::fs::metadata(&path).map_err(|error| unreadable(&path, &error))?;
+                Ok(Stamped {
+                    inode: metadata.ino(),
+                    length: metadata.len(),
+                    modified: metadata.modified().ok(),
+                    path,
+                })
+            })
+            .collect()
+    }
+
+    fn write(&self, change: impl FnOnce(&mut Tree) -> Result<Written, Refusal>) -> Result<(), Refusal> {
+        let _lock = self.lock()?;
+        let Loaded { mut tree, files } = self.current()?;
+        // Nobody else may see the change before it is on disk, and a failure must leave nothing of it behind.
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let changed = Arc::make_mut(&mut tree);
+        let outcome = change(changed);
+        let keep = |tree: Arc<Tree>, files: Vec<Stamped>| {
+            *self.loaded.lock().unwrap_or_else(PoisonError::into_inner) = Some(Loaded { tree, files });
+        };
+        let written = match outcome {
+            // A refused change has not touched the tree.
+            Err(refusal) => {
+                keep(tree, files);
+                return Err(refusal);
+            }
+            Ok(written) => written,
+        };
+        let path = &files[written.file].path;
+        let text = std::fs::read_to_string(path).map_err(|error| unreadable(path, &error))?;
+        let text =
+            ldif::replace(&text, &written.dn, written.attributes.as_deref()).map_err(|(line, reason)| {
+                Failure::new(FailureKind::Input, format!("{}, line {line}: {reason}", path.display()))
+            })?;
+        replace_file(path, &text).map_err(|error| {
+            Failure::new(FailureKind::Unreachable, format!("cannot write {}: {error}", path.display()))
+        })?;
+        keep(tree, self.files()?);
+        Ok(())
+    }
+
+    /// Keeps other processes, and the other side of this one, from writing.
+    fn lock(&self) -> Result<File, Failure> {
+        let folder = if self.path.is_dir() { &self.path } else { folder_of(&self.path) };
+        let lock = File::open(folder).map_err(|error| unreadable(folder, &error))?;
+        let begun = Instant::now();
+        loop {
+            match lock.try_lock() {
+                Ok(()) => return Ok(lock),
+                Err(TryLockError::WouldBlock) if begun.elapsed() < self.lock_wait => {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                Err(TryLockError::WouldBlock) => {
+                    let shown = folder.display();
+                    return Err(Failure::new(
+                        FailureKind::Conflict,
+                        format!("another process writes in {shown}"),
+                    ));
+                }
+                Err(TryLockError::Error(error)) => return Err(unreadable(folder, &error)),
+            }
+        }
+    }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+fn unreadable(path: &Path, error: &std::io::Error) -> Failure {
+    Failure::new(FailureKind::Unreachable, format!("cannot read {}: {error}", path.display()))
+}
+
+/// After a crash the file is the old one or the new one, whole.
+fn replace_file(path: &Path, text: &str) -> std::io::Result<()> {
+    let folder = folder_of(path);
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let temporary = folder.join(format!(".{name}.{}", std::process::id()));
+    let written = (|| {
+        let mut file = File::create(&temporary)?;
+        file.set_permissions(std::fs::metadata(path)?.permissions())?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, path)
+    })();
+    if written.is_err() {
+        let _ = std::fs::remove_file(&temporary);
+    }
+    written?;
+    File::open(folder)?.sync_all()
+}
+
+/// A refusal with a result code.
+fn refuse(code: u32, doing: &str, text: &str) -> Refusal {
+    Refusal::of_code(code, doing, text, "")
+}
+
+/// The base or the object of a request does not exist.
+fn no_such_object(doing: &str, matched: &str) -> Refusal {
+    Refusal::of_code(code::NO_SUCH_OBJECT, doing, "", matched)
+}
