@@ -218,12 +218,13 @@ impl Diagnostics {
     /// Line and column of a byte, both from 1, columns in characters.
     pub fn position(&self, file: FileId, byte: u32) -> (usize, usize) {
         let text = self.source(file).map_or("", |source| &source.text);
-        let before = &text.as_bytes()[..text.len().min(byte as usize)];
-        let line_start = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-        let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
-        // Continuation bytes of a character begin with the bits 10.
-        let column = 1 + before[line_start..].iter().filter(|byte| **byte & 0xC0 != 0x80).count();
-        (line, column)
+        let mut end = text.len().min(byte as usize);
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        let before = &text[..end];
+        let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+        (1 + before.matches('\n').count(), 1 + before[line_start..].chars().count())
     }
 
     /// The report for people.
@@ -245,7 +246,11 @@ impl Diagnostics {
                 text.push_str("\n\n");
             } else if sorted.get(index + 1).is_none_or(|next| Some(next.span.file) != file) {
                 let path = self.source(diagnostic.span.file).map_or("", |source| &source.path);
-                text.push_str(&format!("{path}: and {} more\n\n", shown - SHOWN_PER_FILE));
+                let more = shown - SHOWN_PER_FILE;
+                text.push_str(path);
+                text.push_str(": and ");
+                text.push_str(&more.to_string());
+                text.push_str(" more\n\n");
             }
         }
         text

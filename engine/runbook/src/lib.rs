@@ -27,6 +27,6 @@ pub use diagnostic::{Diagnostic, Diagnostics, FileId, Severity, Source, Span};
 pub use environment::{Environment, TargetBindings, read_environment};
 pub use graph::{Bundle, Graph, Step, StepIndex};
 pub use project::{Project, read_project};
-pub use read::{Place, SchemaHooks, check_schema, read};
+pub use read::{NoHooks, Place, SchemaHooks, check_entry, check_schema, read};
 pub use testfile::{Tests, check_tests, read_tests};
 pub use yaml::{Key, Node, NodeKind, Scalar, parse};

@@ -52,7 +52,7 @@ pub fn matches(pattern: &str, path: &str) -> bool {
         text.split('/').filter(|part| !part.is_empty() && *part != ".").map(str::to_owned).collect()
     };
     let (mut pattern, path) = (clean(pattern), clean(path));
-    let is_yaml = |name: &String| name.ends_with(".yaml") || name.ends_with(".yml");
+    let is_yaml = |name: &String| matches!(name.rsplit_once('.'), Some((_, "yaml" | "yml")));
     let names_files = pattern.last().is_some_and(|last| last.contains('*') || is_yaml(last))
         && pattern.last().is_some_and(|last| last != "**");
     if !names_files {

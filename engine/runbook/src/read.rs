@@ -300,16 +300,15 @@ impl<'s> Checker<'s> {
         for (key, value) in entries {
             let known = properties.and_then(|properties| properties.get(&*key.text));
             let schema = match (known, others) {
-                (Some(schema), _) => schema,
-                (None, Some(Json::Bool(false))) => {
+                (Some(schema), _) | (None, Some(schema)) if known.is_some() || *schema != false => schema,
+                (None, Some(_)) => {
                     let known =
                         properties.into_iter().flat_map(|properties| properties.keys()).map(String::as_str);
                     unknown_key(key, known, entries, out);
                     good = false;
                     continue;
                 }
-                (None, Some(schema)) => schema,
-                (None, None) => &EVERYTHING,
+                _ => &EVERYTHING,
             };
             if let Some(names) = names {
                 good &= check_pattern(&key.text, key.span, names, out);
@@ -463,13 +462,11 @@ impl<'s> Checker<'s> {
         let tag_value = |shape: &Json| shape["properties"][tag]["const"].as_str().map(str::to_owned);
         let names: Vec<String> = shapes.iter().filter_map(|shape| tag_value(shape)).collect();
         let chosen = value.as_text().and_then(|text| names.iter().position(|name| **name == **text));
-        match chosen {
-            Some(index) => self.check(Place { schema: shapes[index], mark: None, ..place }, out),
-            None => {
-                not_one_of(value, &names.iter().map(String::as_str).collect::<Vec<_>>(), value.span, out);
-                None
-            }
-        }
+        let Some(index) = chosen else {
+            not_one_of(value, &names.iter().map(String::as_str).collect::<Vec<_>>(), value.span, out);
+            return None;
+        };
+        self.check(Place { schema: shapes[index], mark: None, ..place }, out)
     }
 
     /// Tries each shape; the one with the fewest problems counts.
@@ -630,6 +627,22 @@ fn wrong_type(place: Place<'_>, out: &mut Diagnostics) -> Option<Template> {
     None
 }
 
+/// Keys of other tools, and what they are called here.
+const ELSEWHERE: [(&str, &str); 12] = [
+    ("action", "uses"),
+    ("args", "with"),
+    ("depends", "needs"),
+    ("depends_on", "needs"),
+    ("description", "summary"),
+    ("loop", "for_each"),
+    ("rollback", "undo"),
+    ("schedule", "triggers"),
+    ("tasks", "steps"),
+    ("variables", "vars"),
+    ("when", "if"),
+    ("with_items", "for_each"),
+];
+
 fn unknown_key<'a>(
     key: &Key,
     known: impl Iterator<Item = &'a str>,
@@ -639,9 +652,16 @@ fn unknown_key<'a>(
     let known: Vec<&str> = known.collect();
     let mut diagnostic =
         Diagnostic::new(codes::UNKNOWN_KEY, key.span, format!("unknown key {}", quoted(&key.text)));
-    let free = known.iter().copied().filter(|name| !entries.iter().any(|(other, _)| &*other.text == *name));
-    if let Some(name) = nearest(&key.text, free) {
-        diagnostic = diagnostic.help(format!("did you mean `{name}`?"));
+    let given = |name: &str| entries.iter().any(|(other, _)| &*other.text == name);
+    let elsewhere = ELSEWHERE.iter().find(|(name, _)| **name == *key.text).map(|(_, ours)| *ours);
+    if let Some(name) =
+        elsewhere.filter(|name| known.contains(name)).or_else(|| nearest(&key.text, known.iter().copied()))
+    {
+        diagnostic = diagnostic.help(if given(name) {
+            format!("`{name}` is given already; remove this key")
+        } else {
+            format!("did you mean `{name}`?")
+        });
     } else if known.is_empty() {
         diagnostic = diagnostic.help("no key is allowed here");
     } else {
@@ -985,7 +1005,7 @@ mod tests {
     impl TryFrom<u8> for Even {
         type Error = String;
         fn try_from(number: u8) -> Result<Even, String> {
-            if number % 2 == 0 { Ok(Even(number)) } else { Err(format!("{number} is odd")) }
+            if number.is_multiple_of(2) { Ok(Even(number)) } else { Err(format!("{number} is odd")) }
         }
     }
 

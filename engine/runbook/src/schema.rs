@@ -8,6 +8,7 @@ use farrier_model::spec::{Catalog, MARK};
 use schemars::JsonSchema;
 use serde_json::{Map, Value as Json, json};
 
+use crate::authored::Runbook;
 use crate::environment::{EnvironmentFile, GroupFile};
 use crate::project::Project;
 use crate::read::schema_of;
@@ -15,6 +16,11 @@ use crate::testfile::Tests;
 
 /// What an expression looks like where the value is not text.
 const WHOLE_EXPRESSION: &str = r"^\s*\$\{[\s\S]*\}\s*$";
+
+/// The schema of runbooks.
+pub fn runbook_schema(catalog: &Catalog) -> Json {
+    refined((*schema_of::<Runbook>()).clone(), catalog)
+}
 
 /// The schema of environments.
 pub fn environment_schema(catalog: &Catalog) -> Json {
@@ -83,12 +89,11 @@ fn target_schema(catalog: &Catalog, definitions: &mut Map<String, Json>) -> Json
 /// An object's schema that also allows one more field.
 fn with_field(schema: &Json, field: Option<&str>) -> Json {
     let mut schema = schema.clone();
-    if let (Some(field), Some(fields)) = (field, schema.as_object_mut()) {
-        if let Some(properties) = fields.entry("properties").or_insert_with(|| json!({})).as_object_mut() {
+    if let Some(fields) = schema.as_object_mut() {
+        let properties = fields.entry("properties").or_insert_with(|| json!({}));
+        if let (Some(field), Some(properties)) = (field, properties.as_object_mut()) {
             properties.insert(field.into(), json!({}));
         }
-    }
-    if let Some(fields) = schema.as_object_mut() {
         fields.shift_remove("$schema");
         fields.shift_remove("title");
     }
@@ -203,8 +208,7 @@ fn refine_step(step: &mut Json, catalog: &Catalog, definitions: &mut Map<String,
     step["allOf"] = Json::Array(rules);
 }
 
-/// The schema of a runbook, from that of its type.
-pub(crate) fn refined(mut schema: Json, catalog: &Catalog) -> Json {
+fn refined(mut schema: Json, catalog: &Catalog) -> Json {
     schema["title"] = "Farrier runbook".into();
     let mut definitions = Map::new();
     let mut step = schema["properties"]["steps"]["additionalProperties"].clone();

@@ -251,24 +251,37 @@ pub fn read_tests(file: FileId, bytes: &[u8], catalog: &Catalog, out: &mut Diagn
 
 /// Compares tests with the runbook that they are about.
 pub fn check_tests(tests: &Tests, graph: &Graph, out: &mut Diagnostics) {
-    let steps: Vec<&str> = graph.indices().map(|index| &*graph.step(index).id).collect();
-    let inputs: Vec<&str> = graph.inputs.iter().map(|input| &*input.name).collect();
-    let actions: Vec<&str> = graph
-        .indices()
-        .filter_map(|index| match &graph.step(index).uses {
-            Uses::Action { name, .. } => Some(&**name),
-            Uses::Runbook { .. } => None,
-        })
-        .collect();
+    let actions = graph.indices().filter_map(|index| match &graph.step(index).uses {
+        Uses::Action { name, .. } => Some(&**name),
+        Uses::Runbook { .. } => None,
+    });
+    let names = Names {
+        runbook: &graph.name,
+        steps: graph.indices().map(|index| &*graph.step(index).id).collect(),
+        inputs: graph.inputs.iter().map(|input| &*input.name).collect(),
+        actions: actions.collect(),
+    };
+    check_names(tests, &names, out);
+}
+
+/// What a test may name.
+struct Names<'a> {
+    runbook: &'a str,
+    steps: Vec<&'a str>,
+    inputs: Vec<&'a str>,
+    actions: Vec<&'a str>,
+}
+
+fn check_names(tests: &Tests, names: &Names<'_>, out: &mut Diagnostics) {
     for test in &tests.tests {
         for (name, _) in &test.inputs {
-            known("input", name, &inputs, codes::TEST_UNKNOWN_INPUT, graph, out);
+            known("input", name, &names.inputs, codes::TEST_UNKNOWN_INPUT, names, out);
         }
         for (name, _) in &test.actions {
             if name.contains('.') {
-                known("action", name, &actions, codes::TEST_UNKNOWN_STEP, graph, out);
+                known("action", name, &names.actions, codes::TEST_UNKNOWN_STEP, names, out);
             } else {
-                known("step", name, &steps, codes::TEST_UNKNOWN_STEP, graph, out);
+                known("step", name, &names.steps, codes::TEST_UNKNOWN_STEP, names, out);
             }
         }
         let plan = test.plan.iter();
@@ -279,7 +292,7 @@ pub fn check_tests(tests: &Tests, graph: &Graph, out: &mut Diagnostics) {
             steps.chain(expect.changes.iter().map(|(name, _)| name)).chain(expect.undone.iter().flatten())
         });
         for name in planned.chain(run) {
-            known("step", name, &steps, codes::TEST_UNKNOWN_STEP, graph, out);
+            known("step", name, &names.steps, codes::TEST_UNKNOWN_STEP, names, out);
         }
     }
 }
@@ -287,24 +300,92 @@ pub fn check_tests(tests: &Tests, graph: &Graph, out: &mut Diagnostics) {
 fn known(
     what: &str,
     name: &At<String>,
-    names: &[&str],
+    candidates: &[&str],
     code: crate::codes::Code,
-    graph: &Graph,
+    names: &Names<'_>,
     out: &mut Diagnostics,
 ) {
     // `step[key]` is one item of a `for_each` step.
     let plain = name.split('[').next().unwrap_or_default();
-    if names.contains(&plain) {
+    if candidates.contains(&plain) {
         return;
     }
-    let message = format!("`{}` has no {what} {}", graph.name, quoted(plain));
+    let message = format!("`{}` has no {what} {}", names.runbook, quoted(plain));
     let diagnostic = Diagnostic::new(code, name.span, message);
-    out.push(match nearest(plain, names.iter().copied()) {
+    out.push(match nearest(plain, candidates.iter().copied()) {
         Some(near) => diagnostic.help(format!("did you mean `{near}`?")),
-        None if names.is_empty() => diagnostic.help(format!("it has no {what}s")),
+        None if candidates.is_empty() => diagnostic.help(format!("it has no {what}s")),
         None => {
-            let all: Vec<String> = names.iter().map(|name| quoted(name)).collect();
+            let all: Vec<String> = candidates.iter().map(|name| quoted(name)).collect();
             diagnostic.help(format!("its {what}s are {}", all.join(", ")))
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tests_name_what_the_runbook_has() {
+        let text = "tests:
+  - name: everything
+    inputs: { host: st-4, slto: 7 }
+    actions:
+      array.rebuild: { fail: checksum mismatch }
+      mail.sned: { output: {} }
+      drain: { output: { pods: [a] } }
+      gone: { output: ~ }
+    plan: { changes: { drain: { update: 1 }, 'each[st-4]': { delete: 2 } }, deferred: [later] }
+    expect:
+      state: failed
+      steps: { drain: undone, dran: succeeded }
+      undone: [drain, nowhere]
+";
+        let mut out = Diagnostics::new();
+        let file = out.add_file("x.test.yaml", text.as_bytes());
+        let tests = read_tests(file, text.as_bytes(), &Catalog::default(), &mut out)
+            .unwrap_or_else(|| panic!("{}", out.render(false)));
+        let test = &tests.tests[0];
+        assert!(
+            matches!(test.actions.get("drain"), Some(StandIn::Output(pods)) if pods.get("pods").is_some())
+        );
+        let plan = test.plan.as_ref().unwrap();
+        assert_eq!(plan.changes.get("drain"), Some(&Counts { update: 1, ..Counts::default() }));
+        let expect = test.expect.as_ref().unwrap();
+        assert_eq!(RunState::from(expect.state.value), RunState::Failed);
+        assert_eq!(
+            expect.steps.get("drain").map(|state| NodeState::from(state.value)),
+            Some(NodeState::Undone)
+        );
+
+        let names = Names {
+            runbook: "x",
+            steps: vec!["drain", "each"],
+            inputs: vec!["host", "slot"],
+            actions: vec!["array.rebuild", "mail.send"],
+        };
+        check_names(&tests, &names, &mut out);
+        let mut found: Vec<(&str, &str)> =
+            out.sorted().iter().map(|found| (found.code.as_str(), out.text(found.span))).collect();
+        found.sort_unstable();
+        assert_eq!(
+            found,
+            [
+                ("E0904", "dran"),
+                ("E0904", "gone"),
+                ("E0904", "later"),
+                ("E0904", "mail.sned"),
+                ("E0904", "nowhere"),
+                ("E0905", "slto"),
+            ]
+        );
+    }
+
+    #[test]
+    fn changes_are_counted_by_kind() {
+        let counts =
+            Counts::of([ChangeKind::Delete, ChangeKind::Create, ChangeKind::Delete, ChangeKind::Send]);
+        assert_eq!(counts, Counts { create: 1, delete: 2, send: 1, ..Counts::default() });
+    }
 }

@@ -498,11 +498,13 @@ impl Builder<'_> {
                                 "write the value out, or use `vars:`; text that begins with `*` needs quotes",
                             ),
                     );
-                    self.deliver(Node { span: place, kind: NodeKind::Broken })
+                    self.deliver(Node { span: place, kind: NodeKind::Broken });
+                    Ok(())
                 }
                 Event::Scalar(text, style, ..) => {
                     let node = self.scalar(&text, style, place);
-                    self.deliver(node)
+                    self.deliver(node);
+                    Ok(())
                 }
                 Event::SequenceStart(style, ..) => self.open(place, style, Content::List(Vec::new())),
                 Event::MappingStart(style, ..) => self.open(
@@ -592,15 +594,16 @@ impl Builder<'_> {
                 if broken { NodeKind::Broken } else { NodeKind::Map(entries) }
             }
         };
-        self.deliver(Node { span: Span::new(self.file, frame.start..end), kind })
+        self.deliver(Node { span: Span::new(self.file, frame.start..end), kind });
+        Ok(())
     }
 
     /// Gives a finished node to what it stands in.
-    fn deliver(&mut self, node: Node) -> Result<(), Stop> {
+    fn deliver(&mut self, node: Node) {
         self.nodes += 1;
         let Some(frame) = self.stack.last_mut() else {
             self.root = Some(node);
-            return Ok(());
+            return;
         };
         match &mut frame.content {
             Content::List(items) => items.push(node),
@@ -610,7 +613,6 @@ impl Builder<'_> {
                 PendingKey::None => *key = check_key(node, entries, index, broken, self.out),
             },
         }
-        Ok(())
     }
 
     fn syntax_error(&mut self, error: &ScanError) {
@@ -942,9 +944,10 @@ mod tests {
     fn hostile_files_end_early_and_quietly() {
         let deep_flow = "[".repeat(100_000);
         let deep_map = "{a: ".repeat(100_000);
-        let deep_block: String = (0..5_000).map(|depth| format!("{}a:\n", " ".repeat(depth % 150))).collect();
+        let deep_block: String =
+            (0..5_000).fold(String::new(), |text, depth| text + &" ".repeat(depth % 150) + "a:\n");
         let deep_dashes = "- ".repeat(100_000);
-        let nested: String = (0..100).map(|depth| format!("{}a:\n", " ".repeat(depth))).collect();
+        let nested: String = (0..100).fold(String::new(), |text, depth| text + &" ".repeat(depth) + "a:\n");
         for text in [deep_flow, deep_map, deep_dashes, nested] {
             assert_eq!(codes_of(text.as_bytes()), ["E0115"]);
         }
@@ -954,7 +957,9 @@ mod tests {
 
         let mut laughs = String::from("l0: &l0 [ha]\n");
         for level in 1..1000 {
-            laughs.push_str(&format!("l{level}: &l{level} [*l{0}, *l{0}, *l{0}, *l{0}]\n", level - 1));
+            let below = level - 1;
+            let line = format!("l{level}: &l{level} [*l{below}, *l{below}, *l{below}, *l{below}]\n");
+            laughs.push_str(&line);
         }
         let found = codes_of(laughs.as_bytes());
         assert!(found.iter().all(|code| matches!(*code, "E0109" | "E0110")), "{found:?}");
@@ -971,7 +976,8 @@ mod tests {
 
     #[test]
     fn duplicates_are_found_in_large_maps() {
-        let mut text: String = (0..1000).map(|number| format!("k{number}: 1\n")).collect();
+        let mut text: String =
+            (0..1000).fold(String::new(), |text, number| text + &format!("k{number}: 1\n"));
         text.push_str("k3: 1\nk999: 1\n");
         assert_eq!(codes_of(text.as_bytes()), ["E0113", "E0113"]);
     }

@@ -2,41 +2,15 @@
 
 mod support;
 
+use std::fmt::Write as _;
+
 use farrier_runbook::codes;
-use support::{FileKind, catalog, diagnose};
+use support::{catalog, diagnose, examples};
 
 /// Codes whose wrong example cannot be printed on a page, or needs a second file. Other tests make them: the first six
 /// in `yaml.rs`, E0214 in `read.rs`, the last two in `testfile.rs`.
 const WITHOUT_EXAMPLE: [&str; 9] =
     ["E0101", "E0102", "E0103", "E0104", "E0115", "E0116", "E0214", "E0904", "E0905"];
-
-struct Example<'a> {
-    wrong: bool,
-    kind: FileKind,
-    text: &'a str,
-}
-
-fn examples(page: &str) -> Vec<Example<'_>> {
-    let mut found = Vec::new();
-    for block in page.split("\n```yaml ").skip(1) {
-        let (info, rest) = block.split_once('\n').expect("a fence has a first line");
-        let (text, _) = rest.split_once("\n```").expect("the fence is closed");
-        let (verdict, kind) = info.split_once(' ').expect("`yaml wrong|right KIND`");
-        let wrong = match verdict {
-            "wrong" => true,
-            "right" => false,
-            other => panic!("`{other}` is neither wrong nor right"),
-        };
-        found.push(Example { wrong, kind: FileKind::of(kind), text });
-    }
-    found
-}
-
-/// A runbook must have its file's name.
-fn file_name(example: &Example<'_>) -> String {
-    let name = example.text.lines().find_map(|line| line.strip_prefix("runbook: ")).unwrap_or("example");
-    format!("{name}.yaml")
-}
 
 #[test]
 fn every_example_is_what_its_page_says() {
@@ -46,14 +20,14 @@ fn every_example_is_what_its_page_says() {
         let examples = examples(page);
         let needs_wrong = !WITHOUT_EXAMPLE.contains(&code.as_str());
         if needs_wrong && !examples.iter().any(|example| example.wrong) {
-            lies.push_str(&format!("{code}: no wrong example\n"));
+            writeln!(lies, "{code}: no wrong example").unwrap();
         }
         if !examples.iter().any(|example| !example.wrong) {
-            lies.push_str(&format!("{code}: no right example\n"));
+            writeln!(lies, "{code}: no right example").unwrap();
         }
         for example in &examples {
             let text = format!("{}\n", example.text);
-            let out = diagnose(example.kind, &file_name(example), text.as_bytes(), &catalog);
+            let out = diagnose(example.kind, &example.file_name(), text.as_bytes(), &catalog);
             let found: Vec<&str> = out.sorted().iter().map(|diagnostic| diagnostic.code.as_str()).collect();
             let checked = example.wrong && needs_wrong;
             if checked && !found.contains(&code.as_str()) || !example.wrong && !out.is_empty() {

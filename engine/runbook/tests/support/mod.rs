@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 
 use farrier_model::Effect;
 use farrier_model::spec::{ActionSpec, Catalog, Risk, TargetSpec};
-use farrier_runbook::{Diagnostics, parse, read_environment, read_project, read_tests};
+use farrier_runbook::authored::Runbook;
+use farrier_runbook::{Diagnostics, parse, read, read_environment, read_project, read_tests};
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
@@ -39,7 +40,7 @@ marked! {
 }
 
 /// A tree whose `${ }` parts are evaluated for each item.
-struct ItemTemplate;
+struct ItemTemplate(u8);
 
 impl JsonSchema for ItemTemplate {
     fn inline_schema() -> bool {
@@ -54,7 +55,7 @@ impl JsonSchema for ItemTemplate {
 }
 
 /// Any value.
-struct Any;
+struct Any(u8);
 
 impl JsonSchema for Any {
     fn inline_schema() -> bool {
@@ -310,7 +311,9 @@ pub fn diagnose(kind: FileKind, name: &str, bytes: &[u8], catalog: &Catalog) -> 
     let file = out.add_file(name, bytes);
     match kind {
         FileKind::Runbook => {
-            parse(file, bytes, &mut out);
+            if let Some(node) = parse(file, bytes, &mut out) {
+                read::<Runbook>(&node, &mut out);
+            }
         }
         FileKind::Environment => {
             read_environment(file, bytes, catalog, &mut out);
@@ -323,4 +326,43 @@ pub fn diagnose(kind: FileKind, name: &str, bytes: &[u8], catalog: &Catalog) -> 
         }
     }
     out
+}
+
+/// An example on a page of `site/errors`.
+pub struct Example<'a> {
+    /// It shows the mistake.
+    pub wrong: bool,
+    /// What kind of file it is.
+    pub kind: FileKind,
+    /// The file.
+    pub text: &'a str,
+}
+
+impl Example<'_> {
+    /// The name of its file: a runbook has that of its file.
+    pub fn file_name(&self) -> String {
+        let name = self.text.lines().find_map(|line| line.strip_prefix("runbook: ")).unwrap_or("example");
+        format!("{name}.yaml")
+    }
+}
+
+/// The examples of a page: fences that begin with `yaml wrong|right KIND`.
+pub fn examples(page: &str) -> Vec<Example<'_>> {
+    let blocks = page.split("\n```yaml ").skip(1);
+    blocks
+        .map(|block| {
+            let Some((info, rest)) = block.split_once('\n') else {
+                panic!("the fence `{block}` ends at once")
+            };
+            let Some((text, _)) = rest.split_once("\n```") else {
+                panic!("the fence `{info}` is not closed")
+            };
+            match info.split_once(' ') {
+                Some((verdict @ ("wrong" | "right"), kind)) => {
+                    Example { wrong: verdict == "wrong", kind: FileKind::of(kind), text }
+                }
+                _ => panic!("`{info}` is not `wrong|right KIND`"),
+            }
+        })
+        .collect()
 }
