@@ -49,11 +49,20 @@ pub trait Action: DeserializeOwned + JsonSchema + Send + Sync + 'static {
         _cx: &WriteCx,
         _changes: &[Change],
     ) -> impl Future<Output = Result<Self::Output, Failure>> + Send {
-        async { Err(Failure::new(FailureKind::Internal, format!("`{}` changes nothing, so it has no apply", Self::NAME))) }
+        async {
+            Err(Failure::new(
+                FailureKind::Internal,
+                format!("`{}` changes nothing, so it has no apply", Self::NAME),
+            ))
+        }
     }
 
     /// Asks the world whether `changes` happened. Called for [`Effect::Probed`] steps in doubt.
-    fn probe(&self, _cx: &ReadCx, _changes: &[Change]) -> impl Future<Output = Result<Probe, Failure>> + Send {
+    fn probe(
+        &self,
+        _cx: &ReadCx,
+        _changes: &[Change],
+    ) -> impl Future<Output = Result<Probe, Failure>> + Send {
         async { Ok(Probe::Unknown) }
     }
 
@@ -138,8 +147,9 @@ impl<O> Planned<O> {
         let output = match self.output {
             None => None,
             Some(output) => {
-                let value = Value::of(&output)
-                    .map_err(|error| Failure::new(FailureKind::Internal, format!("the output is not a value: {error}")))?;
+                let value = Value::of(&output).map_err(|error| {
+                    Failure::new(FailureKind::Internal, format!("the output is not a value: {error}"))
+                })?;
                 Some(match value.as_map() {
                     Some(map) if !self.unknown.is_empty() && !self.changes.is_empty() => {
                         Value::map(map.iter().map(|(key, value)| {

@@ -94,11 +94,20 @@ impl Case<'_> {
         let after = (self.observe)().await;
         let planned: Vec<&str> = plan.changes.iter().map(|change| &*change.object).collect();
         for object in differing(&before, &after) {
-            assert!(planned.contains(&&*object), "law 2: `{}` changed `{object}`, planned were {planned:?}", self.action);
+            assert!(
+                planned.contains(&&*object),
+                "law 2: `{}` changed `{object}`, planned were {planned:?}",
+                self.action
+            );
         }
         if plan.fidelity != Fidelity::Described && spec.effect != Effect::Once {
             let again = action.plan(&cx).await?;
-            assert!(again.changes.is_empty(), "law 3: after apply, `{}` still plans {:?}", self.action, again.changes);
+            assert!(
+                again.changes.is_empty(),
+                "law 3: after apply, `{}` still plans {:?}",
+                self.action,
+                again.changes
+            );
         }
         if spec.restores {
             action.undo(&write, &plan.changes).await?;
@@ -109,7 +118,9 @@ impl Case<'_> {
                 disturb().await;
                 let disturbed = (self.observe)().await;
                 assert_ne!(disturbed, before, "the case's `disturb` disturbs nothing");
-                let failure = action.apply(&write, &plan.changes).await.expect_err("law 5: apply did not notice the drift");
+                let Err(failure) = action.apply(&write, &plan.changes).await else {
+                    panic!("law 5: apply of `{}` did not notice the drift", self.action);
+                };
                 assert_eq!(failure.kind, FailureKind::Drift, "law 5: {failure}");
                 assert_eq!((self.observe)().await, disturbed, "law 5: `{}` wrote over drift", self.action);
             }

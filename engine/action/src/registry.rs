@@ -38,8 +38,9 @@ impl<A: Action> BoundAction for A {
     fn apply<'a>(&'a self, cx: &'a WriteCx, changes: &'a [Change]) -> BoxFuture<'a, Result<Value, Failure>> {
         async move {
             let output = Action::apply(self, cx, changes).await?;
-            Value::of(&output)
-                .map_err(|error| Failure::new(FailureKind::Internal, format!("the output is not a value: {error}")))
+            Value::of(&output).map_err(|error| {
+                Failure::new(FailureKind::Internal, format!("the output is not a value: {error}"))
+            })
         }
         .boxed()
     }
@@ -167,7 +168,10 @@ impl ActionRegistry {
 
 /// The JSON Schema of a type, subschemas inlined where they are not recursive.
 fn schema_of<T: JsonSchema>() -> Schema {
-    SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true).into_generator().into_root_schema_for::<T>()
+    SchemaSettings::draft2020_12()
+        .with(|settings| settings.inline_subschemas = true)
+        .into_generator()
+        .into_root_schema_for::<T>()
 }
 
 fn summary(schema: &Schema) -> String {

@@ -38,7 +38,9 @@ impl SecretRef {
             SecretRef::File(path) => read_private(&cx.path(path)).map_err(fail),
             SecretRef::Credential(name) => {
                 let folder = std::env::var("CREDENTIALS_DIRECTORY").map_err(|_| {
-                    fail(format!("credential `{name}`: this process was not started by systemd with credentials"))
+                    fail(format!(
+                        "credential `{name}`: this process was not started by systemd with credentials"
+                    ))
                 })?;
                 if name.contains('/') || name.starts_with('.') {
                     return Err(fail(format!("`{name}` is not the name of a credential")));
@@ -50,7 +52,9 @@ impl SecretRef {
                     return Err(fail("the command for its secret is empty".into()));
                 };
                 if !program.starts_with('/') {
-                    return Err(fail(format!("the command `{program}` for its secret must be an absolute path")));
+                    return Err(fail(format!(
+                        "the command `{program}` for its secret must be an absolute path"
+                    )));
                 }
                 let output = tokio::process::Command::new(program)
                     .args(arguments)
@@ -61,7 +65,10 @@ impl SecretRef {
                     .await
                     .map_err(|error| fail(format!("cannot run `{program}` for its secret: {error}")))?;
                 if !output.status.success() {
-                    return Err(fail(format!("`{program}`, which gives its secret, ended with {}", output.status)));
+                    return Err(fail(format!(
+                        "`{program}`, which gives its secret, ended with {}",
+                        output.status
+                    )));
                 }
                 String::from_utf8(output.stdout)
                     .map(|text| Secret::new(text.trim_end_matches(['\n', '\r'])))
@@ -73,7 +80,8 @@ impl SecretRef {
 
 fn read_private(path: &std::path::Path) -> Result<Secret, String> {
     let shown = path.display();
-    let metadata = std::fs::metadata(path).map_err(|error| format!("cannot read the secret file {shown}: {error}"))?;
+    let metadata =
+        std::fs::metadata(path).map_err(|error| format!("cannot read the secret file {shown}: {error}"))?;
     if metadata.permissions().mode() & 0o077 != 0 && metadata.uid() != 0
         || metadata.permissions().mode() & 0o007 != 0
     {

@@ -41,10 +41,16 @@ pub trait TargetKind: Send + Sync + 'static {
     }
 
     /// Connects the reading side.
-    fn reader(config: Self::Config, cx: &ConnectCx) -> impl Future<Output = Result<Self::Reader, Failure>> + Send;
+    fn reader(
+        config: Self::Config,
+        cx: &ConnectCx,
+    ) -> impl Future<Output = Result<Self::Reader, Failure>> + Send;
 
     /// Connects the writing side.
-    fn writer(config: Self::Config, cx: &ConnectCx) -> impl Future<Output = Result<Self::Writer, Failure>> + Send;
+    fn writer(
+        config: Self::Config,
+        cx: &ConnectCx,
+    ) -> impl Future<Output = Result<Self::Writer, Failure>> + Send;
 }
 
 /// What a connecting target may know of its surroundings.
@@ -137,7 +143,9 @@ struct Slot {
 
 impl fmt::Debug for Targets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_map().entries(self.slots.values().map(|slot| (&slot.binding.alias, &slot.binding.kind))).finish()
+        f.debug_map()
+            .entries(self.slots.values().map(|slot| (&slot.binding.alias, &slot.binding.kind)))
+            .finish()
     }
 }
 
@@ -201,7 +209,11 @@ impl Targets {
         if slot.binding.kind != K::KIND {
             return Err(Failure::new(
                 FailureKind::Input,
-                format!("target `{alias}` is of kind `{}`, and this step needs `{}`", slot.binding.kind, K::KIND),
+                format!(
+                    "target `{alias}` is of kind `{}`, and this step needs `{}`",
+                    slot.binding.kind,
+                    K::KIND
+                ),
             ));
         }
         let config = slot.binding.config.read::<K::Config>().map_err(|error| {
@@ -211,7 +223,10 @@ impl Targets {
     }
 }
 
-fn downcast<T: Send + Sync + 'static>(side: Arc<dyn Any + Send + Sync>, alias: &str) -> Result<Arc<T>, Failure> {
+fn downcast<T: Send + Sync + 'static>(
+    side: Arc<dyn Any + Send + Sync>,
+    alias: &str,
+) -> Result<Arc<T>, Failure> {
     side.downcast::<T>().map_err(|_| {
         Failure::new(FailureKind::Internal, format!("target `{alias}` was connected as another kind"))
     })

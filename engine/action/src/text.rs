@@ -70,7 +70,9 @@ impl ItemExpr {
     pub fn eval_bool(&self, scope: &Scope) -> Result<bool, Failure> {
         match self.0.eval_bool(scope).map_err(|error| expression_failure(&error, self.0.source()))? {
             Some(flag) => Ok(flag),
-            None => Err(Failure::new(FailureKind::Internal, format!("`{}` is not known yet", self.0.source()))),
+            None => {
+                Err(Failure::new(FailureKind::Internal, format!("`{}` is not known yet", self.0.source())))
+            }
         }
     }
 }
@@ -78,7 +80,9 @@ impl ItemExpr {
 impl<'de> Deserialize<'de> for ItemExpr {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<ItemExpr, D::Error> {
         let source = String::deserialize(deserializer)?;
-        Expr::parse(&source).map(ItemExpr).map_err(|error| D::Error::custom(format!("in `{source}`: {error}")))
+        Expr::parse(&source)
+            .map(ItemExpr)
+            .map_err(|error| D::Error::custom(format!("in `{source}`: {error}")))
     }
 }
 

@@ -43,7 +43,9 @@ impl ExprError {
     /// minijinja writes `x[...]` with the wrong `x` for a subscript that is not constant.
     fn undefined(message: String, range: Option<Range<usize>>) -> ExprError {
         let message = match MISSED.take() {
-            Some((lookup, key)) if [&*lookup, "[...]", "result"].iter().any(|part| message.contains(part)) => {
+            Some((lookup, key))
+                if [&*lookup, "[...]", "result"].iter().any(|part| message.contains(part)) =>
+            {
                 format!("`{lookup}` has no item with the key `{key}`")
             }
             _ => message,
@@ -62,7 +64,9 @@ impl ExprError {
                 return ExprError::undefined(message, error.range());
             }
             (ErrorKind::OutOfFuel, _) => "the expression takes too many steps".into(),
-            (_, Some(detail)) if detail.contains("undefined") => return ExprError::undefined(detail, error.range()),
+            (_, Some(detail)) if detail.contains("undefined") => {
+                return ExprError::undefined(detail, error.range());
+            }
             (_, Some(detail)) => detail,
             (kind, None) => kind.to_string(),
         };
@@ -151,7 +155,9 @@ impl Expr {
         MISSED.take();
         let result = self.compiled.eval(Mj::from_object(scope.clone()));
         let converted = match result {
-            Ok(value) if value.is_undefined() => Err(ExprError::undefined("the result is not defined".into(), None)),
+            Ok(value) if value.is_undefined() => {
+                Err(ExprError::undefined("the result is not defined".into(), None))
+            }
             Ok(value) => from_minijinja(&value),
             Err(error) => Err(ExprError::from_minijinja(&error, &self.source)),
         };
@@ -275,13 +281,15 @@ impl Template {
         for segment in segments(text)? {
             parts.push(match segment {
                 Segment::Plain(plain) => TextPart::Plain(plain.into()),
-                Segment::Expr(source, range) => TextPart::Expr(Expr::parse(&source).map_err(|mut error| {
-                    error.range = Some(match error.range {
-                        Some(inner) => range.start + inner.start..range.start + inner.end,
-                        None => range.clone(),
-                    });
-                    error
-                })?),
+                Segment::Expr(source, range) => {
+                    TextPart::Expr(Expr::parse(&source).map_err(|mut error| {
+                        error.range = Some(match error.range {
+                            Some(inner) => range.start + inner.start..range.start + inner.end,
+                            None => range.clone(),
+                        });
+                        error
+                    })?)
+                }
             });
         }
         Ok(match parts.as_mut_slice() {
@@ -298,10 +306,16 @@ impl Template {
     pub fn parse(value: &Value) -> Result<Template, ExprError> {
         Ok(match value {
             Value::Text(text) => Template::parse_text(text)?,
-            Value::List(items) => Template::List(items.iter().map(Template::parse).collect::<Result<_, _>>()?),
-            Value::Map(map) => Template::Map(
-                map.iter().map(|(key, value)| Ok((key.clone(), Template::parse(value)?))).collect::<Result<_, ExprError>>()?,
-            ),
+            Value::List(items) => {
+                Template::List(items.iter().map(Template::parse).collect::<Result<_, _>>()?)
+            }
+            Value::Map(map) => {
+                Template::Map(
+                    map.iter()
+                        .map(|(key, value)| Ok((key.clone(), Template::parse(value)?)))
+                        .collect::<Result<_, ExprError>>()?,
+                )
+            }
             other => Template::Const(other.clone()),
         })
     }
@@ -340,10 +354,15 @@ impl Template {
                 }
                 Value::text(text)
             }
-            Template::List(items) => Value::list(items.iter().map(|item| item.eval(scope)).collect::<Result<_, _>>()?),
+            Template::List(items) => {
+                Value::list(items.iter().map(|item| item.eval(scope)).collect::<Result<_, _>>()?)
+            }
             Template::Map(entries) => {
                 let keys: Arc<[Text]> = entries.iter().map(|(key, _)| key.clone()).collect();
-                Value::record(keys, entries.iter().map(|(_, item)| item.eval(scope)).collect::<Result<_, _>>()?)
+                Value::record(
+                    keys,
+                    entries.iter().map(|(_, item)| item.eval(scope)).collect::<Result<_, _>>()?,
+                )
             }
         })
     }
@@ -395,7 +414,9 @@ struct Lookup {
 
 impl fmt::Debug for Scope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.names.iter().map(|(name, _)| name).chain(self.locals().map(|local| &local.name))).finish()
+        f.debug_list()
+            .entries(self.names.iter().map(|(name, _)| name).chain(self.locals().map(|local| &local.name)))
+            .finish()
     }
 }
 
@@ -468,9 +489,9 @@ pub(crate) fn from_minijinja(value: &Mj) -> Result<Value, ExprError> {
         ValueKind::Undefined => Err(ExprError::new("the result is not defined", None)),
         ValueKind::None => Ok(Value::Null),
         ValueKind::Bool => Ok(Value::Bool(value.is_true())),
-        ValueKind::Number if value.is_integer() => {
-            i64::try_from(value.clone()).map(Value::Int).map_err(|_| ExprError::new("the number is too large", None))
-        }
+        ValueKind::Number if value.is_integer() => i64::try_from(value.clone())
+            .map(Value::Int)
+            .map_err(|_| ExprError::new("the number is too large", None)),
         ValueKind::Number => {
             f64::try_from(value.clone()).map(Value::Float).map_err(|e| ExprError::new(e.to_string(), None))
         }
@@ -628,19 +649,31 @@ mod tests {
     #[test]
     fn native_types_are_kept_and_lists_are_shared() {
         assert_eq!(eval("inputs.n + 1").unwrap(), Value::Int(4));
-        assert_eq!(eval("steps.read.rows | map(attribute='cn') | join(' ')").unwrap(), Value::text("tools.a tools.b"));
+        assert_eq!(
+            eval("steps.read.rows | map(attribute='cn') | join(' ')").unwrap(),
+            Value::text("tools.a tools.b")
+        );
         let scope = scope();
-        let Value::List(original) = scope.get("steps").unwrap().get("read").unwrap().get("rows").unwrap() else {
+        let Value::List(original) = scope.get("steps").unwrap().get("read").unwrap().get("rows").unwrap()
+        else {
             panic!()
         };
-        let Value::List(read) = Expr::parse("steps.read.rows").unwrap().eval(&scope).unwrap() else { panic!() };
+        let Value::List(read) = Expr::parse("steps.read.rows").unwrap().eval(&scope).unwrap() else {
+            panic!()
+        };
         assert!(Arc::ptr_eq(&read, original));
     }
 
     #[test]
     fn reading_an_unknown_makes_the_result_unknown_and_not_reading_it_does_not() {
         let unknown = Value::Unknown("drain".into());
-        for source in ["steps.drain.x", "steps.read.next == 3", "steps.read.next is none", "[1, steps.drain]", "steps.drain | length"] {
+        for source in [
+            "steps.drain.x",
+            "steps.read.next == 3",
+            "steps.read.next is none",
+            "[1, steps.drain]",
+            "steps.drain | length",
+        ] {
             assert_eq!(eval(source).unwrap(), unknown, "{source}");
         }
         assert_eq!(eval("1 if true else steps.drain.x").unwrap(), Value::Int(1));
@@ -657,7 +690,10 @@ mod tests {
         assert!(Expr::parse("1 +").is_err());
         assert_eq!(Expr::parse("inputs.n").unwrap().as_path(), Some("inputs.n"));
         assert_eq!(Expr::parse("inputs.n + 1").unwrap().as_path(), None);
-        assert_eq!(Expr::parse("steps.a.b[inputs.n] ~ vars.x").unwrap().references(), ["inputs.n", "steps.a.b", "vars.x"]);
+        assert_eq!(
+            Expr::parse("steps.a.b[inputs.n] ~ vars.x").unwrap().references(),
+            ["inputs.n", "steps.a.b", "vars.x"]
+        );
     }
 
     #[test]
@@ -694,13 +730,21 @@ mod tests {
             let error = eval(source, &plain).unwrap_err();
             assert_eq!(error.message, "`by` has no item with the key `x`", "{source}");
         }
-        for source in ["by[steps.read.rows[0].cn].n", "by[inputs.n].n + 1", "by[inputs.n] ~ 'x'", "by[inputs.n] | length"] {
+        for source in [
+            "by[steps.read.rows[0].cn].n",
+            "by[inputs.n].n + 1",
+            "by[inputs.n] ~ 'x'",
+            "by[inputs.n] | length",
+        ] {
             let message = eval(source, &plain).unwrap_err().message;
             assert!(message.starts_with("`by` has no item with the key"), "{source}: {message}");
         }
         let other = eval("(by['x'] | default(1)) + inputs.y.z", &plain).unwrap_err();
         assert_eq!(other.message, "`inputs.y` is undefined", "the lookup is not blamed for another name");
-        assert!(eval("inputs.x", &plain).unwrap_err().message.contains("not defined"), "a miss is soon forgotten");
+        assert!(
+            eval("inputs.x", &plain).unwrap_err().message.contains("not defined"),
+            "a miss is soon forgotten"
+        );
         assert_eq!(eval("(by['x'] | default({'n': 5})).n", &plain).unwrap(), Value::Int(5));
         assert_eq!(eval("by['x'].n", &with_default).unwrap(), Value::Int(0));
         assert_eq!(eval("by[7]", &plain).unwrap(), Value::Int(7), "a whole number stands for its digits");

@@ -26,16 +26,91 @@ pub const OWN_FILTERS: &[(&str, &str)] = &[
 
 /// minijinja's filters and tests, for the check that every name exists.
 const FILTERS: &[&str] = &[
-    "abs", "attr", "batch", "bool", "capitalize", "chain", "count", "d", "default", "dictsort", "e", "escape", "first",
-    "float", "format", "groupby", "indent", "int", "items", "join", "last", "length", "lines", "list", "lower", "map",
-    "max", "min", "pprint", "reject", "rejectattr", "replace", "reverse", "round", "safe", "select", "selectattr",
-    "slice", "sort", "split", "string", "sum", "title", "trim", "unique", "upper", "zip",
+    "abs",
+    "attr",
+    "batch",
+    "bool",
+    "capitalize",
+    "chain",
+    "count",
+    "d",
+    "default",
+    "dictsort",
+    "e",
+    "escape",
+    "first",
+    "float",
+    "format",
+    "groupby",
+    "indent",
+    "int",
+    "items",
+    "join",
+    "last",
+    "length",
+    "lines",
+    "list",
+    "lower",
+    "map",
+    "max",
+    "min",
+    "pprint",
+    "reject",
+    "rejectattr",
+    "replace",
+    "reverse",
+    "round",
+    "safe",
+    "select",
+    "selectattr",
+    "slice",
+    "sort",
+    "split",
+    "string",
+    "sum",
+    "title",
+    "trim",
+    "unique",
+    "upper",
+    "zip",
 ];
 const TESTS: &[&str] = &[
-    "boolean", "defined", "divisibleby", "endingwith", "eq", "equalto", "escaped", "even", "false",
-    "filter", "float", "ge", "greaterthan", "gt", "in", "int", "integer", "iterable", "le", "lessthan", "lower", "lt",
-    "mapping", "ne", "none", "number", "odd", "safe", "sameas", "sequence", "startingwith", "string", "test", "true",
-    "undefined", "upper",
+    "boolean",
+    "defined",
+    "divisibleby",
+    "endingwith",
+    "eq",
+    "equalto",
+    "escaped",
+    "even",
+    "false",
+    "filter",
+    "float",
+    "ge",
+    "greaterthan",
+    "gt",
+    "in",
+    "int",
+    "integer",
+    "iterable",
+    "le",
+    "lessthan",
+    "lower",
+    "lt",
+    "mapping",
+    "ne",
+    "none",
+    "number",
+    "odd",
+    "safe",
+    "sameas",
+    "sequence",
+    "startingwith",
+    "string",
+    "test",
+    "true",
+    "undefined",
+    "upper",
 ];
 
 pub(crate) fn add_to(environment: &mut Environment<'static>) {
@@ -56,12 +131,16 @@ pub(crate) fn add_to(environment: &mut Environment<'static>) {
     environment.add_filter("host", |instance: &str| {
         let port = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
         match instance.rsplit_once(':') {
-            Some((host, tail)) if port(tail) && (!host.contains(':') || host.ends_with(']')) => host.to_owned(),
+            Some((host, tail)) if port(tail) && (!host.contains(':') || host.ends_with(']')) => {
+                host.to_owned()
+            }
             _ => instance.to_owned(),
         }
     });
     environment.add_filter("human_bytes", |bytes: f64| human_bytes(bytes));
-    environment.add_filter("rdn", |dn: &str| first_rdn_value(dn).ok_or_else(|| wrong(format!("`{dn}` is not a distinguished name"))));
+    environment.add_filter("rdn", |dn: &str| {
+        first_rdn_value(dn).ok_or_else(|| wrong(format!("`{dn}` is not a distinguished name")))
+    });
     environment.add_filter("from_json", |text: &str| {
         crate::value::Value::from_json(text).map_or(Mj::from(()), |value| crate::expr::to_minijinja(&value))
     });

@@ -26,9 +26,9 @@ pub fn pieces(text: &str) -> Vec<Piece> {
             .char_indices()
             .find(|(i, c)| !(c.is_ascii_alphabetic() || *c == '_' || (*i > 0 && c.is_ascii_digit())))
             .map_or(after.len(), |(i, _)| i);
-        if after.starts_with('$') {
+        if let Some(after) = after.strip_prefix('$') {
             plain.push('$');
-            rest = &after[1..];
+            rest = after;
         } else if name_len == 0 {
             plain.push('$');
             rest = after;
@@ -66,7 +66,10 @@ mod tests {
 
     #[test]
     fn dollars_and_names_are_told_apart() {
-        assert_eq!(params("(&(cn=$project.*)(x=$$y)(z=$1)$_a2)"), vec![Text::from("project"), Text::from("_a2")]);
+        assert_eq!(
+            params("(&(cn=$project.*)(x=$$y)(z=$1)$_a2)"),
+            vec![Text::from("project"), Text::from("_a2")]
+        );
         assert_eq!(pieces("a$$b$"), vec![Piece::Text("a$b$".into())]);
     }
 }

@@ -51,7 +51,11 @@ impl RunState {
     pub fn is_final(self) -> bool {
         matches!(
             self,
-            RunState::Succeeded | RunState::Degraded | RunState::Failed | RunState::Undone | RunState::Cancelled
+            RunState::Succeeded
+                | RunState::Degraded
+                | RunState::Failed
+                | RunState::Undone
+                | RunState::Cancelled
         )
     }
 
@@ -150,9 +154,10 @@ impl NodeState {
             (S::Pending | S::Retryable | S::Running | S::Waiting | S::InDoubt, E::Succeeded { .. }) => {
                 Ok(S::Succeeded)
             }
-            (S::Pending | S::Retryable | S::Running | S::Waiting | S::InDoubt, E::Failed { retry_at, .. }) => {
-                Ok(if retry_at.is_some() { S::Retryable } else { S::Failed })
-            }
+            (
+                S::Pending | S::Retryable | S::Running | S::Waiting | S::InDoubt,
+                E::Failed { retry_at, .. },
+            ) => Ok(if retry_at.is_some() { S::Retryable } else { S::Failed }),
             (S::Running, E::InDoubt { .. }) => Ok(S::InDoubt),
             (S::InDoubt, E::NotApplied { .. }) => Ok(S::Retryable),
             // A failed step may have applied its effect, or a part of it, so it can be undone as well.

@@ -1,5 +1,6 @@
 //! Durations and timestamps as authors write them.
 
+use std::fmt::Write;
 use std::time::Duration;
 
 pub use jiff::Timestamp;
@@ -41,7 +42,7 @@ pub fn format_duration(duration: Duration) -> String {
     let mut text = String::new();
     for (name, unit) in UNITS {
         if name != "w" && rest >= unit {
-            text.push_str(&format!("{}{name}", rest / unit));
+            let _ = write!(text, "{}{name}", rest / unit);
             rest %= unit;
         }
     }
@@ -67,7 +68,8 @@ pub fn parse_timestamp(text: &str) -> Option<Timestamp> {
         }
         None => ("", rest),
     };
-    let nanos: i32 = if fraction.is_empty() { 0 } else { format!("{fraction:0<9}").get(..9)?.parse().ok()? };
+    let nanos: i32 =
+        if fraction.is_empty() { 0 } else { format!("{fraction:0<9}").get(..9)?.parse().ok()? };
     let offset_seconds = if zone == "Z" {
         0
     } else {
@@ -100,7 +102,9 @@ mod tests {
 
     #[test]
     fn durations_read_and_write() {
-        for (text, ms) in [("90s", 90_000), ("1h30m", 5_400_000), ("40d", 3_456_000_000), ("250ms", 250), ("0s", 0)] {
+        for (text, ms) in
+            [("90s", 90_000), ("1h30m", 5_400_000), ("40d", 3_456_000_000), ("250ms", 250), ("0s", 0)]
+        {
             assert_eq!(parse_duration(text), Some(Duration::from_millis(ms)), "{text}");
         }
         assert_eq!(format_duration(Duration::from_secs(90)), "1m30s");

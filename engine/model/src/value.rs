@@ -401,7 +401,9 @@ impl<'de> Visitor<'de> for ValueVisitor {
         Ok(Value::Int(number))
     }
     fn visit_u64<E: de::Error>(self, number: u64) -> Result<Value, E> {
-        i64::try_from(number).map(Value::Int).map_err(|_| E::custom(format!("the number {number} is too large")))
+        i64::try_from(number)
+            .map(Value::Int)
+            .map_err(|_| E::custom(format!("the number {number} is too large")))
     }
     fn visit_f64<E>(self, number: f64) -> Result<Value, E> {
         Ok(Value::Float(number))
@@ -444,7 +446,11 @@ mod keys {
 
     pub(super) fn shared(key: String) -> Text {
         LAST_SETS.with_borrow(|sets| {
-            sets.iter().flat_map(|set| set.iter()).find(|known| ***known == *key).cloned().unwrap_or_else(|| key.into())
+            sets.iter()
+                .flat_map(|set| set.iter())
+                .find(|known| ***known == *key)
+                .cloned()
+                .unwrap_or_else(|| key.into())
         })
     }
 
@@ -470,8 +476,8 @@ mod keys {
 /// picked up on the other side of one `newtype_struct` call. The same method carries minijinja's own values.
 mod bridge {
     use super::{
-        Arc, Deserializer, IntoDeserializer, List, Map, MapAccess, SeqAccess, Serialize, SerializeMap, SerializeSeq,
-        Serializer, Text, Value, ValueError, Visitor, de,
+        Arc, Deserializer, IntoDeserializer, List, Map, MapAccess, SeqAccess, Serialize, SerializeMap,
+        SerializeSeq, Serializer, Text, Value, ValueError, Visitor, de,
     };
     use serde::forward_to_deserialize_any;
     use std::cell::{Cell, RefCell};
@@ -708,7 +714,11 @@ mod bridge {
     impl serde::ser::SerializeStruct for Entries {
         type Ok = Value;
         type Error = ValueError;
-        fn serialize_field<T: Serialize + ?Sized>(&mut self, key: &'static str, value: &T) -> Result<(), ValueError> {
+        fn serialize_field<T: Serialize + ?Sized>(
+            &mut self,
+            key: &'static str,
+            value: &T,
+        ) -> Result<(), ValueError> {
             self.entries.push((key.into(), value.serialize(Writer)?));
             Ok(())
         }
@@ -719,7 +729,11 @@ mod bridge {
     impl serde::ser::SerializeStructVariant for Variant<Entries> {
         type Ok = Value;
         type Error = ValueError;
-        fn serialize_field<T: Serialize + ?Sized>(&mut self, key: &'static str, value: &T) -> Result<(), ValueError> {
+        fn serialize_field<T: Serialize + ?Sized>(
+            &mut self,
+            key: &'static str,
+            value: &T,
+        ) -> Result<(), ValueError> {
             serde::ser::SerializeStruct::serialize_field(&mut self.inner, key, value)
         }
         fn end(self) -> Out {
@@ -730,7 +744,7 @@ mod bridge {
     /// Reads typed data out of a value.
     pub(super) struct Reader<'v>(pub(super) &'v Value);
 
-    impl<'de, 'v> Deserializer<'de> for Reader<'v> {
+    impl<'de> Deserializer<'de> for Reader<'_> {
         type Error = ValueError;
 
         fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ValueError> {
@@ -772,7 +786,9 @@ mod bridge {
                 Value::Map(map) if map.len() == 1 => {
                     visitor.visit_enum(de::value::MapAccessDeserializer::new(MapReader { map, next: 0 }))
                 }
-                other => Err(ValueError(format!("expected a name or a map with one key, found {}", other.kind()))),
+                other => {
+                    Err(ValueError(format!("expected a name or a map with one key, found {}", other.kind())))
+                }
             }
         }
         fn deserialize_f64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ValueError> {
@@ -793,7 +809,10 @@ mod bridge {
     }
     impl<'de> SeqAccess<'de> for ListReader<'_> {
         type Error = ValueError;
-        fn next_element_seed<T: de::DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, ValueError> {
+        fn next_element_seed<T: de::DeserializeSeed<'de>>(
+            &mut self,
+            seed: T,
+        ) -> Result<Option<T::Value>, ValueError> {
             let Some(item) = self.items.get(self.next) else { return Ok(None) };
             self.next += 1;
             seed.deserialize(Reader(item)).map(Some)
@@ -809,15 +828,20 @@ mod bridge {
     }
     impl<'de> MapAccess<'de> for MapReader<'_> {
         type Error = ValueError;
-        fn next_key_seed<K: de::DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, ValueError> {
+        fn next_key_seed<K: de::DeserializeSeed<'de>>(
+            &mut self,
+            seed: K,
+        ) -> Result<Option<K::Value>, ValueError> {
             match self.map.entry(self.next) {
                 Some((key, _)) => seed.deserialize((&**key).into_deserializer()).map(Some),
                 None => Ok(None),
             }
         }
         fn next_value_seed<V: de::DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, ValueError> {
-            let (_, value) =
-                self.map.entry(self.next).ok_or_else(|| ValueError("a map value was read before its key".into()))?;
+            let (_, value) = self
+                .map
+                .entry(self.next)
+                .ok_or_else(|| ValueError("a map value was read before its key".into()))?;
             self.next += 1;
             seed.deserialize(Reader(value))
         }
@@ -860,7 +884,9 @@ mod tests {
             ratio: 2.0,
         };
         let value = Value::of(&typed).unwrap();
-        let (Value::List(inner), Value::List(original)) = (value.get("rows").unwrap(), &rows) else { panic!() };
+        let (Value::List(inner), Value::List(original)) = (value.get("rows").unwrap(), &rows) else {
+            panic!()
+        };
         assert!(Arc::ptr_eq(inner, original), "the list is shared on the way in");
         let back: Typed = value.read().unwrap();
         let Value::List(inner) = &back.rows else { panic!() };

@@ -1,0 +1,69 @@
+//! The benchmark program behind `BENCHMARKS.md`: measures this machine and prints a Markdown report.
+//!
+//! Every figure that has a peer is a ratio to that peer in the same run. `cargo xtask bench` builds the release binary and
+//! starts this. Each group can be run alone: `cargo xtask bench engine`.
+
+mod check;
+mod engine;
+mod processes;
+mod report;
+mod updatetools;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use clap::{Parser, ValueEnum};
+
+use crate::report::Report;
+
+/// Measures Farrier.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// What to measure; everything without any.
+    groups: Vec<Group>,
+    /// The release binary.
+    #[arg(long, default_value = "target/release/farrier")]
+    binary: PathBuf,
+    /// How often each measurement is repeated; the report gives the median and the worst.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// A Python with the packages of benches/peer/requirements.txt, for the comparison with a plain script.
+    #[arg(long, default_value = "python3")]
+    python: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Group {
+    /// No-op steps on SQLite: what the engine costs.
+    Engine,
+    /// Ten thousand processes, against ninja and make.
+    Processes,
+    /// Checking many runbooks; starting the program.
+    Check,
+    /// updatetools on real servers, against a plain Python script.
+    Updatetools,
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let binary = arguments.binary.canonicalize().with_context(|| {
+        format!("there is no binary at {}; run `cargo build --release`", arguments.binary.display())
+    })?;
+    ensure!(arguments.rounds > 0, "at least one round is needed");
+    let wants = |group| arguments.groups.is_empty() || arguments.groups.contains(&group);
+    let mut report = Report::new(arguments.rounds);
+    if wants(Group::Engine) {
+        engine::measure(&mut report)?;
+    }
+    if wants(Group::Processes) {
+        processes::measure(&mut report, &binary)?;
+    }
+    if wants(Group::Check) {
+        check::measure(&mut report, &binary)?;
+    }
+    if wants(Group::Updatetools) {
+        updatetools::measure(&mut report, &binary, &arguments.python)?;
+    }
+    print!("{}", report.finish());
+    Ok(())
+}

@@ -1,0 +1,135 @@
+//! The names that a step's expressions see.
+
+use farrier_model::expr::Scope;
+use farrier_model::{Failure, FailureKind, NodeState, Text, Value};
+use farrier_runbook::graph::StepIndex;
+
+use crate::run::{NodeRef, NodeRun, Phase, Run};
+
+impl Run {
+    /// The scope of a node: `inputs`, `vars`, `run`, the outputs of the steps it reads, and the item.
+    ///
+    /// # Errors
+    /// When a `vars` entry cannot be evaluated.
+    pub(crate) fn scope(&mut self, reference: NodeRef) -> Result<Scope, Failure> {
+        let graph = self.graph.clone();
+        let step = graph.step(reference.step);
+        let mut names = self.base_names()?;
+        let outputs = step.reads.iter().map(|read| (graph.step(*read).id.clone(), self.output(*read)));
+        names.push(("steps".into(), Value::map(outputs.collect::<Vec<_>>())));
+        let scope = Scope::new(names);
+        Ok(match (&step.for_each, reference.item) {
+            (Some(for_each), Some(item)) => {
+                let value = self
+                    .step(reference.step)
+                    .items
+                    .as_ref()
+                    .and_then(|items| items.values.get(item as usize));
+                scope.with(for_each.as_name.clone(), value.cloned().unwrap_or_default())
+            }
+            _ => scope,
+        })
+    }
+
+    /// The scope of the runbook's outputs: as a step that reads every step.
+    pub(crate) fn outputs_scope(&mut self) -> Result<Scope, Failure> {
+        let graph = self.graph.clone();
+        let mut names = self.base_names()?;
+        let outputs: Vec<(Text, Value)> =
+            graph.indices().map(|index| (graph.step(index).id.clone(), self.output(index))).collect();
+        names.push(("steps".into(), Value::map(outputs)));
+        Ok(Scope::new(names))
+    }
+
+    fn base_names(&mut self) -> Result<Vec<(Text, Value)>, Failure> {
+        let run = Value::map([
+            ("id", Value::text(self.id.to_string())),
+            ("runbook", Value::text(self.graph.name.clone())),
+            ("environment", Value::text(self.environment.clone())),
+            ("started_at", Value::text(self.started_at.to_string())),
+            ("state", Value::text(self.provisional_state().name())),
+            ("title", Value::text(self.title())),
+        ]);
+        let mut names: Vec<(Text, Value)> = vec![
+            ("inputs".into(), self.inputs.clone()),
+            ("run".into(), run),
+            ("targets".into(), self.targets.clone()),
+        ];
+        if self.memory.vars.is_none() {
+            let vars = self.eval_vars(names.clone());
+            self.memory.vars = Some(vars);
+        }
+        let vars = self.memory.vars.clone().unwrap_or(Ok(Value::Null))?;
+        names.push(("vars".into(), vars));
+        Ok(names)
+    }
+
+    fn eval_vars(&self, names: Vec<(Text, Value)>) -> Result<Value, Failure> {
+        let mut vars: Vec<(Text, Value)> = Vec::new();
+        for (name, template) in &self.graph.vars {
+            let mut names = names.clone();
+            names.push(("vars".into(), Value::map(vars.clone())));
+            let value = template.eval(&Scope::new(names)).map_err(|error| {
+                Failure::new(FailureKind::Input, format!("in `vars.{name}`: {}", error.message))
+            })?;
+            vars.push((name.clone(), value));
+        }
+        Ok(Value::map(vars))
+    }
+
+    /// The run's title: `run_title` of the runbook, or its name.
+    pub fn title(&self) -> String {
+        let names = vec![("inputs".into(), self.inputs.clone())];
+        match &self.graph.run_title {
+            Some(title) => match title.eval(&Scope::new(names)) {
+                Ok(title) => title.to_string(),
+                Err(_) => self.graph.name.to_string(),
+            },
+            None => self.graph.name.to_string(),
+        }
+    }
+
+    /// What a step gives to those that read it, as far as it is known.
+    pub(crate) fn output(&self, index: StepIndex) -> Value {
+        let step = self.graph.step(index);
+        let step_run = self.step(index);
+        let node = &step_run.node;
+        let default = || step.default_output.clone().unwrap_or_default();
+        match node.state {
+            NodeState::Skipped | NodeState::Failed | NodeState::Blocked => return default(),
+            NodeState::Pending if matches!(node.phase, Phase::WouldSkip) => return default(),
+            _ => {}
+        }
+        if step.for_each.is_some() {
+            return match &step_run.items {
+                Some(items) => {
+                    let keys: std::sync::Arc<[Text]> = ["key", "state", "output"].map(Text::from).into();
+                    let rows = items.keys.iter().zip(&items.nodes).map(|(key, item)| {
+                        let cells = vec![
+                            Value::Text(key.clone()),
+                            Value::text(item.state.name()),
+                            node_output(item, &step.id, step.default_output.as_ref()),
+                        ];
+                        Value::record(keys.clone(), cells)
+                    });
+                    Value::map([("items", Value::list(rows.collect()))])
+                }
+                None => Value::Unknown(step.id.clone()),
+            };
+        }
+        node_output(node, &step.id, step.default_output.as_ref())
+    }
+}
+
+fn node_output(node: &NodeRun, step: &Text, default: Option<&Value>) -> Value {
+    if let Some(output) = &node.output {
+        return output.clone();
+    }
+    match (&node.state, &node.planned) {
+        (NodeState::Skipped | NodeState::Failed | NodeState::Blocked, _) => {
+            default.cloned().unwrap_or_default()
+        }
+        (_, Some(planned)) => planned.planned.output.clone().unwrap_or_else(|| Value::Unknown(step.clone())),
+        _ => Value::Unknown(step.clone()),
+    }
+}

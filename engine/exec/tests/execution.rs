@@ -1,0 +1,438 @@
+//! What runs do: needs, conditions, items, retries, checks, failures, undo, guards, children. In-memory store, fakes.
+
+mod common;
+
+use std::sync::Mutex;
+
+use async_trait::async_trait;
+use common::{Bench, runbook};
+use farrier_exec::driver::{Answer, Confirm};
+use farrier_exec::{Plan, PlanStepState};
+use farrier_model::{FailureKind, RunState, Value};
+
+async fn run_text(name: &str, risk: &str, rest: &str) -> (Bench, farrier_exec::Ended) {
+    let bench = Bench::new(name);
+    let start = bench.start(&[runbook(name.rsplit(':').next().unwrap(), risk, rest)], Value::map::<&str>([]));
+    let ended = bench.run(&start).await.unwrap();
+    (bench, ended)
+}
+
+fn object(bench: &Bench, name: &str) -> Value {
+    bench.world.state().objects.get(name).cloned().unwrap_or_default()
+}
+
+#[tokio::test]
+async fn steps_run_in_the_order_of_their_needs_and_pass_outputs_on() {
+    let (bench, ended) = run_text(
+        "order",
+        "recoverable",
+        "steps:
+  third: { uses: fake.set, needs: [second], with: { target: world, object: c, value: '3' }, undo: restore }
+  second: { uses: fake.set, with: { target: world, object: b, value: \"${ steps.first.value ~ '!' }\" }, undo: restore }
+  first: { uses: fake.set, with: { target: world, object: a, value: one }, undo: restore }
+outputs: { all: \"${ steps.second.value }\" }
+",
+    )
+    .await;
+    assert_eq!(ended.state, RunState::Succeeded, "{:?}", ended.failure);
+    assert_eq!(bench.world.state().ledger, ["fake.set a", "fake.set b", "fake.set c"]);
+    assert_eq!(ended.outputs, Value::map([("all", Value::text("one!"))]));
+    assert_eq!(ended.changed, 3);
+}
+
+#[tokio::test]
+async fn a_second_run_changes_nothing_and_records_no_intent() {
+    let rest =
+        "steps:\n  a: { uses: fake.set, with: { target: world, object: a, value: one }, undo: restore }\n";
+    let (bench, _) = run_text("again", "recoverable", rest).await;
+    let start = bench.start(&[runbook("again", "recoverable", rest)], Value::map::<&str>([]));
+    let ended = bench.run(&start).await.unwrap();
+    assert_eq!((ended.state, ended.changed), (RunState::Succeeded, 0));
+    assert_eq!(bench.world.state().ledger.len(), 1);
+    assert_eq!(bench.journal(ended.run).await, ["created", "claimed", "succeeded a", "finished"]);
+}
+
+#[tokio::test]
+async fn conditions_skip_and_skipped_satisfies_a_need() {
+    let (bench, ended) = run_text(
+        "conditions",
+        "recoverable",
+        "inputs: { wanted: { type: bool, default: false } }
+steps:
+  maybe: { uses: fake.set, if: inputs.wanted, with: { target: world, object: a, value: x }, undo: restore }
+  after: { uses: fake.set, needs: [maybe], with: { target: world, object: b, value: y }, undo: restore }
+",
+    )
+    .await;
+    assert_eq!(ended.state, RunState::Succeeded, "{:?}", ended.failure);
+    assert_eq!(bench.world.state().ledger, ["fake.set b"]);
+}
+
+#[tokio::test]
+async fn items_run_by_key_and_their_outputs_come_back_in_order() {
+    let (bench, ended) = run_text(
+        "items",
+        "recoverable",
+        "steps:
+  each:
+    uses: fake.set
+    for_each: { in: \"${ ['x', 'y', 'z'] }\", as: name, key: name, parallel: 2 }
+    with: { target: world, object: \"${ name }\", value: \"${ name ~ name }\" }
+    undo: restore
+outputs: { all: \"${ steps.each.items | map(attribute='output.value') | join(',') }\" }
+",
+    )
+    .await;
+    assert_eq!(ended.state, RunState::Succeeded, "{:?}", ended.failure);
+    assert_eq!(ended.outputs.get("all"), Some(&Value::text("xx,yy,zz")));
+    let journal = bench.journal(ended.run).await;
+    assert!(journal.contains(&"intent each[y]".to_owned()), "{journal:?}");
+    assert_eq!(journal.iter().filter(|line| line.starts_with("expanded")).count(), 1);
+}
+
+#[tokio::test]
+async fn one_failed_item_is_isolated_or_stops_the_rest() {
+    for (mode, expected) in [("isolate", 2), ("stop", 0)] {
+        let bench = Bench::new(&format!("item_failure_{mode}"));
+        bench.world.state.lock().unwrap().failing.insert("a".into(), 9);
+        let rest = format!(
+            "steps:
+  each:
+    uses: fake.set
+    for_each: {{ in: \"${{ ['a', 'b', 'c'] }}\", as: name, key: name, parallel: 1, on_item_failure: {mode} }}
+    with: {{ target: world, object: \"${{ name }}\", value: v }}
+    undo: restore
+"
+        );
+        let start = bench.start(&[runbook("item_failure", "recoverable", &rest)], Value::map::<&str>([]));
+        let ended = bench.run(&start).await.unwrap();
+        assert_eq!(ended.state, RunState::Failed);
+        assert_eq!(bench.world.state().ledger.len(), expected, "{mode}");
+        let message = ended.failure.unwrap().message;
+        assert!(message.contains("1 of 3 items failed") && message.contains("`a`"), "{message}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn attempts_are_repeated_with_pauses_and_recorded() {
+    let bench = Bench::new("retry");
+    bench.world.state.lock().unwrap().failing.insert("a".into(), 2);
+    let rest = "steps:
+  a:
+    uses: fake.set
+    with: { target: world, object: a, value: v }
+    retry: { attempts: 3, backoff: 10ms..20ms }
+    undo: restore
+";
+    let start = bench.start(&[runbook("retry", "recoverable", rest)], Value::map::<&str>([]));
+    let ended = bench.run(&start).await.unwrap();
+    assert_eq!(ended.state, RunState::Succeeded, "{:?}", ended.failure);
+    let journal = bench.journal(ended.run).await;
+    let of_a: Vec<&str> = journal.iter().filter(|l| l.ends_with(" a")).map(String::as_str).collect();
+    assert_eq!(of_a, ["intent a", "failed a", "intent a", "failed a", "intent a", "succeeded a"]);
+}
+
+#[tokio::test]
+async fn expectations_fail_a_step_or_finish_the_run() {
+    let (_, ended) = run_text(
+        "expect",
+        "read_only",
+        "steps:
+  look:
+    uses: fake.read
+    with: { target: world, object: nothing }
+    expect: [{ that: result.value is not none, otherwise: \"there is no object in ${ run.runbook }\" }]
+",
+    )
+    .await;
+    assert_eq!(ended.state, RunState::Failed);
+    let failure = ended.failure.unwrap();
+    assert_eq!((failure.kind, &*failure.message), (FailureKind::Expectation, "there is no object in expect"));
+
+    let (bench, ended) = run_text(
+        "finish",
+        "recoverable",
+        "steps:
+  look:
+    uses: fake.read
+    with: { target: world, object: nothing }
+    expect: [{ that: result.value is not none, otherwise: nothing is left to do, then: finish }]
+  write: { uses: fake.set, needs: [look], with: { target: world, object: a, value: v }, undo: restore }
+",
+    )
+    .await;
+    assert_eq!(ended.state, RunState::Succeeded);
+    assert!(bench.world.state().ledger.is_empty());
+    assert!(bench.journal(ended.run).await.contains(&"skipped write".to_owned()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn verify_polls_until_it_holds_or_time_is_up() {
+    let bench = Bench::new("verify");
+    let rest = "steps:
+  a:
+    uses: fake.read
+    with: { target: world, object: a }
+    verify: { that: result.value == 'ready', within: 10m, every: 5s, otherwise: it never became ready }
+";
+    let start = bench.start(&[runbook("verify", "read_only", rest)], Value::map::<&str>([]));
+    let world = bench.world.clone();
+    let later = tokio::spawn(async move {
+        tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+        world.state.lock().unwrap().objects.insert("a".into(), Value::text("ready"));
+    });
+    let ended = bench.run(&start).await.unwrap();
+    later.await.unwrap();
+    assert_eq!(ended.state, RunState::Succeeded, "{:?}", ended.failure);
+    assert!(bench.world.state().reads > 5);
+
+    bench.world.state.lock().unwrap().objects.clear();
+    let ended = bench.run(&start).await.unwrap();
+    let failure = ended.failure.unwrap();
+    assert_eq!(failure.kind, FailureKind::Verification);
+    assert!(failure.message.starts_with("it never became ready"), "{failure}");
+}
+
+#[tokio::test]
+async fn a_continued_failure_degrades_the_run_and_blocks_what_needs_it() {
+    let bench = Bench::new("continue");
+    let rest = "steps:
+  weak: { uses: fake.set, with: { target: world, object: a, value: v, fail: true }, on_failure: continue, undo: none }
+  needs_it: { uses: fake.set, needs: [weak], with: { target: world, object: b, value: v }, undo: none }
+  does_not: { uses: fake.set, needs: [{ weak: finished }], with: { target: world, object: c, value: v }, undo: none }
+";
+    let start = bench.start(&[runbook("continue", "recoverable", rest)], Value::map::<&str>([]));
+    let ended = bench.run(&start).await.unwrap();
+    assert_eq!(ended.state, RunState::Degraded);
+    assert_eq!(bench.world.state().ledger, ["fake.set c"]);
+    assert!(bench.journal(ended.run).await.contains(&"blocked needs_it".to_owned()));
+}
+
+#[tokio::test]
+async fn a_failure_undoes_everything_in_reverse_order() {
+    let bench = Bench::new("undo");
+    bench.world.state.lock().unwrap().objects.insert("b".into(), Value::text("old"));
+    let before = bench.world.state().objects;
+    let rest = "steps:
+  a: { uses: fake.set, with: { target: world, object: a, value: new }, undo: restore }
+  b: { uses: fake.set, needs: [a], with: { target: world, object: b, value: new }, undo: restore }
+  c: { uses: fake.keyed, needs: [b], with: { target: world, object: c, value: new }, undo: restore }
+  bad: { uses: fake.set, needs: [c], with: { target: world, object: d, value: new, fail: true }, on_failure: undo, undo: restore }
+finally:
+  tell: { uses: fake.set, with: { target: world, object: told, value: \"${ run.state }\" }, undo: none }
+";
+    let start = bench.start(&[runbook("undo", "recoverable", rest)], Value::map::<&str>([]));
+    let ended = bench.run(&start).await.unwrap();
+    assert_eq!(ended.state, RunState::Undone, "{:?}", ended.failure);
+    let state = bench.world.state();
+    assert_eq!(
+        state.ledger,
+        [
+            "fake.set a",
+            "fake.set b",
+            "fake.keyed c",
+            "undo fake.keyed c",
+            "undo fake.set b",
+            "undo fake.set a",
+            "fake.set told"
+        ]
+    );
+    assert_eq!(state.objects.get("told"), Some(&Value::text("undone")));
+    let mut rest = state.objects;
+    rest.remove("told");
+    assert_eq!(rest, before);
+}
+
+#[tokio::test]
+async fn nothing_is_undone_behind_a_commit_point() {
+    let bench = Bench::new("commit_point");
+    let rest = "steps:
+  a: { uses: fake.set, with: { target: world, object: a, value: new }, undo: restore, commit_point: true }
+  bad: { uses: fake.set, needs: [a], with: { target: world, object: d, value: new, fail: true }, on_failure: undo, undo: none }
+";
+    let start = bench.start(&[runbook("commit_point", "recoverable", rest)], Value::map::<&str>([]));
+    let ended = bench.run(&start).await.unwrap();
+    assert_eq!(ended.state, RunState::Failed);
+    assert_eq!(object(&bench, "a"), Value::text("new"));
+}
+
+struct Asked {
+    plan: Mutex<Option<Plan>>,
+    answer: Answer,
+}
+
+#[async_trait]
+impl Confirm for Asked {
+    async fn confirm(&self, plan: &Plan) -> Answer {
+        *self.plan.lock().unwrap() = Some(plan.clone());
+        self.answer.clone()
+    }
+}
+
+#[tokio::test]
+async fn the_barrier_shows_the_whole_plan_and_no_write_happens_before_the_answer() {
+    let bench = Bench::new("barrier");
+    let rest = "steps:
+  a: { uses: fake.set, with: { target: world, object: a, value: v }, undo: none }
+  b: { uses: fake.set, needs: [a], with: { target: world, object: b, value: \"${ steps.a.value }\" }, undo: none }
+  look: { uses: fake.read, needs: [b], with: { target: world, object: b } }
+  c: { uses: fake.set, with: { target: world, object: c, value: \"${ steps.look.value }\" }, undo: none }
+";
+    let start = bench.start(&[runbook("barrier", "recoverable", rest)], Value::map::<&str>([]));
+    let asked = Asked { plan: Mutex::new(None), answer: Answer::Decline };
+    let ended = bench.run_with(&start, &asked).await.unwrap();
+    assert_eq!(ended.state, RunState::Cancelled);
+    assert!(bench.world.state().ledger.is_empty());
+    let plan = asked.plan.into_inner().unwrap().unwrap();
+    let states: Vec<_> = plan.steps.iter().map(|step| (&*step.id, step.state.clone())).collect();
+    assert_eq!(
+        states,
+        [
+            ("a", PlanStepState::Changes),
+            ("b", PlanStepState::Changes),
+            ("look", PlanStepState::After("b".into())),
+            ("c", PlanStepState::After("look".into())),
+        ]
+    );
+    assert_eq!(plan.summary.create, 2);
+
+    let dry = bench.driver().plan(&start).await.unwrap();
+    assert_eq!(dry.steps.len(), 4);
+    assert!(!dry.is_certain());
+    assert!(bench.world.state().ledger.is_empty());
+    assert_eq!(
+        bench.store.runs(farrier_store::RunFilter::default()).await.unwrap().len(),
+        1,
+        "a plan keeps no journal"
+    );
+}
+
+#[tokio::test]
+async fn guards_stop_or_ask_before_the_first_write() {
+    for (otherwise, state) in [("stop", RunState::Failed), ("ask", RunState::Parked)] {
+        let bench = Bench::new(&format!("guard_{otherwise}"));
+        let rest = format!(
+            "guards:
+  - {{ count: [create], at_most: 2, otherwise: {otherwise} }}
+steps:
+  each:
+    uses: fake.set
+    for_each: {{ in: \"${{ ['a', 'b', 'c'] }}\", as: name, key: name }}
+    with: {{ target: world, object: \"${{ name }}\", value: v }}
+    undo: restore
+"
+        );
+        let start = bench.start(&[runbook("guard", "recoverable", &rest)], Value::map::<&str>([]));
+        let ended = bench.run(&start).await.unwrap();
+        assert_eq!(ended.state, state, "{otherwise}");
+        assert!(bench.world.state().ledger.is_empty(), "{otherwise}: nothing is written");
+        if otherwise == "stop" {
+            assert_eq!(ended.failure.unwrap().kind, FailureKind::Guard);
+        } else {
+            let row = bench.store.run(ended.run).await.unwrap().unwrap();
+            assert_eq!(row.state, RunState::Parked);
+            let again = bench
+                .driver()
+                .resume(ended.run, &start, &farrier_exec::driver::ProceedAlways, &[])
+                .await
+                .unwrap();
+            assert_eq!(again.state, RunState::Parked, "without acceptance it is parked again");
+            let guard = again.guard.clone().unwrap();
+            let done = bench
+                .driver()
+                .resume(ended.run, &start, &farrier_exec::driver::ProceedAlways, &[guard])
+                .await
+                .unwrap();
+            assert_eq!(done.state, RunState::Succeeded, "{:?}", done.failure);
+            assert_eq!(bench.world.state().ledger.len(), 3);
+        }
+    }
+}
+
+#[tokio::test]
+async fn guards_count_again_when_unknown_parts_become_known() {
+    let bench = Bench::new("late_guard");
+    let rest = "guards:
+  - { count: [create], at_most: 2, otherwise: stop }
+steps:
+  first: { uses: fake.set, with: { target: world, object: list, value: \"${ ['a', 'b', 'c'] }\" }, undo: restore }
+  read: { uses: fake.read, needs: [first], with: { target: world, object: list } }
+  each:
+    uses: fake.set
+    for_each: { in: \"${ steps.read.value }\", as: name, key: name, parallel: 1 }
+    with: { target: world, object: \"${ name }\", value: v }
+    undo: restore
+";
+    let start = bench.start(&[runbook("late_guard", "recoverable", rest)], Value::map::<&str>([]));
+    let ended = bench.run(&start).await.unwrap();
+    assert_eq!(ended.state, RunState::Failed);
+    assert!(bench.world.state().ledger.len() <= 2, "{:?}", bench.world.state().ledger);
+}
+
+#[tokio::test]
+async fn child_runs_have_their_own_journal_and_their_changes_count_for_the_parent() {
+    let bench = Bench::new("children");
+    let parent = runbook(
+        "children",
+        "recoverable",
+        "steps:
+  each:
+    uses: runbook.child
+    for_each: { in: \"${ ['a', 'b'] }\", as: name, key: name }
+    with: { name: \"${ name }\" }
+    undo: none
+outputs: { all: \"${ steps.each.items | map(attribute='output.made') | join(',') }\" }
+",
+    );
+    let child = runbook(
+        "child",
+        "recoverable",
+        "inputs: { name: { type: string } }
+steps:
+  make: { uses: fake.set, with: { target: world, object: \"${ inputs.name }\", value: \"${ inputs.name ~ '!' }\" }, undo: restore }
+outputs: { made: \"${ steps.make.value }\" }
+",
+    );
+    let start = bench.start(&[parent, child], Value::map::<&str>([]));
+    let plan = bench.driver().plan(&start).await.unwrap();
+    assert_eq!(plan.summary.create, 2, "{plan:#?}");
+    assert!(plan.steps[0].items[0].child.is_some());
+    let ended = bench.run(&start).await.unwrap();
+    assert_eq!(ended.state, RunState::Succeeded, "{:?}", ended.failure);
+    assert_eq!(ended.outputs.get("all"), Some(&Value::text("a!,b!")));
+    let runs = bench.store.runs(farrier_store::RunFilter::default()).await.unwrap();
+    assert_eq!(runs.len(), 3);
+    assert_eq!(runs.iter().filter(|row| row.parent == Some(ended.run)).count(), 2);
+}
+
+#[tokio::test]
+async fn a_failed_read_is_in_the_plan_and_names_its_target() {
+    let bench = Bench::new("failed_read");
+    bench.world.state.lock().unwrap().failing.insert("a".into(), 99);
+    let rest = "steps:\n  look: { uses: fake.read, with: { target: world, object: a } }\n";
+    let start = bench.start(&[runbook("failed_read", "read_only", rest)], Value::map::<&str>([]));
+    let plan = bench.driver().plan(&start).await.unwrap();
+    assert_eq!(
+        plan.failure.as_ref().map(ToString::to_string).unwrap(),
+        "target `world`: the world does not answer"
+    );
+    assert!(matches!(plan.steps[0].state, PlanStepState::Failed(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn timeouts_end_attempts_and_whole_runs() {
+    let bench = Bench::new("timeout");
+    let rest = "timeout: 10s
+steps:
+  wait:
+    uses: fake.read
+    with: { target: world, object: a }
+    verify: { that: result.value == 'never', within: 1h, every: 1s }
+    retry: { attempts: 3, on: [verification] }
+  after: { uses: fake.read, needs: [wait], with: { target: world, object: b } }
+";
+    let start = bench.start(&[runbook("timeout", "read_only", rest)], Value::map::<&str>([]));
+    let ended = bench.run(&start).await.unwrap();
+    assert_eq!(ended.state, RunState::Failed);
+    assert_eq!(ended.failure.unwrap().kind, FailureKind::Timeout);
+}
