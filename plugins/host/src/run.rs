@@ -228,10 +228,7 @@ fn quoted(word: &str) -> String {
         return word.to_owned();
     }
     if word.chars().any(char::is_control) {
-        return format!(
-            "$'{}'",
-            word.escape_debug().to_string().replace('\'', "\\'").replace("\\\\'", "\\'")
-        );
+        return format!("$'{}'", word.escape_debug());
     }
     format!("'{}'", word.replace('\'', r"'\''"))
 }
@@ -445,7 +442,7 @@ mod tests {
             ("a b", "'a b'"),
             ("it's", r"'it'\''s'"),
             ("$HOME", "'$HOME'"),
-            ("a\nb", r"$'a\nb'"),
+            ("a\nb'c", r"$'a\nb\'c'"),
             ("é", "é"),
         ] {
             assert_eq!(quoted(word), expected, "{word:?}");
