@@ -96,7 +96,7 @@ impl Add {
             after: wanted.to_value(),
             fingerprint: None,
         };
-        let mut planned = Planned::changes(vec![change], output).considered(1);
+        let mut planned = Planned::changes(vec![change], output).considered(0);
         if fetch(directory, &self.base, vec!["1.1".into()]).await?.is_none() {
             planned =
                 planned.note(format!("`{}` does not exist yet; it must when this is applied", self.base));

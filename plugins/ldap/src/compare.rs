@@ -23,7 +23,8 @@ pub(crate) enum Way {
     Undo,
 }
 
-/// Sets the attributes of existing entries. Entries that are as wanted already are left alone.
+/// Sets the attributes of existing entries. Entries that are as wanted already are left alone. An attribute with equal
+/// values before and after is a condition: apply compares it, undo does not need it.
 pub(crate) async fn set_all(
     directory: &dyn WritableDirectory,
     changes: &[Change],
@@ -39,16 +40,19 @@ pub(crate) async fn set_all(
         let dn = object(change)?;
         let before = Image::from_change(&change.before, &change.object)?;
         let after = Image::from_change(&change.after, &change.object)?;
-        let (from, to) = match way {
-            Way::Apply => (before, after),
-            Way::Undo => (after, before),
+        let touched = |image: &Image, other: &Image| image.differing_from(other);
+        let (condition, from, to) = match way {
+            Way::Apply => (before.clone(), touched(&before, &after), touched(&after, &before)),
+            Way::Undo => (Image::default(), touched(&after, &before), touched(&before, &after)),
         };
-        let names = from.names().map(str::to_owned).chain([VERSION.to_owned()]).collect();
+        let names = before.names().map(str::to_owned).chain([VERSION.to_owned()]).collect();
         let entry = fetch(directory, &dn, names).await?.ok_or_else(|| gone(&dn))?;
         if to.differences(&entry).is_empty() {
             continue;
         }
-        let differences = from.differences(&entry);
+        let mut differences = from.differences(&entry);
+        differences.extend(condition.differences(&entry));
+        differences.dedup();
         if !differences.is_empty() {
             return Err(drifted(&dn, &differences));
         }

@@ -78,7 +78,8 @@ impl Delete {
             });
         }
         let output = deleted(&changes);
-        let mut planned = Planned::changes(changes, output).considered(names.len());
+        let existing = changes.len();
+        let mut planned = Planned::changes(changes, output).considered(existing);
         planned.notes = notes;
         Ok(planned)
     }

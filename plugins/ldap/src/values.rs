@@ -62,6 +62,15 @@ impl Image {
             .collect()
     }
 
+    /// The attributes that `other` holds otherwise.
+    pub(crate) fn differing_from(&self, other: &Image) -> Image {
+        let same = |own: &Attribute| {
+            let others = other.0.iter().find(|others| same_attribute(&others.name, &own.name));
+            others.is_some_and(|others| same_values(&own.name, &own.values, &others.values))
+        };
+        Image(self.0.iter().filter(|own| !same(own)).cloned().collect())
+    }
+
     /// What turns this image into `other`, which has the same attributes: old values deleted, new ones added.
     pub(crate) fn edits_to(&self, other: &Image) -> Vec<Edit> {
         let mut edits = Vec::new();

@@ -60,6 +60,8 @@ async fn search(targets: &Arc<Targets>, input: &str) -> Value {
 async fn a_large_answer_is_small_in_memory() {
     let entries = people();
     let directory = Slapd::start(Options { entries, ..Options::default() });
+    let address = directory.url().trim_start_matches("ldap://").to_owned();
+    farrier_testkit::wait_until("the server listens", || std::net::TcpStream::connect(&address).is_ok());
     let config = Value::map([("url", Value::text(directory.url()))]);
     let binding = Binding { alias: "directory".into(), kind: "ldap".into(), config };
     let targets = Arc::new(Targets::new("/".into(), vec![binding], BTreeMap::new()));

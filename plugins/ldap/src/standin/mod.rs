@@ -13,7 +13,7 @@ pub(crate) mod ldif;
 mod rules;
 pub(crate) mod tree;
 
-use std::fs::{File, TryLockError};
+use std::fs::{File, Metadata, TryLockError};
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -52,6 +52,17 @@ struct Stamped {
     inode: u64,
     length: u64,
     modified: Option<SystemTime>,
+}
+
+impl Stamped {
+    fn of(path: PathBuf) -> Result<Stamped, Failure> {
+        let metadata = std::fs::metadata(&path).map_err(|error| unreadable(&path, &error))?;
+        Ok(Stamped::with(path, &metadata))
+    }
+
+    fn with(path: PathBuf, metadata: &Metadata) -> Stamped {
+        Stamped { inode: metadata.ino(), length: metadata.len(), modified: metadata.modified().ok(), path }
+    }
 }
 
 impl LdifDirectory {
@@ -161,23 +172,12 @@ impl Inner {
         } else {
             paths.push(self.path.clone());
         }
-        paths
-            .into_iter()
-            .map(|path| {
-                let metadata = std::fs::metadata(&path).map_err(|error| unreadable(&path, &error))?;
-                Ok(Stamped {
-                    inode: metadata.ino(),
-                    length: metadata.len(),
-                    modified: metadata.modified().ok(),
-                    path,
-                })
-            })
-            .collect()
+        paths.into_iter().map(Stamped::of).collect()
     }
 
     fn write(&self, change: impl FnOnce(&mut Tree) -> Result<Written, Refusal>) -> Result<(), Refusal> {
         let _lock = self.lock()?;
-        let Loaded { mut tree, files } = self.current()?;
+        let Loaded { mut tree, mut files } = self.current()?;
         // Nobody else may see the change before it is on disk, and a failure must leave nothing of it behind.
         self.loaded.lock().unwrap_or_else(PoisonError::into_inner).take();
         let changed = Arc::make_mut(&mut tree);
@@ -193,16 +193,21 @@ impl Inner {
             }
             Ok(written) => written,
         };
-        let path = &files[written.file].path;
-        let text = std::fs::read_to_string(path).map_err(|error| unreadable(path, &error))?;
+        let path = files[written.file].path.clone();
+        let text = std::fs::read_to_string(&path).map_err(|error| unreadable(&path, &error))?;
+        // Someone without the lock, an editor for instance, may have saved the file since it was loaded.
+        let as_loaded = Stamped::of(path.clone())? == files[written.file];
         let text =
             ldif::replace(&text, &written.dn, written.attributes.as_deref()).map_err(|(line, reason)| {
                 Failure::new(FailureKind::Input, format!("{}, line {line}: {reason}", path.display()))
             })?;
-        replace_file(path, &text).map_err(|error| {
+        let metadata = replace_file(&path, &text).map_err(|error| {
             Failure::new(FailureKind::Unreachable, format!("cannot write {}: {error}", path.display()))
         })?;
-        keep(tree, self.files()?);
+        if as_loaded {
+            files[written.file] = Stamped::with(path, &metadata);
+            keep(tree, files);
+        }
         Ok(())
     }
 
@@ -242,7 +247,7 @@ fn unreadable(path: &Path, error: &std::io::Error) -> Failure {
 }
 
 /// After a crash the file is the old one or the new one, whole.
-fn replace_file(path: &Path, text: &str) -> std::io::Result<()> {
+fn replace_file(path: &Path, text: &str) -> std::io::Result<Metadata> {
     let folder = folder_of(path);
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let temporary = folder.join(format!(".{name}.{}", std::process::id()));
@@ -251,13 +256,14 @@ fn replace_file(path: &Path, text: &str) -> std::io::Result<()> {
         file.set_permissions(std::fs::metadata(path)?.permissions())?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
-        std::fs::rename(&temporary, path)
+        std::fs::rename(&temporary, path)?;
+        file.metadata()
     })();
     if written.is_err() {
         let _ = std::fs::remove_file(&temporary);
     }
-    written?;
-    File::open(folder)?.sync_all()
+    File::open(folder)?.sync_all()?;
+    written
 }
 
 /// A refusal with a result code.

@@ -77,6 +77,7 @@ async fn a_server_that_is_down_is_unreachable_and_comes_back() {
     assert!(failure.message.starts_with("cannot connect to `ldap://127.0.0.1:"), "{failure}");
 
     place.slapd().start_again();
+    super::wait_for(place.slapd());
     assert_eq!(count(&reader, &search(Some(7), None)).await, Ok(20), "the same reader connects again");
 }
 

@@ -404,3 +404,92 @@ async fn drift_on_one_object_stops_all_on_files() {
 async fn drift_on_one_object_stops_all_on_a_server() {
     several_objects(&Place::server()).await;
 }
+
+/// What `if_is` names must hold when the change is made, and does not matter when it is taken back.
+async fn conditions(place: &Place) {
+    let registry = registry();
+    let input = json(
+        r#"{"target": "directory", "base": "ou=people,dc=wikimedia,dc=org", "rdn": ["uid", "alice"],
+            "set": {"loginShell": "/bin/false"}, "if_is": {"mail": "alice@example.org"}}"#,
+    );
+    let case = Case {
+        registry: &registry,
+        action: "ldap.modify",
+        input,
+        targets: place.targets(),
+        scope: Scope::default(),
+        observe: Box::new(|| async { place.world() }.boxed()),
+        disturb: None,
+        bad_inputs: vec![],
+    };
+    let action = registry.bind(case.action, &case.input).unwrap();
+    let plan = action.plan(&case.read_cx()).await.unwrap();
+    let write = WriteCx::after_intent(case.read_cx());
+    let mail = |old: &str, new: &str| {
+        let ldif = format!(
+            "dn: uid=alice,ou=people,dc=wikimedia,dc=org\nchangetype: modify\nreplace: mail\nmail: {new}@example.org\n"
+        );
+        place.disturb(&ldif, &format!("mail: {old}@example.org"), &format!("mail: {new}@example.org"));
+    };
+    mail("alice", "moved");
+    let failure = action.apply(&write, &plan.changes).await.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Drift, "{failure}");
+    assert!(failure.message.contains("`mail` of `uid=alice,"), "{failure}");
+
+    mail("moved", "alice");
+    let before = place.world();
+    action.apply(&write, &plan.changes).await.unwrap();
+    mail("alice", "moved");
+    action.apply(&write, &plan.changes).await.expect("it is done already, whatever the condition says now");
+    action.undo(&write, &plan.changes).await.expect("the condition is not part of what is taken back");
+    mail("moved", "alice");
+    assert_eq!(place.world(), before);
+}
+
+#[tokio::test]
+async fn conditions_hold_when_a_change_is_made_on_files() {
+    conditions(&Place::files()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn conditions_hold_when_a_change_is_made_on_a_server() {
+    conditions(&Place::server()).await;
+}
+
+/// Deleting an entry with a password says what undo cannot bring back, and records nothing of it.
+async fn passwords(place: &Place) {
+    let registry = registry();
+    let input = json(
+        r#"{"target": "directory", "entries": [{"base": "uid=novaadmin,ou=people,dc=wikimedia,dc=org"}]}"#,
+    );
+    let case = Case {
+        registry: &registry,
+        action: "ldap.delete",
+        input,
+        targets: place.targets(),
+        scope: Scope::default(),
+        observe: Box::new(|| async { place.world() }.boxed()),
+        disturb: None,
+        bad_inputs: vec![],
+    };
+    let action = registry.bind(case.action, &case.input).unwrap();
+    let plan = action.plan(&case.read_cx()).await.unwrap();
+    assert!(plan.changes[0].before.get("userPassword").is_none(), "{:?}", plan.changes);
+    assert!(!plan.changes[0].before.to_json().contains("testkit"));
+    let note = "`userPassword` of `uid=novaadmin,ou=people,dc=wikimedia,dc=org` is not recorded, so undo cannot bring it back";
+    assert_eq!(plan.notes, [note]);
+    let write = WriteCx::after_intent(case.read_cx());
+    action.apply(&write, &plan.changes).await.unwrap();
+    action.undo(&write, &plan.changes).await.unwrap();
+    let mut world = place.world();
+    let restored = world.remove("uid=novaadmin,ou=people,dc=wikimedia,dc=org").unwrap();
+    assert!(
+        restored.to_json().contains("sn: novaadmin") && !restored.to_json().contains("userPassword"),
+        "{restored}"
+    );
+}
+
+#[tokio::test]
+async fn passwords_are_not_recorded() {
+    passwords(&Place::files()).await;
+}

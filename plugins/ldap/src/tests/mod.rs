@@ -5,6 +5,7 @@ mod faults;
 mod laws;
 mod proxy;
 mod tls;
+mod world;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -12,7 +13,7 @@ use std::sync::Arc;
 
 use farrier_action::harness::World;
 use farrier_action::{ActionRegistry, Binding, ConnectCx, TargetKind, Targets};
-use farrier_model::Value;
+use farrier_model::{Effect, Value};
 use farrier_testkit::TempDir;
 use farrier_testkit::slapd::{Options, Slapd};
 
@@ -37,12 +38,16 @@ enum Kind {
 impl Place {
     /// LDIF files: what the server's base entries are, and the entries above.
     pub(super) fn files() -> Place {
+        Place::files_with(ENTRIES)
+    }
+
+    pub(super) fn files_with(entries: &str) -> Place {
         let folder = farrier_testkit::TempDir::new().unwrap();
         let path = folder.path().join("directory");
         std::fs::create_dir(&path).unwrap();
         let base = include_str!("../../../../engine/testkit/schema/base.ldif");
         std::fs::write(path.join("a-base.ldif"), base).unwrap();
-        std::fs::write(path.join("b-entries.ldif"), ENTRIES).unwrap();
+        std::fs::write(path.join("b-entries.ldif"), entries).unwrap();
         Place { kind: Kind::Files(path), folder }
     }
 
@@ -55,7 +60,7 @@ impl Place {
 
     pub(super) fn server_with(options: Options) -> Place {
         Place {
-            kind: Kind::Server(Box::new(Slapd::start(options))),
+            kind: Kind::Server(Box::new(start(options))),
             folder: farrier_testkit::TempDir::new().unwrap(),
         }
     }
@@ -154,6 +159,20 @@ impl Place {
     }
 }
 
+/// A server that accepts connections: it says that it is starting a moment before it listens.
+pub(super) fn start(options: Options) -> Slapd {
+    let slapd = Slapd::start(options);
+    wait_for(&slapd);
+    slapd
+}
+
+pub(super) fn wait_for(slapd: &Slapd) {
+    for url in [Some(slapd.url()), slapd.tls_url()].into_iter().flatten() {
+        let address = url.split("//").nth(1).unwrap().to_owned();
+        farrier_testkit::wait_until("the server listens", || std::net::TcpStream::connect(&address).is_ok());
+    }
+}
+
 pub(super) fn registry() -> ActionRegistry {
     let mut registry = ActionRegistry::default();
     crate::register(&mut registry).unwrap();
@@ -165,16 +184,19 @@ pub(super) fn json(text: &str) -> Value {
 }
 
 #[test]
-fn every_action_is_registered_once_and_shows_a_step() {
+fn every_action_is_registered_once_and_its_example_is_a_step() {
     let mut registry = registry();
     let names: Vec<&str> = registry.catalog().actions.keys().copied().collect();
     assert_eq!(names, ["ldap.add", "ldap.delete", "ldap.members", "ldap.modify", "ldap.search"]);
     for spec in registry.catalog().actions.values() {
-        assert!(
-            !spec.summary.is_empty() && spec.example.contains(&format!("uses: {}\n", spec.name)),
-            "{}",
-            spec.name
-        );
+        assert!(!spec.summary.is_empty(), "{}", spec.name);
+        let step: Value = serde_saphyr::from_str(spec.example).unwrap();
+        let (_, step) = step.as_map().unwrap().iter().next().unwrap();
+        assert_eq!(step.get("uses").and_then(Value::as_str), Some(spec.name));
+        assert!(spec.effect == Effect::Read || step.get("undo").is_some(), "{}", spec.name);
+        if let Err(failure) = registry.bind(spec.name, step.get("with").unwrap()) {
+            panic!("the example of {}: {failure}", spec.name);
+        }
     }
     let search = &registry.catalog().actions["ldap.search"];
     assert_eq!(

@@ -7,13 +7,13 @@ use farrier_model::{Failure, FailureKind, Value};
 use farrier_testkit::slapd::{Options, Slapd};
 
 use super::proxy::Proxy;
-use super::{Place, json};
+use super::{Place, json, start};
 use crate::directory::Query;
 use crate::dn::Dn;
 use crate::target::{Ldap, LdapConfig};
 
 fn private() -> Slapd {
-    Slapd::start(Options { tls: true, ..Options::default() })
+    start(Options { tls: true, ..Options::default() })
 }
 
 /// Opens the reading side as an account and reads the base entry.
@@ -84,7 +84,7 @@ async fn certificates_are_verified_before_anyone_binds() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn start_tls_is_required_and_not_just_tried() {
-    let (place, slapd, other) = (Place::files(), Slapd::start(Options::default()), private());
+    let (place, slapd, other) = (Place::files(), start(Options::default()), private());
     let ca = other.ca_file().display().to_string();
     let mark = slapd.mark();
     let failure = read(&place, &slapd, &slapd.url(), Some(true), Some(&ca)).await.unwrap_err();
