@@ -22,6 +22,25 @@ pub struct Source {
     pub text: Arc<str>,
 }
 
+impl Source {
+    /// A file as it was read.
+    ///
+    /// # Errors
+    /// The file is too large or not UTF-8: the diagnostics say so.
+    pub fn from_bytes(path: impl Into<String>, bytes: &[u8]) -> Result<Source, Diagnostics> {
+        let path = path.into();
+        if bytes.len() <= crate::yaml::MAX_BYTES
+            && let Ok(text) = std::str::from_utf8(bytes)
+        {
+            return Ok(Source { path, text: text.into() });
+        }
+        let mut out = Diagnostics::new();
+        let file = out.add_file(path, bytes);
+        crate::yaml::parse(file, bytes, &mut out);
+        Err(out)
+    }
+}
+
 /// A file of a [`Diagnostics`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct FileId(pub u32);
@@ -165,6 +184,17 @@ impl Diagnostics {
     /// Adds a mistake.
     pub fn push(&mut self, diagnostic: Diagnostic) {
         self.list.push(diagnostic);
+    }
+
+    /// Adds the files and mistakes of another collection after those of this one.
+    pub fn append(&mut self, other: Diagnostics) {
+        let base = self.sources.len() as u32;
+        self.sources.extend(other.sources);
+        self.list.extend(other.list.into_iter().map(|mut diagnostic| {
+            diagnostic.span.file.0 += base;
+            diagnostic.labels.iter_mut().for_each(|(span, _)| span.file.0 += base);
+            diagnostic
+        }));
     }
 
     /// How many were pushed.
@@ -490,6 +520,26 @@ mod tests {
             assert!(out.render(true).contains("a.yaml"));
             assert!(out.to_json().is_array());
         }
+    }
+
+    #[test]
+    fn files_that_cannot_be_read_are_reported_together() {
+        let mut all = Diagnostics::new();
+        for (path, bytes) in [("big.yaml", vec![b'a'; 2 << 20]), ("latin.yaml", b"a: b\na: \xe9\n".to_vec())]
+        {
+            all.append(Source::from_bytes(path, &bytes).expect_err(path));
+        }
+        let places: Vec<String> = all
+            .sorted()
+            .iter()
+            .map(|found| {
+                let (line, column) = all.position(found.span.file, found.span.start);
+                let path = &all.source(found.span.file).unwrap().path;
+                format!("{} {path}:{line}:{column}", found.code)
+            })
+            .collect();
+        assert_eq!(places, ["E0101 big.yaml:1:1", "E0102 latin.yaml:2:4"]);
+        assert_eq!(&*Source::from_bytes("a.yaml", "é".as_bytes()).unwrap().text, "é");
     }
 
     #[test]

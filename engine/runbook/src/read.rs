@@ -627,6 +627,9 @@ fn wrong_type(place: Place<'_>, out: &mut Diagnostics) -> Option<Template> {
     None
 }
 
+/// After so many problems nobody reads the help of the next one.
+const ENOUGH: usize = 1000;
+
 /// Keys of other tools, and what they are called here.
 const ELSEWHERE: [(&str, &str); 12] = [
     ("action", "uses"),
@@ -649,6 +652,11 @@ fn unknown_key<'a>(
     entries: &[(Key, Node)],
     out: &mut Diagnostics,
 ) {
+    if out.len() > ENOUGH {
+        // Looking for what was meant costs more than everything else.
+        out.push(Diagnostic::new(codes::UNKNOWN_KEY, key.span, format!("unknown key {}", quoted(&key.text))));
+        return;
+    }
     let known: Vec<&str> = known.collect();
     let mut diagnostic =
         Diagnostic::new(codes::UNKNOWN_KEY, key.span, format!("unknown key {}", quoted(&key.text)));

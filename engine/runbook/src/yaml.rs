@@ -283,7 +283,11 @@ impl Offsets {
                     at += c.len_utf8();
                 }
                 raw_at += raw_len;
-            } else if r == '\'' && style == ScalarStyle::SingleQuoted {
+            } else if r == '\''
+                && c == r
+                && style == ScalarStyle::SingleQuoted
+                && raw[raw_at + 1..].starts_with('\'')
+            {
                 note(at, raw_at);
                 at += 1;
                 raw_at += 2;
@@ -616,7 +620,10 @@ impl Builder<'_> {
     }
 
     fn syntax_error(&mut self, error: &ScanError) {
-        let at = (error.marker().byte_offset().unwrap_or(0) + self.base).min(self.text.len());
+        let mut at = (error.marker().byte_offset().unwrap_or(0) + self.base).min(self.text.len());
+        while !self.text.is_char_boundary(at) {
+            at -= 1;
+        }
         let next =
             self.text[at..].chars().next().filter(|c| *c != '\n' && *c != '\r').map_or(0, char::len_utf8);
         let place = Span::new(self.file, at..at + next);

@@ -31,11 +31,8 @@ fn every_example_is_what_its_page_says() {
             let found: Vec<&str> = out.sorted().iter().map(|diagnostic| diagnostic.code.as_str()).collect();
             let checked = example.wrong && needs_wrong;
             if checked && !found.contains(&code.as_str()) || !example.wrong && !out.is_empty() {
-                lies.push_str(&format!(
-                    "{code}: {}\nyields {found:?}\n{}\n",
-                    example.text,
-                    out.render(false)
-                ));
+                let shown = out.render(false);
+                writeln!(lies, "{code}: {}\nyields {found:?}\n{shown}", example.text).unwrap();
             }
         }
     }
