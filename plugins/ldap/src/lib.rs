@@ -1,9 +1,9 @@
 //! LDAP: search, modify, add, delete, members; a directory server, or LDIF files that stand in for one.
 //!
-//! Read first: [`target`] (what an environment says), [`directory`] (what a directory can do), [`compare`] (how a write
+//! Read first: `target` (what an environment says), `directory` (what a directory can do), `compare` (how a write
 //! stays within what the plan saw). There is one file for each action.
 //!
-//! **Rule:** a name or a filter is built from typed parts ([`dn`], [`filter`]); no value from outside is ever part of
+//! **Rule:** a name or a filter is built from typed parts (`dn`, `filter`); no value from outside is ever part of
 //! its syntax.
 
 mod add;

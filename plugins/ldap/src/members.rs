@@ -142,6 +142,9 @@ impl Members {
 
 fn member_value(attribute: &str, member: &Member) -> Result<Vec<u8>, String> {
     let text = match member {
+        Member::Entry(_) if syntax(attribute) != Syntax::Name => {
+            return Err(format!("`{attribute}` does not hold names of entries; give the member as text"));
+        }
         Member::Entry(name) => name.dn().to_string(),
         Member::Text(text) if syntax(attribute) == Syntax::Name => {
             Dn::parse(text).map_err(|error| error.to_string())?.to_string()

@@ -47,7 +47,7 @@ pub struct LdapConfig {
     /// How long one answer may take. The default is `30s`.
     #[serde(default)]
     timeout: Option<Wait>,
-    /// No search may find more entries than this.
+    /// No `ldap.search` may find more entries than this.
     #[serde(default)]
     size_limit: Option<usize>,
 }

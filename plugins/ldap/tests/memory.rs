@@ -1,5 +1,7 @@
 //! What a large answer costs. A test program of its own, since the memory of a process is measured.
 
+#![expect(clippy::unwrap_used, reason = "a test program, helpers included")]
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;

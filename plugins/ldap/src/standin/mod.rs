@@ -4,7 +4,7 @@
 //!
 //! It knows scopes, filters, operational attributes on request, `memberOf`, size limits, the Assertion control, and of
 //! the schema as much as keeps a runbook honest (see [`rules`]). It has no accounts and no access rules, and it does
-//! not know which attributes a server's schema lacks. One suite runs against it and against OpenLDAP.
+//! not know which attributes a server's schema lacks or that one character can be written in several ways. One suite runs against it and against OpenLDAP.
 //!
 //! **Rules.** The files are the truth: each operation sees what is in them now. A write holds a lock on the folder,
 //! and replaces a file whole, or not at all; the other records of the file keep their bytes and comments.

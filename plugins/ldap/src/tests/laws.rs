@@ -136,6 +136,8 @@ const LEAVE: Law = Law {
         r#"{"target": "directory", "groups_under": "dc=org", "remove": ["alice"]}"#,
         r#"{"target": "directory", "group": {"base": "dc=org"}, "add": ["uid=a,dc=x"], "remove": ["UID=a,dc=x"]}"#,
         r#"{"target": "directory", "groups_under": "dc=org", "attribute": "mem ber", "remove": ["uid=a,dc=x"]}"#,
+        r#"{"target": "directory", "groups_under": "dc=org", "attribute": "memberUid", "remove": [{"base": "uid=a,dc=x"}]}"#,
+        r#"{"target": "directory", "groups_under": "dc=org", "attribute": "userPassword", "remove": ["x"]}"#,
     ],
     changes: &[
         (

@@ -4,6 +4,7 @@ mod conformance;
 mod faults;
 mod laws;
 mod proxy;
+mod races;
 mod tls;
 mod world;
 
