@@ -910,6 +910,9 @@ fn check_unique(items: &[Node], out: &mut Diagnostics) -> bool {
     good
 }
 
+/// How plugins write the form of a duration.
+const DURATION: &str = "^([0-9]+(w|d|h|m|s|ms))+$";
+
 fn check_pattern(text: &str, span: Span, schema: &Json, out: &mut Diagnostics) -> bool {
     thread_local! {
         static COMPILED: RefCell<HashMap<String, Option<Regex>>> = RefCell::default();
@@ -925,6 +928,7 @@ fn check_pattern(text: &str, span: Span, schema: &Json, out: &mut Diagnostics) -
     if !matches {
         let expected = match schema.get(EXPECTED).and_then(Json::as_str) {
             Some(words) => words.to_owned(),
+            None if pattern == DURATION => "a duration such as `90s` or `1h30m`".into(),
             None => format!("text that matches `{pattern}`"),
         };
         let shown = if text.is_empty() { "an empty text".into() } else { quoted(text) };

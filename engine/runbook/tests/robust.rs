@@ -108,7 +108,7 @@ fn no_text_makes_it_panic() {
     let mut random = Random(1);
     let mut read = 0;
     for (kind, seed) in &seeds {
-        for _ in 0..40 {
+        for _ in 0..20 {
             let mut bytes = seed.clone();
             mutate(&mut bytes, &mut random);
             let found = diagnose(*kind, "x.yaml", &bytes, &catalog);
@@ -123,5 +123,5 @@ fn no_text_makes_it_panic() {
             }
         }
     }
-    assert!(read > 1000, "only {read} of the texts were YAML");
+    assert!(read > 500, "only {read} of the texts were YAML");
 }

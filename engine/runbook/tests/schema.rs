@@ -86,6 +86,17 @@ fn what_is_accepted_is_accepted_by_the_schema() {
             }
         }
     }
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/valid");
+    for entry in std::fs::read_dir(folder).into_iter().flatten() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "yaml") {
+            let name = path.file_name().unwrap().to_str().unwrap();
+            let json = json_of(&std::fs::read(&path).unwrap()).unwrap();
+            if let Err(error) = schemas.of(FileKind::of(name)).validate(&json) {
+                panic!("{name}: {error} at {}", error.instance_path());
+            }
+        }
+    }
     assert!(looked_at > 10);
 }
 
