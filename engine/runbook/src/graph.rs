@@ -36,6 +36,8 @@ pub struct Graph {
     pub summary: Text,
     /// Who gets escalations.
     pub owner: Text,
+    /// Where people read more, as a URL.
+    pub docs: Option<Text>,
     /// Digest of the text it was compiled from.
     pub digest: Digest,
     /// The ceiling of what it may do.
@@ -50,6 +52,12 @@ pub struct Graph {
     pub vars: Vec<(Text, Template)>,
     /// Guards over the whole run.
     pub guards: Vec<Guard>,
+    /// When it starts by itself, in file order.
+    pub triggers: Vec<Trigger>,
+    /// Who is told when a run needs people.
+    pub escalate: Option<Escalate>,
+    /// The dead-man's switch of a periodic task.
+    pub health: Option<Health>,
     /// The run fails when it takes longer.
     pub timeout: Option<Duration>,
     /// Evaluated after the last step of a run that succeeded or is degraded.
@@ -80,7 +88,7 @@ pub struct InputSpec {
     pub kind: InputKind,
     /// Used when the input is not given; already checked.
     pub default: Option<Value>,
-    /// It may be left out: there is a default or the type is optional.
+    /// It must be given: there is no default.
     pub required: bool,
     /// Anchored at both ends.
     pub pattern: Option<Regex>,
@@ -315,6 +323,73 @@ pub enum GuardAction {
     Page,
 }
 
+/// When a runbook starts by itself.
+#[derive(Debug, Clone)]
+pub enum Trigger {
+    /// By the clock.
+    Clock {
+        /// When it is due.
+        due: Due,
+        /// What happens when a run is still going.
+        overlap: crate::authored::Overlap,
+        /// What happens with due times that were missed.
+        catch_up: crate::authored::CatchUp,
+        /// Starts are spread over this time.
+        jitter: Duration,
+        /// Values for inputs; the no names are in scope.
+        inputs: Template,
+    },
+    /// By an alert.
+    Alert {
+        /// Matchers in Alertmanager's syntax; all must match.
+        matchers: Vec<Text>,
+        /// Alerts with the same value are one incident; sees `alert`.
+        per: Option<Expr>,
+        /// Values for inputs; sees `alert`.
+        inputs: Template,
+        /// What happens when the alert resolves while the run goes on.
+        resolved: crate::authored::Resolved,
+        /// After a success, the same incident starts no other run for this long.
+        after_success: Option<Duration>,
+        /// After a run that did not succeed.
+        after_failure: Option<Duration>,
+        /// Whether the run starts or is proposed.
+        mode: crate::authored::AlertMode,
+    },
+}
+
+/// When a clock trigger is due.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Due {
+    /// Again and again after this time.
+    Every(Duration),
+    /// By a cron pattern of five or six fields, already checked.
+    Cron {
+        /// The pattern.
+        pattern: Text,
+        /// The IANA name of its time zone.
+        timezone: Text,
+    },
+}
+
+/// Who is told when a run needs people.
+#[derive(Debug, Clone)]
+pub struct Escalate {
+    /// The occasions.
+    pub on: Vec<crate::authored::Occasion>,
+    /// A name under `notify:` in the environment.
+    pub to: Text,
+}
+
+/// The dead-man's switch of a periodic task.
+#[derive(Debug, Clone, Copy)]
+pub struct Health {
+    /// There must be a successful run this often.
+    pub success_every: Duration,
+    /// What happens otherwise.
+    pub otherwise: crate::authored::HealthOtherwise,
+}
+
 impl Graph {
     /// A step.
     ///
@@ -332,6 +407,14 @@ impl Graph {
     /// Every step, in file order, `finally` last.
     pub fn indices(&self) -> impl DoubleEndedIterator<Item = StepIndex> + use<> {
         (0..self.steps.node_count() as u32).map(StepIndex::from)
+    }
+
+    /// The runbooks that its steps start, each as often as a step names it.
+    pub fn children(&self) -> impl Iterator<Item = &Text> {
+        self.steps.node_weights().filter_map(|step| match &step.uses {
+            Uses::Runbook { name } => Some(name),
+            Uses::Action { .. } => None,
+        })
     }
 
     /// How many steps there are, `finally` included.

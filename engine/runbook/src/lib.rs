@@ -11,21 +11,26 @@
 pub mod at;
 pub mod authored;
 pub mod codes;
+pub mod compile;
 mod de;
 pub mod diagnostic;
 pub mod environment;
 pub mod graph;
+pub mod inputs;
 pub mod project;
 pub mod read;
+pub mod render_graph;
 pub mod schema;
 pub mod testfile;
 pub mod yaml;
 
 pub use at::{At, Keyed};
 pub use codes::{Code, explain};
-pub use diagnostic::{Diagnostic, Diagnostics, FileId, Severity, Source, Span};
+pub use compile::{Compiled, compile, compile_bundle};
+pub use diagnostic::{Diagnostic, Diagnostics, FileId, Severity, Source, Span, nearest, quoted};
 pub use environment::{Environment, TargetBindings, read_environment};
 pub use graph::{Bundle, Graph, Step, StepIndex};
+pub use inputs::{Given, InputProblem, check_inputs};
 pub use project::{Project, read_project};
 pub use read::{NoHooks, Place, SchemaHooks, check_entry, check_schema, read};
 pub use testfile::{Tests, check_tests, read_tests};

@@ -6,8 +6,7 @@ use std::collections::BTreeMap;
 
 use farrier_model::Effect;
 use farrier_model::spec::{ActionSpec, Catalog, Risk, TargetSpec};
-use farrier_runbook::authored::Runbook;
-use farrier_runbook::{Diagnostics, parse, read, read_environment, read_project, read_tests};
+use farrier_runbook::{Diagnostics, Source, compile, parse, read_environment, read_project, read_tests};
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
@@ -158,7 +157,12 @@ enum Scope {
 #[derive(JsonSchema)]
 struct Found {
     /// The entries.
-    entries: Vec<BTreeMap<String, Any>>,
+    #[schemars(schema_with = "entries")]
+    entries: u8,
+}
+
+fn entries(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "array", "items": { "type": "object", "x-farrier": "keys_of:attributes" } })
 }
 
 /// Makes a table equal to a list of rows.
@@ -203,15 +207,36 @@ struct Rows {
     r#as: String,
     /// Which items.
     r#where: Option<ItemExpr>,
+    /// Other lists by key.
+    #[schemars(default)]
+    lookup: BTreeMap<String, Lookup>,
     /// The columns.
     row: BTreeMap<String, ItemTemplate>,
+}
+
+/// Another list by key.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct Lookup {
+    /// The list.
+    r#in: Vec<Any>,
+    /// The key of an item.
+    key: ItemExpr,
 }
 
 /// The list.
 #[derive(JsonSchema)]
 struct RowsOut {
     /// One row for each item.
-    value: Vec<BTreeMap<String, Any>>,
+    #[schemars(schema_with = "rows")]
+    value: u8,
+    /// The same.
+    #[schemars(schema_with = "rows")]
+    rows: u8,
+}
+
+fn rows(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "array", "items": { "type": "object", "x-farrier": "keys_of:row" } })
 }
 
 /// Deletes a tree.
@@ -310,11 +335,12 @@ pub fn diagnose(kind: FileKind, name: &str, bytes: &[u8], catalog: &Catalog) -> 
     let mut out = Diagnostics::new();
     let file = out.add_file(name, bytes);
     match kind {
-        FileKind::Runbook => {
-            if let Some(node) = parse(file, bytes, &mut out) {
-                read::<Runbook>(&node, &mut out);
+        FileKind::Runbook => match std::str::from_utf8(bytes) {
+            Ok(text) => return compile(&sources(name, text), catalog).diagnostics,
+            Err(_) => {
+                parse(file, bytes, &mut out);
             }
-        }
+        },
         FileKind::Environment => {
             read_environment(file, bytes, catalog, &mut out);
         }
@@ -326,6 +352,23 @@ pub fn diagnose(kind: FileKind, name: &str, bytes: &[u8], catalog: &Catalog) -> 
         }
     }
     out
+}
+
+/// The files of one case: a line `# file: NAME.yaml` begins each of several.
+pub fn sources(name: &str, text: &str) -> Vec<Source> {
+    const MARK: &str = "# file: ";
+    if !text.starts_with(MARK) {
+        return vec![Source { path: name.into(), text: text.into() }];
+    }
+    let mut files: Vec<(String, String)> = Vec::new();
+    for line in text.split_inclusive('\n') {
+        match (line.strip_prefix(MARK), files.last_mut()) {
+            (Some(path), _) => files.push((path.trim().to_owned(), String::new())),
+            (None, Some((_, text))) => text.push_str(line),
+            (None, None) => {}
+        }
+    }
+    files.into_iter().map(|(path, text)| Source { path, text: text.into() }).collect()
 }
 
 /// An example on a page of `site/errors`.

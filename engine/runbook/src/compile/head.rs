@@ -1,0 +1,826 @@
+//! What stands at the top of a runbook: its name, targets, inputs, vars, triggers, guards, locks.
+
+use std::collections::{BTreeMap, HashMap};
+use std::str::FromStr;
+use std::time::Duration;
+
+use farrier_model::expr::Template;
+use farrier_model::spec::Catalog;
+use farrier_model::time::parse_duration;
+use farrier_model::{Text, Type, Value};
+
+use super::names::{Found, IN_ALERT, IN_KEYS, IN_TITLE, IN_VARS, NOWHERE, Names, View, hint};
+use super::with::input_type;
+use super::{order, types};
+use crate::at::{At, Keyed};
+use crate::authored::{
+    self, AlertMode, CatchUp, DurationText, GuardOtherwise, HealthOtherwise, Overlap, Resolved,
+};
+use crate::codes;
+use crate::diagnostic::{Diagnostic, Diagnostics, Span, quoted};
+use crate::graph::{Due, Escalate, Guard, GuardAction, Health, InputKind, InputSpec, TargetUse, Trigger};
+use crate::inputs::{check_value, describe};
+use crate::read::{NoHooks, check_schema, constant};
+use crate::yaml::Node;
+
+/// The checked top of a runbook.
+pub(super) struct Head {
+    pub name: Text,
+    pub targets: BTreeMap<Text, TargetUse>,
+    pub inputs: Vec<InputSpec>,
+    /// Every input could be read, so that callers can be checked against them.
+    pub inputs_good: bool,
+    pub vars: Vec<(Text, Template)>,
+    pub names: Names,
+    pub found: Found,
+    pub run_title: Option<Template>,
+    pub triggers: Vec<Trigger>,
+    pub escalate: Option<Escalate>,
+    pub health: Option<Health>,
+    pub timeout: Option<Duration>,
+    pub not_executed: Vec<Text>,
+}
+
+/// Checks everything above the steps.
+pub(super) fn check(
+    name: &Text,
+    node: &Node,
+    authored: &authored::Runbook,
+    catalog: &Catalog,
+    out: &mut Diagnostics,
+) -> Head {
+    if *authored.runbook.value != **name {
+        out.push(
+            Diagnostic::new(
+                codes::NAME_IS_NOT_STEM,
+                authored.runbook.span,
+                format!("the runbook is called {}, and its file {}", quoted(&authored.runbook), quoted(name)),
+            )
+            .expected(format!("`{name}`"))
+            .help(format!("write `runbook: {name}`, or rename the file to `{}.yaml`", authored.runbook)),
+        );
+    }
+    let targets = check_targets(&authored.targets, catalog, out);
+    let (inputs, inputs_good) = check_inputs(node, &authored.inputs, out);
+    let mut names = Names {
+        inputs: authored.inputs.iter().map(|(name, _)| (Text::from(&*name.value), Type::Any)).collect(),
+        targets: targets.iter().map(|(alias, target)| (alias.clone(), target.group)).collect(),
+        // A name that did not pass its checks is still known, so that one mistake gives one message.
+        vars: authored.vars.iter().map(|(name, _)| (Text::from(&*name.value), Type::Any)).collect(),
+        ..Names::default()
+    }
+    .with_run();
+    names.targets.extend(
+        authored
+            .targets
+            .iter()
+            .filter(|(alias, _)| !targets.contains_key(&*alias.value))
+            .map(|(alias, kind)| (Text::from(&*alias.value), kind.starts_with("group of "))),
+    );
+    for spec in &inputs {
+        names.inputs.insert(spec.name.clone(), input_type(spec));
+    }
+    let mut found = Found::default();
+    let vars = check_vars(&authored.vars, &mut names, &mut found, out);
+    let mut not_executed: Vec<Text> = Vec::new();
+    {
+        let view = |roots| View { names: &names, roots, result: None, locals: Vec::new(), step: None };
+        if let Some(key) = &authored.one_run_per {
+            view(IN_KEYS).bare(&key.0, &mut found, out);
+            not_executed.push("one_run_per".into());
+        }
+        if !authored.locks.is_empty() {
+            not_executed.push("locks".into());
+        }
+        for lock in &authored.locks {
+            check_lock(lock, &view(IN_KEYS), &mut found, out);
+        }
+    }
+    if !authored.signals.is_empty() {
+        not_executed.push("signals".into());
+    }
+    let view = |roots| View { names: &names, roots, result: None, locals: Vec::new(), step: None };
+    let run_title =
+        authored.run_title.as_ref().and_then(|title| view(IN_TITLE).mixed(&title.0, &mut found, out));
+    let triggers = authored
+        .triggers
+        .iter()
+        .zip(node.get("triggers").and_then(Node::as_list).unwrap_or_default())
+        .filter_map(|(trigger, node)| check_trigger(trigger, node, &inputs, &names, &mut found, out))
+        .collect();
+    let escalate = authored.escalate.as_ref().map(|escalate| Escalate {
+        on: escalate.on.iter().map(|occasion| occasion.value).collect(),
+        to: escalate.to.as_ref().map_or(&*authored.owner.value, |to| &*to.value).into(),
+    });
+    let health = authored.health.as_ref().and_then(|health| {
+        Some(Health {
+            success_every: positive(&health.success_every, out)?,
+            otherwise: health.otherwise.map_or(HealthOtherwise::Page, |otherwise| otherwise.value),
+        })
+    });
+    Head {
+        name: name.clone(),
+        inputs_good,
+        timeout: authored.timeout.as_ref().and_then(|timeout| positive(timeout, out)),
+        vars,
+        found,
+        run_title,
+        triggers,
+        escalate,
+        health,
+        not_executed,
+        targets,
+        inputs,
+        names,
+    }
+}
+
+/// Reads a duration.
+pub(super) fn duration(text: &DurationText, out: &mut Diagnostics) -> Option<Duration> {
+    let parsed = parse_duration(text.text());
+    if parsed.is_none() {
+        let digits = !text.text().is_empty() && text.text().bytes().all(|byte| byte.is_ascii_digit());
+        let diagnostic = Diagnostic::new(
+            codes::BAD_DURATION,
+            text.0.span,
+            format!("{} is not a duration", quoted(text.text())),
+        )
+        .expected("a duration such as `90s`, `5m`, `1h30m` or `40d`");
+        out.push(if digits {
+            diagnostic.help(format!("write a unit: `{}s`", text.text()))
+        } else {
+            diagnostic
+        });
+    }
+    parsed
+}
+
+/// Reads a duration that must not be zero.
+pub(super) fn positive(text: &DurationText, out: &mut Diagnostics) -> Option<Duration> {
+    let parsed = duration(text, out)?;
+    if parsed.is_zero() {
+        out.push(
+            Diagnostic::new(codes::BAD_DURATION, text.0.span, "the duration is zero")
+                .expected("a longer one"),
+        );
+        return None;
+    }
+    Some(parsed)
+}
+
+/// Reports a name that expressions could not write after a dot.
+pub(super) fn check_id(name: &At<String>, what: &str, out: &mut Diagnostics) {
+    let letter = name.starts_with(|c: char| c.is_ascii_lowercase());
+    if letter && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_') {
+        return;
+    }
+    let fixed: String = name
+        .to_lowercase()
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c } else { '_' })
+        .collect::<String>()
+        .trim_start_matches(|c: char| !c.is_ascii_lowercase())
+        .to_owned();
+    let diagnostic =
+        Diagnostic::new(codes::BAD_ID, name.span, format!("{} cannot be the name of {what}", quoted(name)))
+            .expected("lower-case letters, digits and `_`, a letter first");
+    out.push(if fixed.is_empty() { diagnostic } else { diagnostic.help(format!("write `{fixed}`")) });
+}
+
+fn check_targets(
+    authored: &Keyed<At<String>>,
+    catalog: &Catalog,
+    out: &mut Diagnostics,
+) -> BTreeMap<Text, TargetUse> {
+    let mut targets = BTreeMap::new();
+    for (alias, kind) in authored {
+        check_id(alias, "a target", out);
+        let (group, bare) = match kind.strip_prefix("group of ") {
+            Some(bare) => (true, bare.trim()),
+            None => (false, kind.as_str()),
+        };
+        if catalog.targets.contains_key(bare) {
+            targets.insert(Text::from(&*alias.value), TargetUse { kind: bare.into(), group });
+        } else {
+            let diagnostic = Diagnostic::new(
+                codes::UNKNOWN_TARGET_KIND,
+                kind.span,
+                format!("unknown kind of target {}", quoted(bare)),
+            );
+            out.push(match hint(bare, catalog.targets.keys().copied(), "kinds") {
+                Some(help) => diagnostic.help(help),
+                None => diagnostic,
+            });
+        }
+    }
+    targets
+}
+
+fn check_inputs(
+    node: &Node,
+    authored: &Keyed<authored::Input>,
+    out: &mut Diagnostics,
+) -> (Vec<InputSpec>, bool) {
+    let mut specs = Vec::with_capacity(authored.len());
+    let before = out.len();
+    for (name, input) in authored {
+        check_id(name, "an input", out);
+        let raw = node.get("inputs").and_then(|inputs| inputs.get(&name.value));
+        specs.extend(check_input(name, input, raw, out));
+    }
+    (specs, out.len() == before)
+}
+
+fn check_input(
+    name: &At<String>,
+    input: &authored::Input,
+    raw: Option<&Node>,
+    out: &mut Diagnostics,
+) -> Option<InputSpec> {
+    let kind = input.kind.value.kind(input.of.map(|of| of.value));
+    let before = out.len();
+    if let Some(of) = &input.of {
+        if input.kind.value != authored::InputType::List {
+            out.push(
+                Diagnostic::new(codes::INPUT_RULE, of.span, "`of` names the type of a list's items")
+                    .help("write `type: list`, or remove `of`"),
+            );
+        } else if of.value == authored::InputType::List {
+            out.push(
+                Diagnostic::new(codes::INPUT_RULE, of.span, "a list of lists cannot be an input")
+                    .help("use `of: map`, or a `map` of lists"),
+            );
+        }
+    }
+    let textual = |kind: &InputKind| {
+        !matches!(kind, InputKind::Int | InputKind::Bool | InputKind::Map | InputKind::List(_))
+    };
+    let pattern = input.pattern.as_ref().and_then(|pattern| {
+        let of_text = match &kind {
+            InputKind::List(inner) => textual(inner),
+            other => textual(other),
+        };
+        if !of_text {
+            out.push(
+                Diagnostic::new(
+                    codes::INPUT_RULE,
+                    pattern.span,
+                    format!("a pattern is for text; this input is {}", describe(&kind)),
+                )
+                .help("remove `pattern`"),
+            );
+            return None;
+        }
+        match regex::Regex::new(&format!("^(?:{})$", pattern.value)) {
+            Ok(regex) => Some(regex),
+            Err(error) => {
+                let detail = error.to_string();
+                let reason =
+                    detail.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
+                out.push(
+                    Diagnostic::new(
+                        codes::BAD_PATTERN,
+                        pattern.span,
+                        format!("{} is not a regular expression: {reason}", quoted(&pattern.value)),
+                    )
+                    .help("in double quotes YAML reads `\\`; single quotes keep it"),
+                );
+                None
+            }
+        }
+    });
+    let bound = |bound: &Option<authored::Bound>, out: &mut Diagnostics| {
+        let node = &bound.as_ref()?.0;
+        let text = node.as_text()?;
+        let read = match &kind {
+            InputKind::Duration => parse_duration(text).map(|length| length.as_millis() as i64),
+            InputKind::Bool | InputKind::Timestamp => None,
+            _ => text.parse().ok(),
+        };
+        if read.is_none() {
+            let expected = match &kind {
+                InputKind::Duration => "a duration such as `40d`",
+                InputKind::Bool | InputKind::Timestamp => "no bound: this type has no size",
+                InputKind::Int => "a whole number",
+                _ => "a length, as a whole number",
+            };
+            out.push(
+                Diagnostic::new(
+                    codes::INPUT_RULE,
+                    node.span,
+                    format!("{} is not a bound for this input", quoted(text)),
+                )
+                .expected(expected),
+            );
+        }
+        read
+    };
+    let min = bound(&input.min, out);
+    let max = bound(&input.max, out);
+    if let (Some(low), Some(high), Some(written)) = (min, max, &input.max)
+        && low > high
+    {
+        let other = input.min.as_ref().map_or(written.0.span, |min| min.0.span);
+        out.push(
+            Diagnostic::new(
+                codes::MIN_ABOVE_MAX,
+                written.0.span,
+                "no value fits: `max` is smaller than `min`",
+            )
+            .label(other, "`min` is larger"),
+        );
+    }
+    let mut spec = InputSpec {
+        name: (*name.value).into(),
+        kind,
+        default: None,
+        required: true,
+        pattern,
+        min,
+        max,
+        one_of: Vec::new(),
+        about: input.about.as_ref().map_or("", |about| &*about.value).into(),
+    };
+    let mut one_of = Vec::new();
+    for node in input.one_of.iter().flatten() {
+        if let Some(value) = typed_constant(node, &spec.kind, codes::INPUT_RULE, out) {
+            one_of.extend(checked(&spec, &value, node, codes::INPUT_RULE, out));
+        }
+    }
+    spec.one_of = one_of;
+    if let Some(node) = raw.and_then(|raw| raw.get("default")) {
+        spec.required = false;
+        if node.is_null() {
+            spec.default = Some(Value::Null);
+        } else if let Some(value) = typed_constant(node, &spec.kind, codes::BAD_DEFAULT, out)
+            && out.len() == before
+        {
+            spec.default = checked(&spec, &value, node, codes::BAD_DEFAULT, out);
+        }
+    }
+    Some(spec)
+}
+
+fn checked(
+    spec: &InputSpec,
+    value: &Value,
+    node: &Node,
+    code: codes::Code,
+    out: &mut Diagnostics,
+) -> Option<Value> {
+    match check_value(spec, value) {
+        Ok(value) => Some(value),
+        Err(message) => {
+            let message = if code == codes::BAD_DEFAULT {
+                format!("the default breaks the input's own rules: {message}")
+            } else {
+                message
+            };
+            out.push(Diagnostic::new(code, node.span, message));
+            None
+        }
+    }
+}
+
+/// A constant of an input's type.
+fn typed_constant(node: &Node, kind: &InputKind, code: codes::Code, out: &mut Diagnostics) -> Option<Value> {
+    fn schema(kind: &InputKind) -> serde_json::Value {
+        match kind {
+            InputKind::Int => serde_json::json!({ "type": "integer" }),
+            InputKind::Bool => serde_json::json!({ "type": "boolean" }),
+            InputKind::List(inner) => serde_json::json!({ "type": "array", "items": schema(inner) }),
+            InputKind::Map => serde_json::json!({ "type": "object", "additionalProperties": true }),
+            _ => serde_json::json!({ "type": "string" }),
+        }
+    }
+    if let Some(at) = node.as_text().and_then(|text| text.find("${")) {
+        out.push(
+            Diagnostic::new(
+                codes::NOT_CONSTANT,
+                node.offset_span(at..at + 2),
+                "only a constant can stand here",
+            )
+            .help("an expression belongs into `vars`"),
+        );
+        return None;
+    }
+    let before = out.len();
+    let value = check_schema(node, &schema(kind), &mut NoHooks, out).and_then(constant);
+    recode(before, |_| code, out);
+    value
+}
+
+/// Gives the mistakes in shape since there were `before` another code: the type is that of an input, not of the language.
+pub(super) fn recode(before: usize, code: impl Fn(codes::Code) -> codes::Code, out: &mut Diagnostics) {
+    for mut diagnostic in out.split_off(before) {
+        if diagnostic.code.as_str().starts_with("E02") {
+            diagnostic.code = code(diagnostic.code);
+        }
+        out.push(diagnostic);
+    }
+}
+
+/// Checks vars in the order in which they use each other.
+fn check_vars(
+    authored: &Keyed<Node>,
+    names: &mut Names,
+    found: &mut Found,
+    out: &mut Diagnostics,
+) -> Vec<(Text, Template)> {
+    let positions: HashMap<&str, u32> =
+        authored.iter().enumerate().map(|(at, (name, _))| (&*name.value, at as u32)).collect();
+    let mut edges = Vec::new();
+    for (at, (name, node)) in authored.iter().enumerate() {
+        check_id(name, "a var", out);
+        // Types are not known yet; this pass only finds who uses whom.
+        let mut uses = Found::default();
+        let view = View { names, roots: IN_VARS, result: None, locals: Vec::new(), step: None };
+        view.tree(node, true, &mut uses, &mut Diagnostics::new());
+        edges.extend(uses.vars.iter().filter_map(|used| Some((*positions.get(used.as_str())?, at as u32))));
+    }
+    let order = match order::order(authored.len(), &edges) {
+        Ok(order) => order,
+        Err(cycles) => {
+            for cycle in cycles {
+                let path: Vec<&str> = cycle
+                    .iter()
+                    .rev()
+                    .chain(cycle.last())
+                    .map(|at| &*authored.0[*at as usize].0.value)
+                    .collect();
+                let span = authored.0[cycle[0] as usize].0.span;
+                out.push(
+                    Diagnostic::new(
+                        codes::VARS_CYCLE,
+                        span,
+                        format!("these vars use each other in a circle: {}", path.join(" → ")),
+                    )
+                    .help("a var may use inputs and other vars, but not itself"),
+                );
+            }
+            (0..authored.len() as u32).collect()
+        }
+    };
+    let mut vars = Vec::with_capacity(authored.len());
+    for at in order {
+        let (name, node) = &authored.0[at as usize];
+        let view = View { names, roots: IN_VARS, result: None, locals: Vec::new(), step: None };
+        if let Some((template, kind)) = view.tree(node, true, found, out) {
+            names.vars.insert((*name.value).into(), kind);
+            vars.push(((*name.value).into(), template));
+        }
+    }
+    vars
+}
+
+/// Checks a lock.
+pub(super) fn check_lock(lock: &authored::Lock, view: &View<'_>, found: &mut Found, out: &mut Diagnostics) {
+    view.mixed(&lock.name.0, found, out);
+    if let Some(capacity) = lock.capacity.filter(|capacity| capacity.value == 0) {
+        out.push(
+            Diagnostic::new(codes::BAD_LOCK, capacity.span, "a lock that nobody can hold")
+                .expected("a capacity of at least 1"),
+        );
+    }
+    if let Some(wait) = &lock.wait {
+        duration(wait, out);
+    }
+}
+
+/// Checks guards; those of a `rate` are checked and left out, and `rate` is told of each.
+pub(super) fn check_guards(
+    guards: &[authored::Guard],
+    place: Span,
+    rate: &mut dyn FnMut(&At<String>, &mut Diagnostics),
+    out: &mut Diagnostics,
+) -> Vec<Guard> {
+    let mut checked = Vec::new();
+    for guard in guards {
+        let place = guard
+            .at_most
+            .map(|limit| limit.span)
+            .or_else(|| guard.share.as_ref().map(|share| share.span))
+            .or_else(|| guard.rate.as_ref().map(|rate| rate.span))
+            .or_else(|| guard.count.as_ref().and_then(|kinds| kinds.first()).map(|kind| kind.span))
+            .unwrap_or(place);
+        let share = guard.share.as_ref().and_then(|share| parse_share(share, out));
+        if let Some(name) = &guard.rate {
+            rate(name, out);
+            let missing = match (&guard.at_most, &guard.within) {
+                (None, _) => Some("at_most"),
+                (_, None) => Some("within"),
+                _ => None,
+            };
+            if let Some(missing) = missing {
+                out.push(
+                    Diagnostic::new(codes::BAD_GUARD, place, format!("a rate needs `{missing}`"))
+                        .help("write `{ rate: NAME, at_most: 3, within: 24h }`"),
+                );
+            }
+            if let Some(stray) = guard.share.as_ref().map(|share| share.span) {
+                out.push(
+                    Diagnostic::new(codes::BAD_GUARD, stray, "a rate has no `share`").help("use `at_most`"),
+                );
+            }
+            if let Some(within) = &guard.within {
+                positive(within, out);
+            }
+            continue;
+        }
+        if let Some(within) = &guard.within {
+            out.push(
+                Diagnostic::new(codes::BAD_GUARD, within.0.span, "`within` belongs to a rate")
+                    .help("name what is counted over time: `rate: STEP`"),
+            );
+        }
+        if guard.at_most.is_none() && guard.share.is_none() {
+            out.push(
+                Diagnostic::new(codes::BAD_GUARD, place, "the guard has no limit")
+                    .help("add `at_most: 25`, `share: 2%`, or both"),
+            );
+            continue;
+        }
+        let action = match guard.otherwise.map(|otherwise| otherwise.value) {
+            None | Some(GuardOtherwise::Stop) => GuardAction::Stop,
+            Some(GuardOtherwise::Ask) => GuardAction::Ask,
+            Some(GuardOtherwise::Page) => GuardAction::Page,
+        };
+        checked.push(Guard {
+            count: guard.count.iter().flatten().map(|kind| kind.value.into()).collect(),
+            at_most: guard.at_most.map(|limit| limit.value),
+            share,
+            otherwise: action,
+            text: guard_text(guard).into(),
+        });
+    }
+    checked
+}
+
+fn guard_text(guard: &authored::Guard) -> String {
+    let mut parts = Vec::new();
+    if let Some(kinds) = &guard.count {
+        let kinds: Vec<&str> =
+            kinds.iter().map(|kind| farrier_model::ChangeKind::from(kind.value).name()).collect();
+        parts.push(format!("count: [{}]", kinds.join(", ")));
+    }
+    parts.extend(guard.at_most.map(|limit| format!("at_most: {}", limit.value)));
+    parts.extend(guard.share.as_ref().map(|share| format!("share: {}", share.value)));
+    parts.join(", ")
+}
+
+/// `2%` as 0.02.
+fn parse_share(share: &At<String>, out: &mut Diagnostics) -> Option<f64> {
+    let number: Option<f64> = share.strip_suffix('%').and_then(|number| number.trim().parse().ok());
+    let fraction = number.map(|number| number / 100.0).filter(|fraction| (0.0..=1.0).contains(fraction));
+    if fraction.is_none() {
+        let diagnostic =
+            Diagnostic::new(codes::BAD_GUARD, share.span, format!("{} is not a share", quoted(share)))
+                .expected("a percentage from `0%` to `100%`");
+        out.push(match share.parse::<f64>() {
+            Ok(number) if (0.0..=100.0).contains(&number) => diagnostic.help(format!("write `{number}%`")),
+            _ => diagnostic,
+        });
+    }
+    fraction
+}
+
+fn check_trigger(
+    trigger: &authored::Trigger,
+    node: &Node,
+    inputs: &[InputSpec],
+    names: &Names,
+    found: &mut Found,
+    out: &mut Diagnostics,
+) -> Option<Trigger> {
+    let key = |name: &str| node.entry(name).map(|(key, _)| key.span);
+    let given: Vec<(&str, Span)> =
+        ["every", "cron", "alert"].into_iter().filter_map(|name| Some((name, key(name)?))).collect();
+    let ((_, first), rest) = match given.split_first() {
+        Some((first, rest)) => (*first, rest),
+        None => {
+            let place =
+                node.as_map().and_then(|entries| entries.first()).map_or(node.span, |(key, _)| key.span);
+            out.push(
+                Diagnostic::new(codes::BAD_TRIGGER, place, "the trigger does not say when")
+                    .expected("one of `every`, `cron` and `alert`"),
+            );
+            return None;
+        }
+    };
+    for (name, span) in rest {
+        out.push(
+            Diagnostic::new(codes::BAD_TRIGGER, *span, format!("`{name}` begins a trigger of its own"))
+                .label(first, "this trigger")
+                .help("write one list item for each trigger"),
+        );
+    }
+    if let Some(alert) = &trigger.alert {
+        for name in ["timezone", "overlap", "catch_up", "jitter", "inputs"] {
+            if let Some(span) = key(name) {
+                let diagnostic = Diagnostic::new(
+                    codes::BAD_TRIGGER,
+                    span,
+                    format!("`{name}` belongs to a trigger by the clock"),
+                );
+                out.push(if name == "inputs" {
+                    diagnostic.help("move it under `alert:`")
+                } else {
+                    diagnostic
+                });
+            }
+        }
+        return check_alert(alert, first, inputs, names, found, out);
+    }
+    let due = match (&trigger.every, &trigger.cron) {
+        (Some(every), _) => positive(every, out).map(Due::Every),
+        (_, Some(cron)) => check_cron(cron, trigger.timezone.as_ref(), out),
+        _ => None,
+    };
+    if trigger.cron.is_none()
+        && let Some(span) = key("timezone")
+    {
+        out.push(Diagnostic::new(codes::BAD_TRIGGER, span, "`timezone` belongs to `cron`").help("remove it"));
+    }
+    let jitter = trigger.jitter.as_ref().and_then(|jitter| duration(jitter, out)).unwrap_or_default();
+    if let (Some(Due::Every(every)), Some(written)) = (&due, &trigger.jitter)
+        && jitter >= *every
+    {
+        out.push(
+            Diagnostic::new(
+                codes::BAD_TRIGGER,
+                written.0.span,
+                "the jitter is as long as the time between two starts",
+            )
+            .expected("less than `every`"),
+        );
+    }
+    let view = View { names, roots: NOWHERE, result: None, locals: Vec::new(), step: None };
+    let inputs = trigger_inputs(&trigger.inputs, first, inputs, &view, found, out);
+    Some(Trigger::Clock {
+        due: due?,
+        overlap: trigger.overlap.map_or(Overlap::Skip, |overlap| overlap.value),
+        catch_up: trigger.catch_up.map_or(CatchUp::Latest, |catch_up| catch_up.value),
+        jitter,
+        inputs: inputs?,
+    })
+}
+
+fn check_cron(cron: &At<String>, timezone: Option<&At<String>>, out: &mut Diagnostics) -> Option<Due> {
+    let fields = cron.split_whitespace().count();
+    let pattern = if matches!(fields, 5 | 6) {
+        croner::Cron::from_str(cron).map(|_| ()).map_err(|error| {
+            let text = error.to_string();
+            text.split_once(": ").map_or(text.clone(), |(_, reason)| reason.to_owned())
+        })
+    } else {
+        Err(format!("it has {fields} field{}", if fields == 1 { "" } else { "s" }))
+    };
+    if let Err(reason) = &pattern {
+        let reason = reason.trim_end_matches('.');
+        out.push(
+            Diagnostic::new(
+                codes::BAD_CRON,
+                cron.span,
+                format!("{} is not a cron pattern: {reason}", quoted(cron)),
+            )
+            .expected("minute, hour, day, month, weekday; or six fields with seconds first")
+            .help("for example `17 3 * * *`: every day at 03:17"),
+        );
+    }
+    let zone = timezone.map_or("Etc/UTC", |zone| &*zone.value);
+    let known = zone == "Etc/UTC" || jiff::tz::TimeZone::get(zone).is_ok();
+    if let Some(written) = timezone.filter(|_| !known) {
+        let diagnostic =
+            Diagnostic::new(codes::BAD_TIMEZONE, written.span, format!("unknown time zone {}", quoted(zone)))
+                .expected("an IANA name such as `Etc/UTC` or `Europe/Berlin`");
+        let available: Vec<String> = jiff::tz::db().available().map(|name| name.to_string()).collect();
+        out.push(match crate::diagnostic::nearest(zone, available.iter().map(String::as_str)) {
+            Some(near) => diagnostic.help(format!("did you mean `{near}`?")),
+            None => diagnostic,
+        });
+    }
+    (pattern.is_ok() && known).then(|| Due::Cron { pattern: (*cron.value).into(), timezone: zone.into() })
+}
+
+fn check_alert(
+    alert: &authored::AlertTrigger,
+    place: Span,
+    inputs: &[InputSpec],
+    names: &Names,
+    found: &mut Found,
+    out: &mut Diagnostics,
+) -> Option<Trigger> {
+    if alert.matchers.is_empty() {
+        out.push(
+            Diagnostic::new(
+                codes::BAD_TRIGGER,
+                place,
+                "an alert trigger without matchers would take every alert",
+            )
+            .help("write `match: ['alertname=\"…\"']`"),
+        );
+    }
+    let view = View { names, roots: IN_ALERT, result: None, locals: Vec::new(), step: None };
+    let per = alert.per.as_ref().and_then(|per| view.bare(&per.0, found, out)).map(|(expr, _)| expr);
+    for (name, node) in &alert.inputs {
+        // Whether the value comes from the alert, whatever else is wrong with it.
+        let mut uses = Found::default();
+        view.tree(node, true, &mut uses, &mut Diagnostics::new());
+        let Some(spec) = inputs.iter().find(|spec| *spec.name == *name.value) else { continue };
+        let closed = matches!(
+            spec.kind,
+            InputKind::Int | InputKind::Bool | InputKind::Duration | InputKind::Timestamp
+        );
+        if uses.alert && spec.pattern.is_none() && spec.one_of.is_empty() && !closed {
+            out.push(
+                Diagnostic::new(
+                    codes::ALERT_WITHOUT_PATTERN,
+                    name.span,
+                    format!("an alert fills the input {}, which has no pattern", quoted(name)),
+                )
+                .help(format!("labels come from outside: add `pattern:` to `inputs.{name}`, or `one_of:`")),
+            );
+        }
+    }
+    let mut read = |text: &Option<DurationText>| text.as_ref().and_then(|text| duration(text, out));
+    let (after_success, after_failure) = match &alert.cooldown {
+        Some(cooldown) => (read(&cooldown.after_success), read(&cooldown.after_failure)),
+        None => (None, None),
+    };
+    let inputs = trigger_inputs(&alert.inputs, place, inputs, &view, found, out);
+    Some(Trigger::Alert {
+        matchers: alert.matchers.iter().map(|matcher| (*matcher.value).into()).collect(),
+        per,
+        inputs: inputs?,
+        resolved: alert.resolved.map_or(Resolved::Cancel, |resolved| resolved.value),
+        after_success,
+        after_failure,
+        mode: alert.mode.map_or(AlertMode::Run, |mode| mode.value),
+    })
+}
+
+/// Values that a trigger gives to inputs: the names exist, and nothing that must be given is missing.
+fn trigger_inputs(
+    given: &Keyed<Node>,
+    place: Span,
+    inputs: &[InputSpec],
+    view: &View<'_>,
+    found: &mut Found,
+    out: &mut Diagnostics,
+) -> Option<Template> {
+    let mut entries = Vec::new();
+    for (name, node) in given {
+        let Some(spec) = inputs.iter().find(|spec| *spec.name == *name.value) else {
+            // An input with a mistake of its own is known all the same.
+            if !view.names.inputs.contains_key(&*name.value) {
+                let diagnostic = Diagnostic::new(
+                    codes::UNKNOWN_INPUT,
+                    name.span,
+                    format!("unknown input {}", quoted(name)),
+                );
+                out.push(match hint(name, inputs.iter().map(|spec| &*spec.name), "inputs") {
+                    Some(help) => diagnostic.help(help),
+                    None => diagnostic,
+                });
+            }
+            continue;
+        };
+        if node.as_text().is_some_and(|text| text.contains("${")) {
+            if let Some((template, kind)) = view.whole(node, true, found, out) {
+                if types::never_fits(&kind, &input_type(spec)) {
+                    out.push(
+                        Diagnostic::new(
+                            codes::TYPE_MISMATCH,
+                            node.span,
+                            format!("{} does not fit this input", types::describe(&kind)),
+                        )
+                        .expected(describe(&spec.kind)),
+                    );
+                }
+                entries.push((spec.name.clone(), template));
+            }
+        } else if let Some(value) = typed_constant(node, &spec.kind, codes::INPUT_RULE, out)
+            && let Some(value) = checked(spec, &value, node, codes::INPUT_RULE, out)
+        {
+            entries.push((spec.name.clone(), Template::Const(value)));
+        }
+    }
+    let missing: Vec<&str> = inputs
+        .iter()
+        .filter(|spec| spec.required && given.get(&spec.name).is_none())
+        .map(|spec| &*spec.name)
+        .collect();
+    if !missing.is_empty() {
+        let list: Vec<String> = missing.iter().map(|name| quoted(name)).collect();
+        out.push(
+            Diagnostic::new(
+                codes::TRIGGER_LACKS_INPUT,
+                place,
+                format!("a run that this trigger starts would lack {}", list.join(", ")),
+            )
+            .help("give a value under the trigger's `inputs:`, or a `default` to the input"),
+        );
+        return None;
+    }
+    Some(Template::Map(entries))
+}

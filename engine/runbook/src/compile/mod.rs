@@ -1,0 +1,254 @@
+//! Runbooks → graphs, with every mistake of every file found in one go.
+//!
+//! Read [`compile`] (all files of a project) and [`compile_bundle`] (the pinned texts of one run). Each file passes
+//! through the same stages, none of which stops at a mistake: `yaml` reads the text, the schema of
+//! [`authored::Runbook`] checks its shape, `head` checks what stands at the top, `steps` checks each step and its
+//! expressions, `order` sorts them. `names` knows what a name means, `types` what a value is, `with` checks the input
+//! of an action by its schema.
+//!
+//! **Rules:** no text makes this panic or recurse deeper than the parser's limit; work grows with the size of the text;
+//! what is reported is certain (unknown types fit everything).
+
+mod head;
+mod names;
+mod order;
+mod scan;
+mod steps;
+mod types;
+mod with;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use farrier_model::spec::{Catalog, Risk};
+use farrier_model::{Digest, Text};
+
+use crate::authored;
+use crate::codes;
+use crate::diagnostic::{Diagnostic, Diagnostics, FileId, Source, Span, quoted};
+use crate::graph::{Bundle, Graph, InputSpec};
+use crate::read::read;
+use crate::yaml::{Node, parse};
+
+/// What became of a set of runbooks.
+#[derive(Debug, Clone)]
+pub struct Compiled {
+    /// The graphs of the runbooks without errors, by name.
+    pub graphs: BTreeMap<Text, Arc<Graph>>,
+    /// The texts of all runbooks, by name.
+    pub sources: BTreeMap<Text, Text>,
+    /// Everything that is wrong.
+    pub diagnostics: Diagnostics,
+}
+
+impl Compiled {
+    /// A runbook with every runbook it can start; nothing when it does not exist or has errors.
+    pub fn bundle(&self, root: &str) -> Option<Bundle> {
+        let mut graphs: BTreeMap<Text, Arc<Graph>> = BTreeMap::new();
+        let mut sources: BTreeMap<Text, Text> = BTreeMap::new();
+        let mut waiting = vec![Text::from(root)];
+        while let Some(name) = waiting.pop() {
+            if graphs.contains_key(&name) {
+                continue;
+            }
+            let graph = self.graphs.get(&name)?;
+            waiting.extend(graph.children().cloned());
+            sources.insert(name.clone(), self.sources.get(&name)?.clone());
+            graphs.insert(name, graph.clone());
+        }
+        let digest = Digest::of_parts(sources.iter().flat_map(|(name, text)| [&**name, &**text]));
+        Some(Bundle { root: root.into(), graphs, sources, digest })
+    }
+}
+
+/// What other runbooks may know of one.
+pub(crate) struct Interface {
+    /// What it must be told; nothing when its file cannot be read.
+    inputs: Option<Vec<InputSpec>>,
+    /// The names of its outputs; nothing when its file cannot be read.
+    outputs: Option<Vec<Text>>,
+    /// The most it may do.
+    risk: Option<Risk>,
+}
+
+/// What all files of one compilation share.
+pub(crate) struct Project<'a> {
+    pub(crate) catalog: &'a Catalog,
+    pub(crate) interfaces: &'a BTreeMap<Text, Interface>,
+}
+
+struct File {
+    name: Text,
+    id: FileId,
+    text: Text,
+    node: Option<Node>,
+    authored: Option<authored::Runbook>,
+}
+
+/// One runbook names another as a child.
+pub(crate) struct ChildUse {
+    pub(crate) name: Text,
+    pub(crate) span: Span,
+}
+
+/// Compiles all runbooks of a project.
+pub fn compile(sources: &[Source], catalog: &Catalog) -> Compiled {
+    let mut out = Diagnostics::new();
+    let mut files: BTreeMap<Text, File> = BTreeMap::new();
+    for source in sources {
+        let id = out.add_source(source.clone());
+        let name: Text = stem(&source.path).into();
+        if let Some(first) = files.get(&name) {
+            let other = out.source(first.id).map_or(String::new(), |source| source.path.clone());
+            out.push(
+                Diagnostic::new(
+                    codes::SAME_RUNBOOK,
+                    Span::new(id, 0..0),
+                    format!("there is already a runbook {} in {}", quoted(&name), quoted(&other)),
+                )
+                .help("names of runbooks are unique in a project; rename one file"),
+            );
+            continue;
+        }
+        let node = parse(id, source.text.as_bytes(), &mut out);
+        let authored = node.as_ref().and_then(|node| read::<authored::Runbook>(node, &mut out));
+        files.insert(name.clone(), File { name, id, text: source.text.clone(), node, authored });
+    }
+
+    let mut heads: BTreeMap<Text, head::Head> = BTreeMap::new();
+    let mut interfaces: BTreeMap<Text, Interface> = BTreeMap::new();
+    for file in files.values() {
+        let head = match (&file.node, &file.authored) {
+            (Some(node), Some(authored)) => Some(head::check(&file.name, node, authored, catalog, &mut out)),
+            _ => None,
+        };
+        let interface = Interface {
+            inputs: head.as_ref().filter(|head| head.inputs_good).map(|head| head.inputs.clone()),
+            outputs: file.authored.as_ref().map(|authored| {
+                authored
+                    .outputs
+                    .iter()
+                    .flat_map(|outputs| outputs.iter())
+                    .map(|(name, _)| (*name.value).into())
+                    .collect()
+            }),
+            risk: file.authored.as_ref().map(|authored| authored.risk.value.into()),
+        };
+        interfaces.insert(file.name.clone(), interface);
+        heads.extend(head.map(|head| (file.name.clone(), head)));
+    }
+
+    let project = Project { catalog, interfaces: &interfaces };
+    let mut graphs: BTreeMap<Text, Arc<Graph>> = BTreeMap::new();
+    let mut children: BTreeMap<Text, Vec<ChildUse>> = BTreeMap::new();
+    let mut good: BTreeSet<Text> = BTreeSet::new();
+    for (name, head) in heads {
+        let Some(file) = files.get(&name) else { continue };
+        let (Some(node), Some(authored)) = (&file.node, &file.authored) else { continue };
+        let digest = Digest::of(&*file.text);
+        let (graph, uses) = steps::check(head, digest, node, authored, &project, &mut out);
+        children.insert(name.clone(), uses);
+        if let Some(graph) = graph.filter(|_| !out.has_errors_in(file.id)) {
+            graphs.insert(name.clone(), Arc::new(graph));
+            good.insert(name);
+        }
+    }
+
+    report_recursion(&children, &mut out);
+    // A runbook is as good as those it starts.
+    let mut changed = true;
+    while changed {
+        changed = false;
+        for (name, uses) in children.iter().filter(|(name, _)| good.contains(*name)).collect::<Vec<_>>() {
+            let bad: Vec<&ChildUse> = uses
+                .iter()
+                .filter(|child| files.contains_key(&child.name) && !good.contains(&child.name))
+                .collect();
+            for child in &bad {
+                out.push(
+                    Diagnostic::new(
+                        codes::CHILD_HAS_ERRORS,
+                        child.span,
+                        format!("runbook {} has errors of its own", quoted(&child.name)),
+                    )
+                    .help("mend that file first"),
+                );
+            }
+            let recursive = files.get(name).is_some_and(|file| out.has_errors_in(file.id));
+            if !bad.is_empty() || recursive {
+                good.remove(name);
+                graphs.remove(name);
+                changed = true;
+            }
+        }
+    }
+    let sources = files.into_values().map(|file| (file.name, file.text)).collect();
+    Compiled { graphs, sources, diagnostics: out }
+}
+
+/// Compiles the texts that a run is pinned to.
+///
+/// # Errors
+/// Everything that is wrong, also when `root` is not among the texts.
+pub fn compile_bundle(
+    root: &str,
+    texts: &BTreeMap<Text, Text>,
+    catalog: &Catalog,
+) -> Result<Bundle, Diagnostics> {
+    let sources: Vec<Source> = texts
+        .iter()
+        .map(|(name, text)| Source { path: format!("{name}.yaml"), text: text.clone() })
+        .collect();
+    let mut compiled = compile(&sources, catalog);
+    match compiled.bundle(root) {
+        Some(bundle) if !compiled.diagnostics.has_errors() => Ok(bundle),
+        _ => {
+            if !compiled.diagnostics.has_errors() {
+                let id =
+                    compiled.diagnostics.add_source(Source { path: format!("{root}.yaml"), text: "".into() });
+                compiled.diagnostics.push(Diagnostic::new(
+                    codes::UNKNOWN_RUNBOOK,
+                    Span::new(id, 0..0),
+                    format!("there is no runbook {}", quoted(root)),
+                ));
+            }
+            Err(compiled.diagnostics)
+        }
+    }
+}
+
+/// The file's name without its folder and `.yaml`.
+fn stem(path: &str) -> &str {
+    let name = path.rsplit(['/', '\\']).next().unwrap_or(path);
+    name.strip_suffix(".yaml").or_else(|| name.strip_suffix(".yml")).unwrap_or(name)
+}
+
+/// A runbook that starts itself, by whatever way, would never end.
+fn report_recursion(children: &BTreeMap<Text, Vec<ChildUse>>, out: &mut Diagnostics) {
+    let names: Vec<&Text> = children.keys().collect();
+    let position = |name: &Text| names.binary_search(&name).ok().map(|at| at as u32);
+    let edges: Vec<(u32, u32)> = children
+        .iter()
+        .flat_map(|(parent, uses)| {
+            uses.iter().filter_map(|child| Some((position(parent)?, position(&child.name)?)))
+        })
+        .collect();
+    let Err(cycles) = order::order(names.len(), &edges) else { return };
+    for cycle in cycles {
+        let path: Vec<&str> = cycle.iter().chain(cycle.first()).map(|at| &**names[*at as usize]).collect();
+        for (at, index) in cycle.iter().enumerate() {
+            let next = names[cycle[(at + 1) % cycle.len()] as usize];
+            let uses = children.get(names[*index as usize]).into_iter().flatten();
+            for child in uses.filter(|child| child.name == *next) {
+                out.push(
+                    Diagnostic::new(
+                        codes::RECURSION,
+                        child.span,
+                        format!("these runbooks start each other without end: {}", path.join(" → ")),
+                    )
+                    .help("break the circle; to repeat something, use `for_each` or a trigger"),
+                );
+            }
+        }
+    }
+}
