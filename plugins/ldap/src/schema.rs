@@ -26,35 +26,49 @@ pub(crate) enum Syntax {
     Octets,
 }
 
-/// The short name of an attribute that RFC 4519 gives two names, in lower case; of any other, its lower case.
+/// Attributes that RFC 4519 gives two names: the long one and the short one.
+const TWO_NAMES: [(&str, &str); 14] = [
+    ("commonname", "cn"),
+    ("surname", "sn"),
+    ("userid", "uid"),
+    ("gn", "givenname"),
+    ("countryname", "c"),
+    ("localityname", "l"),
+    ("stateorprovincename", "st"),
+    ("streetaddress", "street"),
+    ("organizationname", "o"),
+    ("organizationalunitname", "ou"),
+    ("domaincomponent", "dc"),
+    ("rfc822mailbox", "mail"),
+    ("emailaddress", "email"),
+    ("pkcs9email", "email"),
+];
+
+/// The other name of an attribute called by its long one.
+fn short(attribute: &str) -> Option<&'static str> {
+    TWO_NAMES.iter().find(|(long, _)| long.eq_ignore_ascii_case(attribute)).map(|(_, short)| *short)
+}
+
+/// The short name of an attribute that has two, in lower case; of any other, its lower case.
 pub(crate) fn canonical(attribute: &str) -> Cow<'_, str> {
-    let lower: Cow<'_, str> = if attribute.bytes().any(|byte| byte.is_ascii_uppercase()) {
-        Cow::Owned(attribute.to_ascii_lowercase())
-    } else {
-        Cow::Borrowed(attribute)
-    };
-    let short = match &*lower {
-        "commonname" => "cn",
-        "surname" => "sn",
-        "userid" => "uid",
-        "gn" => "givenname",
-        "countryname" => "c",
-        "localityname" => "l",
-        "stateorprovincename" => "st",
-        "streetaddress" => "street",
-        "organizationname" => "o",
-        "organizationalunitname" => "ou",
-        "domaincomponent" => "dc",
-        "rfc822mailbox" => "mail",
-        "email" | "emailaddress" | "pkcs9email" => "email",
-        _ => return lower,
-    };
-    Cow::Borrowed(short)
+    match short(attribute) {
+        Some(short) => Cow::Borrowed(short),
+        None if attribute.bytes().any(|byte| byte.is_ascii_uppercase()) => {
+            Cow::Owned(attribute.to_ascii_lowercase())
+        }
+        None => Cow::Borrowed(attribute),
+    }
 }
 
 /// Whether two attribute names mean the same attribute.
 pub(crate) fn same_attribute(one: &str, other: &str) -> bool {
-    one.eq_ignore_ascii_case(other) || canonical(one) == canonical(other)
+    one.eq_ignore_ascii_case(other)
+        || match (short(one), short(other)) {
+            (None, None) => false,
+            (one_short, other_short) => {
+                one_short.unwrap_or(one).eq_ignore_ascii_case(other_short.unwrap_or(other))
+            }
+        }
 }
 
 /// Whether `name` can be an attribute's name: a word or a dotted number, with `;options`.
@@ -215,6 +229,21 @@ impl Syntax {
     }
 }
 
+impl Syntax {
+    /// Whether a value has the key `key`, without making the value's own where that is not needed: a search asks this
+    /// of every entry.
+    pub(crate) fn has_key(self, value: &[u8], key: &[u8]) -> bool {
+        let squeezed =
+            !value.starts_with(b" ") && !value.ends_with(b" ") && value.windows(2).all(|pair| pair != b"  ");
+        match self {
+            Syntax::CaseIgnore if squeezed && value.is_ascii() => value.eq_ignore_ascii_case(key),
+            Syntax::CaseExact if squeezed && value.is_ascii() => value == key,
+            Syntax::Integer | Syntax::Boolean | Syntax::Octets => value == key,
+            _ => self.key(value).as_deref() == Some(key),
+        }
+    }
+}
+
 /// Without spaces around, and with one where there were several.
 fn squeezed(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
@@ -263,6 +292,8 @@ mod tests {
                 equal,
                 "{attribute}: {one} and {other}"
             );
+            let key = syntax.key(other.as_bytes()).unwrap();
+            assert_eq!(syntax.has_key(one.as_bytes(), &key), equal, "{attribute}: {one} and {other}");
         }
         for (attribute, bad) in
             [("uidNumber", "007"), ("uidNumber", "x"), ("pwdLockout", "true"), ("member", "nobody")]

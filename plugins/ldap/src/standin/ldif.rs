@@ -1,5 +1,6 @@
 //! LDIF, RFC 2849: content records, read and written.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::ops::Range;
 
@@ -33,32 +34,42 @@ pub(crate) type LdifError = (usize, String);
 pub(crate) fn read(text: &str) -> Result<Vec<Record>, LdifError> {
     let mut names: HashSet<Text> = HashSet::new();
     let mut records = Vec::new();
-    let mut lines = logical_lines(text).peekable();
-    while lines.peek().is_some() {
-        let block: Vec<Line> = lines.by_ref().take_while(|line| !line.text.is_empty()).collect();
-        if let Some(record) = read_block(&block, &mut names)? {
-            records.push(record);
+    for block in blocks(text) {
+        if let Some(head) = read_head(&block)? {
+            records.push(Record {
+                attributes: read_attributes(&block[head.lines..], &mut names)?,
+                ..head.record
+            });
         }
     }
     Ok(records)
 }
 
+/// Lines without an empty one between them.
+fn blocks(text: &str) -> impl Iterator<Item = Vec<Line<'_>>> {
+    let mut lines = logical_lines(text).peekable();
+    std::iter::from_fn(move || {
+        lines.peek()?;
+        Some(lines.by_ref().take_while(|line| !line.text.is_empty()).collect())
+    })
+}
+
 /// One line after unfolding.
-struct Line {
-    text: String,
+struct Line<'a> {
+    text: Cow<'a, str>,
     number: usize,
     span: Range<usize>,
 }
 
 /// Unfolds lines, and drops line ends. An empty line stays, as the end of a record.
-fn logical_lines(text: &str) -> impl Iterator<Item = Line> {
+fn logical_lines(text: &str) -> impl Iterator<Item = Line<'_>> {
     let mut at = 0;
     let mut raw = text.split_inclusive('\n').enumerate().map(move |(index, line)| {
         let from = at;
         at += line.len();
         (index + 1, line.trim_end_matches(['\n', '\r']), from..at)
     });
-    let mut held: Option<Line> = None;
+    let mut held: Option<Line<'_>> = None;
     let mut ended = false;
     std::iter::from_fn(move || {
         loop {
@@ -67,12 +78,12 @@ fn logical_lines(text: &str) -> impl Iterator<Item = Line> {
                     if line.starts_with(' ') && held.as_ref().is_some_and(|held| !held.text.is_empty()) =>
                 {
                     if let Some(held) = &mut held {
-                        held.text.push_str(&line[1..]);
+                        held.text.to_mut().push_str(&line[1..]);
                         held.span.end = span.end;
                     }
                 }
                 Some((number, line, span)) => {
-                    let done = held.replace(Line { text: line.to_owned(), number, span });
+                    let done = held.replace(Line { text: Cow::Borrowed(line), number, span });
                     if done.is_some() {
                         return done;
                     }
@@ -87,35 +98,53 @@ fn logical_lines(text: &str) -> impl Iterator<Item = Line> {
     })
 }
 
-fn read_block(block: &[Line], names: &mut HashSet<Text>) -> Result<Option<Record>, LdifError> {
-    let mut lines = block
-        .iter()
-        .filter(|line| !line.text.starts_with('#'))
-        .skip_while(|line| line.text.to_ascii_lowercase().starts_with("version:"));
-    let Some(first) = lines.next() else {
+/// The beginning of a record: all of it but the attributes, which follow after so many lines.
+struct Head {
+    record: Record,
+    lines: usize,
+}
+
+fn read_head(block: &[Line<'_>]) -> Result<Option<Head>, LdifError> {
+    let is_version =
+        |line: &Line<'_>| line.text.get(..8).is_some_and(|text| text.eq_ignore_ascii_case("version:"));
+    let Some(at) = block.iter().position(|line| !line.text.starts_with('#') && !is_version(line)) else {
         return Ok(None);
     };
-    let fail = |line: &Line, reason: String| (line.number, reason);
-    let (name, value) = read_line(&first.text).map_err(|reason| fail(first, reason))?;
+    let first = &block[at];
+    let fail = |reason: String| (first.number, reason);
+    let (name, value) = read_line(&first.text).map_err(fail)?;
     if !name.eq_ignore_ascii_case("dn") {
-        return Err(fail(
-            first,
-            format!("a record begins with `dn:`, not with `{name}:`; export with `ldapsearch -LLL`"),
-        ));
+        return Err(fail(format!(
+            "a record begins with `dn:`, not with `{name}:`; export with `ldapsearch -LLL`"
+        )));
     }
-    let dn = String::from_utf8(value).map_err(|_| fail(first, "the name is not UTF-8".into()))?;
-    let dn = Dn::parse(&dn).map_err(|error| fail(first, error.to_string()))?;
+    let dn = String::from_utf8(value).map_err(|_| fail("the name is not UTF-8".into()))?;
+    let dn = Dn::parse(&dn).map_err(|error| fail(error.to_string()))?;
     if dn.depth() == 0 {
-        return Err(fail(first, "the name is empty".into()));
+        return Err(fail("the name is empty".into()));
     }
+    let from = block.iter().find(|line| !is_version(line)).map_or(0, |line| line.span.start);
+    let end = block.last().map_or(first.span.end, |line| line.span.end);
+    let record = Record {
+        dn,
+        attributes: Vec::new(),
+        line: first.number,
+        span: from..end,
+        body: first.span.start..end,
+    };
+    Ok(Some(Head { record, lines: at + 1 }))
+}
+
+fn read_attributes(lines: &[Line<'_>], names: &mut HashSet<Text>) -> Result<Vec<Attribute>, LdifError> {
     let mut attributes: Vec<Attribute> = Vec::new();
-    for line in lines {
-        let (name, value) = read_line(&line.text).map_err(|reason| fail(line, reason))?;
+    for line in lines.iter().filter(|line| !line.text.starts_with('#')) {
+        let fail = |reason: String| (line.number, reason);
+        let (name, value) = read_line(&line.text).map_err(fail)?;
         if name.eq_ignore_ascii_case("changetype") {
-            return Err(fail(line, "this is a change, and only entries are read".into()));
+            return Err(fail("this is a change, and only entries are read".into()));
         }
         if !is_attribute_name(name) {
-            return Err(fail(line, format!("`{name}` is not the name of an attribute")));
+            return Err(fail(format!("`{name}` is not the name of an attribute")));
         }
         if let Some(known) = attributes.iter_mut().find(|attribute| attribute.name.eq_ignore_ascii_case(name))
         {
@@ -130,12 +159,9 @@ fn read_block(block: &[Line], names: &mut HashSet<Text>) -> Result<Option<Record
         });
         attributes.push(Attribute { name, values: vec![value] });
     }
-    let from = block
-        .iter()
-        .find(|line| !line.text.to_ascii_lowercase().starts_with("version:"))
-        .map_or(0, |l| l.span.start);
-    let end = block.last().map_or(first.span.end, |line| line.span.end);
-    Ok(Some(Record { dn, attributes, line: first.number, span: from..end, body: first.span.start..end }))
+    attributes.shrink_to_fit();
+    attributes.iter_mut().for_each(|attribute| attribute.values.shrink_to_fit());
+    Ok(attributes)
 }
 
 fn read_line(line: &str) -> Result<(&str, Vec<u8>), String> {
@@ -190,7 +216,15 @@ fn write_line(text: &mut String, name: &str, value: &[u8]) {
 /// `text` with the record of `dn` written anew, added, or taken out; all else keeps its bytes.
 pub(crate) fn replace(text: &str, dn: &Dn, attributes: Option<&[Attribute]>) -> Result<String, LdifError> {
     let key = dn.key();
-    let record = read(text)?.into_iter().find(|record| record.dn.key() == key);
+    let mut record = None;
+    for block in blocks(text) {
+        if let Some(head) = read_head(&block)?
+            && head.record.dn.key() == key
+        {
+            record = Some(head.record);
+            break;
+        }
+    }
     Ok(match (record, attributes) {
         (Some(record), Some(attributes)) => {
             format!("{}{}{}", &text[..record.body.start], write(dn, attributes), &text[record.body.end..])

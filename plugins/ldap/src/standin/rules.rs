@@ -71,15 +71,13 @@ pub(super) const UNIQUE: [(&str, &str); 3] =
     [("posixAccount", "uidNumber"), ("posixAccount", "cn"), ("posixGroup", "gidNumber")];
 
 /// Whether an entry with `class` also is one of `wanted`.
-pub(super) fn is_class(class: &str, wanted: &str) -> bool {
-    let wanted = wanted.to_ascii_lowercase();
-    let mut class = class.to_ascii_lowercase();
+pub(super) fn is_class(mut class: &str, wanted: &str) -> bool {
     loop {
-        if class == wanted || wanted == "top" {
+        if class.eq_ignore_ascii_case(wanted) || wanted.eq_ignore_ascii_case("top") {
             return true;
         }
-        match ABOVE.iter().find(|(name, _)| *name == class) {
-            Some((_, above)) => (*above).clone_into(&mut class),
+        match ABOVE.iter().find(|(name, _)| name.eq_ignore_ascii_case(class)) {
+            Some((_, above)) => class = above,
             None => return false,
         }
     }

@@ -235,7 +235,7 @@ impl Tree {
         let wanted = syntax.key(wanted)?;
         match comparison {
             Comparison::Equal | Comparison::Approximate => {
-                Some(self.any_value(stored, attribute, |value| syntax.key(value).as_ref() == Some(&wanted)))
+                Some(self.any_value(stored, attribute, |value| syntax.has_key(value, &wanted)))
             }
             Comparison::AtLeast | Comparison::AtMost => {
                 let wanted = ordinal(syntax, &wanted)?;
