@@ -160,7 +160,9 @@ fn read_attributes(lines: &[Line<'_>], names: &mut HashSet<Text>) -> Result<Vec<
         attributes.push(Attribute { name, values: vec![value] });
     }
     attributes.shrink_to_fit();
-    attributes.iter_mut().for_each(|attribute| attribute.values.shrink_to_fit());
+    for attribute in &mut attributes {
+        attribute.values.shrink_to_fit();
+    }
     Ok(attributes)
 }
 
