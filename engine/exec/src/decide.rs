@@ -75,6 +75,8 @@ pub enum Report {
     Undone(Result<(), Failure>),
     /// A child run waits for a person.
     ChildParked(String),
+    /// It only read, and was given up because the run stops.
+    GivenUp,
 }
 
 /// What a plan found, and what followed from it.
@@ -135,6 +137,8 @@ pub struct Decision {
     pub events: Vec<Event>,
     /// To be handed out then.
     pub work: Vec<Work>,
+    /// Tasks to give up: they only read, and the run stops. Each is answered with [`Report::GivenUp`].
+    pub give_up: Vec<NodeRef>,
     /// When to ask again even if nothing happens.
     pub wake: Option<Timestamp>,
     /// The barrier is reached: these are the guards' findings, and an answer is awaited. A dry run is complete.
@@ -195,6 +199,7 @@ impl Decider<'_> {
                 Input::Report { node, report } => self.report(node, report)?,
                 Input::Proceed { by, accepted } => self.proceed(by, accepted)?,
                 Input::Cancel { by } => {
+                    self.run.memory.at_barrier = false;
                     if self.run.cancelled_by.is_none() && !self.run.state.is_final() {
                         self.emit(Event::CancelRequested { by })?;
                     }
@@ -211,6 +216,14 @@ impl Decider<'_> {
             return Ok(());
         }
         self.deadline();
+        if self.run.stopping() && !self.run.memory.gave_up {
+            self.run.memory.gave_up = true;
+            let reading = |node: &NodeRef| {
+                matches!(self.run.node(*node).phase, Phase::Reading)
+                    && !self.run.graph.step(node.step).finally
+            };
+            self.decision.give_up = self.run.nodes().filter(reading).collect();
+        }
         while let Some((at, node)) = self.run.memory.timers.first().copied() {
             if at > self.now {
                 break;
@@ -319,7 +332,7 @@ impl Decider<'_> {
 
     fn look(&mut self, node: NodeRef) -> Step {
         let run_node = self.run.node(node);
-        if matches!(run_node.phase, Phase::Busy | Phase::Queued) {
+        if matches!(run_node.phase, Phase::Busy | Phase::Reading | Phase::Queued) {
             return Ok(());
         }
         match run_node.state {
@@ -536,7 +549,7 @@ impl Decider<'_> {
             let waiting: Vec<NodeRef> = (0..items.nodes.len())
                 .filter(|at| {
                     let node = &items.nodes[*at];
-                    node.state == NodeState::Pending && !matches!(node.phase, Phase::Busy)
+                    node.state == NodeState::Pending && !matches!(node.phase, Phase::Busy | Phase::Reading)
                 })
                 .map(|at| NodeRef { step, item: Some(at as u32) })
                 .collect();
@@ -710,7 +723,10 @@ impl Decider<'_> {
         let direction = if matches!(kind, WorkKind::Undo { .. }) { "undo" } else { "do" };
         let effect_id = ids::effect_id(self.run.id, &self.run.name(node), direction);
         let run_node = self.run.node_mut(node);
-        run_node.phase = Phase::Busy;
+        run_node.phase = match kind {
+            WorkKind::Plan { .. } | WorkKind::Verify(_) => Phase::Reading,
+            _ => Phase::Busy,
+        };
         let attempt = match kind {
             WorkKind::Plan { .. } => run_node.attempt + 1,
             _ => run_node.attempt,
@@ -881,6 +897,13 @@ impl Decider<'_> {
                     remaining.join(", ")
                 );
                 self.emit(Event::Parked { reason, cause: ParkCause::UndoFailed, guard: None })
+            }
+            Report::GivenUp => {
+                if self.run.node(node).state != NodeState::Waiting {
+                    return Ok(());
+                }
+                let message = "the run stopped before its effect was verified";
+                self.fail(node, Failure::new(FailureKind::Verification, message), true)
             }
             Report::ChildParked(reason) => {
                 let reason = format!("step `{}`: {reason}", self.run.name(node));

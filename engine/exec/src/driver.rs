@@ -4,6 +4,7 @@
 //! each round it decides, appends the events in one batch, waits until they are durable, and only then hands out the
 //! work. Outcomes that arrive together share a batch, and batches of several runs share a commit in the store.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +21,7 @@ use farrier_runbook::inputs::{Given, check_inputs};
 use farrier_store::{Claim, Clock, NewRun, Store, StoreError};
 use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use crate::decide::{Decision, Input, Limits, PlanReport, Report, Work};
 use crate::plan::Plan;
@@ -370,13 +371,14 @@ impl Driver {
         });
         let (reports_in, mut reports) = mpsc::channel::<(NodeRef, Report)>(MAX_BATCH);
         let mut working = JoinSet::new();
+        let mut handles: HashMap<NodeRef, AbortHandle> = HashMap::new();
         let mut cancel = self.cancel.clone();
         let mut heartbeat = tokio::time::interval(HEARTBEAT);
         heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut inputs: Vec<Input> =
             cancel.borrow_and_update().iter().map(|by| Input::Cancel { by: by.clone() }).collect();
         loop {
-            let Decision { events, work, wake, barrier, over } = run
+            let Decision { events, work, give_up, wake, barrier, over } = run
                 .decide(std::mem::take(&mut inputs), self.clock.now(), limits)
                 .map_err(|source| DriverError::Replay { run: run.id, source })?;
             if let Some(claim) = claim
@@ -395,8 +397,23 @@ impl Driver {
                     events: &events,
                 });
             }
+            for node in give_up {
+                // One that ended in this very moment has its report on the way.
+                if handles.remove(&node).is_some_and(|handle| {
+                    !handle.is_finished() && {
+                        handle.abort();
+                        true
+                    }
+                }) {
+                    inputs.push(Input::Report { node, report: Report::GivenUp });
+                }
+            }
             for work in work {
-                spawn(&mut working, &tasks, run, work, reports_in.clone());
+                let node = work.node;
+                handles.insert(node, spawn(&mut working, &tasks, run, work, reports_in.clone()));
+            }
+            if !inputs.is_empty() {
+                continue;
             }
             if over {
                 return Ok(Outcome::Over);
@@ -418,9 +435,13 @@ impl Driver {
             tokio::select! {
                 biased;
                 Some((node, report)) = reports.recv() => {
-                    inputs.push(Input::Report { node, report });
-                    while inputs.len() < MAX_BATCH && let Ok((node, report)) = reports.try_recv() {
-                        inputs.push(Input::Report { node, report });
+                    let mut next = Some((node, report));
+                    while let Some((node, report)) = next {
+                        // The report of a task that was given up while it was being sent counts no more.
+                        if handles.remove(&node).is_some() {
+                            inputs.push(Input::Report { node, report });
+                        }
+                        next = if inputs.len() < MAX_BATCH { reports.try_recv().ok() } else { None };
                     }
                 }
                 Ok(()) = cancel.changed() => {
@@ -451,7 +472,7 @@ fn spawn(
     run: &Run,
     work: Work,
     reports: mpsc::Sender<(NodeRef, Report)>,
-) {
+) -> AbortHandle {
     let node = work.node;
     let name = run.name(node);
     let tasks = tasks.clone();
@@ -459,7 +480,7 @@ fn spawn(
         let report = task::perform(tasks, name, work).await;
         // The receiver is gone only when the run is no longer ours.
         let _ = reports.send((node, report)).await;
-    });
+    })
 }
 
 fn until(now: Timestamp, then: Timestamp) -> Duration {

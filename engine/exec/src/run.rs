@@ -94,8 +94,10 @@ pub enum Phase {
     Idle,
     /// Waits for a free place.
     Queued,
-    /// A task is at work on it.
+    /// A task is at work on its effect.
     Busy,
+    /// A task is reading for it; it can be given up.
+    Reading,
     /// A dry run found that it would be skipped.
     WouldSkip,
     /// Its plan needs something known only after another step.
@@ -227,6 +229,8 @@ pub(crate) struct Memory {
     pub(crate) total: Counts,
     /// Retry times, soonest first.
     pub(crate) timers: BTreeSet<(Timestamp, NodeRef)>,
+    /// Reading tasks were told to give up.
+    pub(crate) gave_up: bool,
     /// Recovery of what a dead owner left has been started.
     pub(crate) recovered: bool,
     /// Remarks of plans that found nothing to change.

@@ -42,7 +42,7 @@ fn mixed() -> Vec<(String, String)> {
         "  each:
     uses: fake.keyed
     needs: [g0s1]
-    for_each: { in: \"${ range(16) | list }\", as: n, key: n, parallel: 4 }
+    for_each: { in: \"${ [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15] }\", as: n, key: n, parallel: 4 }
     with: { target: world, object: \"${ 'item' ~ n }\", value: \"${ n }\" }
     undo: none
   never: { uses: fake.set, if: steps.g0s5.value == 99, with: { target: world, object: never, value: x }, undo: none }
@@ -168,11 +168,7 @@ async fn dying_inside_every_effect_doubles_and_loses_nothing() {
             let start = bench.start(&mixed(), Value::map::<&str>([]));
             bench.world.state.lock().unwrap().die_at_effect = Some((nth, after));
             let world = bench.world.clone();
-            let died = async {
-                while !world.state.lock().unwrap().dead {
-                    tokio::task::yield_now().await;
-                }
-            };
+            let died = world.died();
             // The driver is dropped where it stands, with everything it holds in memory.
             let finished = tokio::select! {
                 ended = bench.run(&start) => Some(ended.unwrap()),
@@ -209,7 +205,7 @@ async fn dying_while_undoing_undoes_the_rest() {
             let world = bench.world.clone();
             tokio::select! {
                 _ = bench.run(&start) => panic!("the run ended although its process died"),
-                () = async { while !world.state.lock().unwrap().dead { tokio::task::yield_now().await } } => {}
+                () = world.died() => {}
             }
             let ended = resume_to_the_end(&mut bench, &start).await;
             assert_eq!(ended.state, RunState::Undone, "{:?}", ended.failure);
@@ -250,7 +246,7 @@ async fn a_run_that_ends_its_owners_again_and_again_is_parked() {
                 assert!(round >= 3, "parked too early, in round {round}");
                 return;
             }
-            () = async { while !world.state.lock().unwrap().dead { tokio::task::yield_now().await } } => {}
+            () = world.died() => {}
         }
     }
     panic!("a run that kills its owner was taken up twenty times");

@@ -9,6 +9,7 @@ use common::{Bench, runbook};
 use farrier_exec::driver::{Answer, Confirm};
 use farrier_exec::{Plan, PlanStepState};
 use farrier_model::{FailureKind, RunState, Value};
+use farrier_store::Store as _;
 
 async fn run_text(name: &str, risk: &str, rest: &str) -> (Bench, farrier_exec::Ended) {
     let bench = Bench::new(name);
@@ -246,14 +247,28 @@ finally:
 #[tokio::test]
 async fn nothing_is_undone_behind_a_commit_point() {
     let bench = Bench::new("commit_point");
+    // `bad` knows of the commit point only through the world.
     let rest = "steps:
   a: { uses: fake.set, with: { target: world, object: a, value: new }, undo: restore, commit_point: true }
-  bad: { uses: fake.set, needs: [a], with: { target: world, object: d, value: new, fail: true }, on_failure: undo, undo: none }
+  seen: { uses: fake.read, with: { target: world, object: first } }
+  first: { uses: fake.set, needs: [seen], with: { target: world, object: first, value: x }, undo: restore }
+  wait:
+    uses: fake.read
+    needs: [first]
+    with: { target: world, object: a }
+    verify: { that: result.value == 'new', within: 1m, every: 1ms }
+  bad:
+    uses: fake.set
+    needs: [wait]
+    with: { target: world, object: d, value: new, fail: true }
+    on_failure: undo
+    undo: none
 ";
     let start = bench.start(&[runbook("commit_point", "recoverable", rest)], Value::map::<&str>([]));
     let ended = bench.run(&start).await.unwrap();
     assert_eq!(ended.state, RunState::Failed);
     assert_eq!(object(&bench, "a"), Value::text("new"));
+    assert_eq!(object(&bench, "first"), Value::text("x"));
 }
 
 struct Asked {

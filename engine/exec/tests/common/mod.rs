@@ -1,4 +1,5 @@
 //! A plugin of fakes over an in-memory world, with a ledger of every effect, and a way to die in the middle of one.
+#![allow(unreachable_pub, reason = "a module of test binaries")]
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 use std::collections::{BTreeMap, HashMap};
@@ -23,6 +24,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Default)]
 pub struct World {
     pub state: Mutex<State>,
+    death: tokio::sync::Notify,
 }
 
 #[derive(Debug, Default, Clone)]
@@ -56,6 +58,17 @@ impl World {
         self.state.lock().unwrap().clone()
     }
 
+    /// Waits until the process has died inside an effect.
+    pub async fn died(&self) {
+        loop {
+            let death = self.death.notified();
+            if self.state.lock().unwrap().dead {
+                return;
+            }
+            death.await;
+        }
+    }
+
     /// Performs `effect` once, unless the process is to die before it; never returns when it dies.
     async fn effect(&self, entry: String, effect: impl FnOnce(&mut State)) {
         let dead = {
@@ -78,6 +91,7 @@ impl World {
             state.dead
         };
         if dead {
+            self.death.notify_waiters();
             std::future::pending::<()>().await;
         }
         tokio::task::yield_now().await;
@@ -105,11 +119,6 @@ impl TargetKind for Fake {
     async fn writer(config: FakeConfig, _: &ConnectCx) -> Result<Arc<World>, Failure> {
         Ok(World::named(&config.world))
     }
-}
-
-#[derive(Debug, Serialize, JsonSchema)]
-pub struct Seen {
-    pub value: Value,
 }
 
 fn any_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
@@ -325,14 +334,24 @@ pub struct Bench {
     pub world: Arc<World>,
     pub name: String,
     pub options: Options,
+    pub clock: Clock,
+}
+
+/// A clock that moves with Tokio's time, so that a paused runtime simulates days.
+fn simulated_clock() -> Clock {
+    let begun = tokio::time::Instant::now();
+    let base = farrier_model::time::Timestamp::now();
+    Clock::from_fn(move || base + (tokio::time::Instant::now() - begun))
 }
 
 impl Bench {
     pub fn new(name: &str) -> Bench {
         World::forget(name);
+        let clock = simulated_clock();
         Bench {
             registry: registry(),
-            store: MemoryStore::default(),
+            store: MemoryStore::new(clock.clone()),
+            clock,
             world: World::named(name),
             name: name.to_owned(),
             options: Options { owner: "test".into(), ..Options::default() },
@@ -367,7 +386,7 @@ impl Bench {
         Driver::new(
             self.registry.clone(),
             Arc::new(self.store.clone()),
-            Clock::system(),
+            self.clock.clone(),
             self.options.clone(),
             Arc::new(farrier_exec::driver::Unobserved),
             cancel,
