@@ -195,14 +195,14 @@ fn check_kind(kind: &InputKind, value: &Value) -> Result<(), String> {
     let good = match (kind, value) {
         (InputKind::Int, Value::Int(_))
         | (InputKind::Bool, Value::Bool(_))
-        | (InputKind::Map, Value::Map(_)) => true,
+        | (InputKind::Map, Value::Map(_))
+        | (InputKind::Text, Value::Text(_)) => true,
         (InputKind::List(inner), Value::List(items)) => {
             return items.iter().enumerate().try_for_each(|(at, item)| {
                 check_kind(inner, item).map_err(|message| format!("item {}: {message}", at + 1))
             });
         }
         (InputKind::String, Value::Text(text)) => !text.chars().any(char::is_control),
-        (InputKind::Text, Value::Text(_)) => true,
         (InputKind::Duration, Value::Text(text)) => parse_duration(text).is_some(),
         (InputKind::Timestamp, Value::Text(text)) => parse_timestamp(text).is_some(),
         (InputKind::PathSegment, Value::Text(text)) => is_path_segment(text),

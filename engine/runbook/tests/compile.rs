@@ -3,7 +3,6 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 
 use farrier_model::Text;
 use farrier_runbook::graph::Need;
@@ -12,8 +11,9 @@ use support::{catalog, sources};
 
 fn fixture(name: &str) -> Vec<Source> {
     let path = format!("{}/../../testdata/{name}.yaml", env!("CARGO_MANIFEST_DIR"));
-    let file = path.rsplit('/').next().unwrap().to_owned();
-    sources(&file, &std::fs::read_to_string(path).unwrap())
+    let file = path.rsplit('/').next().unwrap_or_default();
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    sources(file, &text)
 }
 
 #[test]
@@ -74,12 +74,12 @@ fn drafts_lack_only_actions_and_kinds_of_target() {
 
 /// Steps of which each needs the one before, or all need one, or one needs all.
 fn many(steps: usize, needs: impl Fn(usize) -> Option<String>) -> String {
-    let mut text = String::from("runbook: many\nsummary: s\nowner: o\nrisk: read_only\nsteps:\n");
-    for at in 0..steps {
+    let lines = (0..steps).map(|at| {
         let needs = needs(at).map(|needs| format!(", needs: [{needs}]")).unwrap_or_default();
-        writeln!(text, "  s{at}: {{ uses: flow.note, with: {{ message: x }}{needs} }}").unwrap();
-    }
-    text
+        format!("  s{at}: {{ uses: flow.note, with: {{ message: x }}{needs} }}\n")
+    });
+    let head = "runbook: many\nsummary: s\nowner: o\nrisk: read_only\nsteps:\n".to_owned();
+    std::iter::once(head).chain(lines).collect()
 }
 
 #[test]

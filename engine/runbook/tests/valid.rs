@@ -9,9 +9,9 @@ use farrier_runbook::graph::Graph;
 use farrier_runbook::{compile, render_graph};
 use support::{catalog, sources};
 
-fn shown(graph: &Graph) -> String {
+fn shown(graph: &Graph) -> Result<String, std::fmt::Error> {
     let mut text = render_graph::to_text(graph);
-    writeln!(text, "risk {:?}, not executed {:?}", graph.risk, graph.not_executed).unwrap();
+    writeln!(text, "risk {:?}, not executed {:?}", graph.risk, graph.not_executed)?;
     for input in &graph.inputs {
         let pattern = input.pattern.as_ref().map(regex::Regex::as_str);
         let bounds = (input.min, input.max);
@@ -19,25 +19,23 @@ fn shown(graph: &Graph) -> String {
             text,
             "input {} {:?} default {:?} {pattern:?} {bounds:?}",
             input.name, input.kind, input.default
-        )
-        .unwrap();
+        )?;
     }
     for (name, template) in &graph.vars {
-        writeln!(text, "var {name} {template:?}").unwrap();
+        writeln!(text, "var {name} {template:?}")?;
     }
     for trigger in &graph.triggers {
-        writeln!(text, "trigger {trigger:?}").unwrap();
+        writeln!(text, "trigger {trigger:?}")?;
     }
     for guard in &graph.guards {
-        writeln!(text, "guard {guard:?}").unwrap();
+        writeln!(text, "guard {guard:?}")?;
     }
-    writeln!(text, "outputs {:?}", graph.outputs).unwrap();
+    writeln!(text, "outputs {:?}", graph.outputs)?;
     for index in graph.indices() {
         let step = graph.step(index);
         let reads: Vec<&str> = step.reads.iter().map(|read| &*graph.step(*read).id).collect();
-        writeln!(text, "step {} reads {reads:?}\n  with {:?}", step.id, step.with).unwrap();
-        writeln!(text, "  undo {:?}, on failure {:?}, retry {:?}", step.undo, step.on_failure, step.retry)
-            .unwrap();
+        writeln!(text, "step {} reads {reads:?}\n  with {:?}", step.id, step.with)?;
+        writeln!(text, "  undo {:?}, on failure {:?}, retry {:?}", step.undo, step.on_failure, step.retry)?;
         for line in [
             step.condition.as_ref().map(|condition| format!("if {condition:?}")),
             step.for_each.as_ref().map(|for_each| format!("{for_each:?}")),
@@ -49,10 +47,10 @@ fn shown(graph: &Graph) -> String {
         .into_iter()
         .flatten()
         {
-            writeln!(text, "  {line}").unwrap();
+            writeln!(text, "  {line}")?;
         }
     }
-    text
+    Ok(text)
 }
 
 fn compiles(path: &Path) -> datatest_stable::Result<()> {
@@ -62,9 +60,9 @@ fn compiles(path: &Path) -> datatest_stable::Result<()> {
     let mut settings = insta::Settings::clone_current();
     settings.set_prepend_module_to_snapshot(false);
     settings.set_omit_expression(true);
-    let graphs: Vec<String> = compiled.graphs.values().map(|graph| shown(graph)).collect();
+    let graphs: Vec<String> = compiled.graphs.values().map(|graph| shown(graph)).collect::<Result<_, _>>()?;
     settings.bind(|| {
-        insta::assert_snapshot!(format!("valid_{}", name.trim_end_matches(".yaml")), graphs.join("\n"))
+        insta::assert_snapshot!(format!("valid_{}", name.trim_end_matches(".yaml")), graphs.join("\n"));
     });
     Ok(())
 }

@@ -226,7 +226,7 @@ fn check_inputs(
     for (name, input) in authored {
         check_id(name, "an input", out);
         let raw = node.get("inputs").and_then(|inputs| inputs.get(&name.value));
-        specs.extend(check_input(name, input, raw, out));
+        specs.push(check_input(name, input, raw, out));
     }
     (specs, out.len() == before)
 }
@@ -236,7 +236,7 @@ fn check_input(
     input: &authored::Input,
     raw: Option<&Node>,
     out: &mut Diagnostics,
-) -> Option<InputSpec> {
+) -> InputSpec {
     let kind = input.kind.value.kind(input.of.map(|of| of.value));
     let before = out.len();
     if let Some(of) = &input.of {
@@ -358,7 +358,7 @@ fn check_input(
             spec.default = checked(&spec, &value, node, codes::BAD_DEFAULT, out);
         }
     }
-    Some(spec)
+    spec
 }
 
 fn checked(

@@ -164,7 +164,9 @@ pub fn compile(sources: &[Source], catalog: &Catalog) -> Compiled {
                 .iter()
                 .filter(|child| files.contains_key(&child.name) && !good.contains(&child.name))
                 .collect();
-            for child in &bad {
+            let recursive = files.get(name).is_some_and(|file| out.has_errors_in(file.id));
+            // Of a circle it has been said already what is wrong.
+            for child in bad.iter().filter(|_| !recursive) {
                 out.push(
                     Diagnostic::new(
                         codes::CHILD_HAS_ERRORS,
@@ -174,7 +176,6 @@ pub fn compile(sources: &[Source], catalog: &Catalog) -> Compiled {
                     .help("mend that file first"),
                 );
             }
-            let recursive = files.get(name).is_some_and(|file| out.has_errors_in(file.id));
             if !bad.is_empty() || recursive {
                 good.remove(name);
                 graphs.remove(name);

@@ -493,7 +493,7 @@ impl View<'_> {
                     out.push(
                         Diagnostic::new(codes::MIXED_TEXT, node.span, "text and `${ }` cannot be mixed here")
                             .expected("a constant, or one `${ }`")
-                            .help(format!("write \"{}\"", joined(parts))),
+                            .help(joined(parts)),
                     );
                     None
                 }
@@ -504,20 +504,28 @@ impl View<'_> {
     }
 }
 
-/// The same text as one expression.
+/// Advice to write the same text as one expression, quoted as YAML needs it where that is simple.
 fn joined(parts: &[Segment]) -> String {
     let parts: Vec<String> = parts
         .iter()
         .map(|part| match part {
-            Segment::Plain(plain) => format!("'{}'", plain.replace('\\', "\\\\").replace('\'', "\\'")),
+            Segment::Plain(plain) => {
+                let quote = if plain.contains('\'') { '"' } else { '\'' };
+                format!("{quote}{}{quote}", plain.replace('\\', "\\\\").replace(quote, &format!("\\{quote}")))
+            }
             Segment::Expr(source, _) => {
                 let source = source.trim();
-                // A filter binds tighter than `~`, everything else is put in parentheses to be safe.
+                // A filter binds tighter than `~`; everything else is put in parentheses to be safe.
                 if scan::pipeline(source).is_some() { source.to_owned() } else { format!("({source})") }
             }
         })
         .collect();
-    format!("${{ {} }}", parts.join(" ~ "))
+    let expression = format!("${{ {} }}", parts.join(" ~ "));
+    if expression.contains(['"', '\\']) {
+        format!("write `{expression}`")
+    } else {
+        format!("write \"{expression}\"")
+    }
 }
 
 /// `{{ }}` and `{% %}` of other languages are plain text here, and rarely meant to be.

@@ -215,18 +215,18 @@ pub(super) fn follow(start: &Type, path: &[Access]) -> Result<Type, Stray> {
         }
         let stray = |known: Vec<Text>| Stray { access: at, known, reached: kind.clone() };
         kind = match (kind, access) {
-            (Type::Any, _) => return Ok(Type::Any),
+            (Type::Any, _)
+            | (Type::Record(_), Access::Dynamic { .. })
+            | (Type::Record(_) | Type::Dict(_), Access::Index { .. }) => return Ok(Type::Any),
             (Type::Record(fields), Access::Field { name, .. }) => {
                 match fields.iter().find(|(field, _)| **field == **name) {
                     Some((_, inner)) => inner,
                     None => return Err(stray(fields.iter().map(|(field, _)| field.clone()).collect())),
                 }
             }
-            (Type::Record(_), Access::Dynamic { .. }) => return Ok(Type::Any),
             (Type::Dict(inner), Access::Field { .. } | Access::Dynamic { .. })
             | (Type::List(inner), Access::Index { .. } | Access::Dynamic { .. }) => inner,
             (Type::Text, Access::Index { .. } | Access::Dynamic { .. }) => return Ok(Type::Text),
-            (Type::Record(_) | Type::Dict(_), Access::Index { .. }) => return Ok(Type::Any),
             _ => return Err(stray(Vec::new())),
         };
     }
@@ -278,10 +278,11 @@ pub(super) fn through(kind: &Type, filter: &Filter) -> Result<Type, Stray> {
 /// Whether a value of type `given` can never be what `wanted` asks for. Numbers and truth values fit text.
 pub(super) fn never_fits(given: &Type, wanted: &Type) -> bool {
     match (given, wanted) {
-        (Type::Any, _) | (_, Type::Any) => false,
         (Type::Optional(given), wanted) => never_fits(given, wanted),
         (given, Type::Optional(wanted)) => never_fits(given, wanted),
-        (Type::Int, Type::Int | Type::Float)
+        (Type::Any, _)
+        | (_, Type::Any)
+        | (Type::Int, Type::Int | Type::Float)
         | (Type::Float, Type::Float)
         | (Type::Bool, Type::Bool)
         | (Type::Text, Type::Text)

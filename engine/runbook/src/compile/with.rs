@@ -152,7 +152,7 @@ struct Hooks<'a, 'n> {
 
 impl SchemaHooks for Hooks<'_, '_> {
     fn intercept(&mut self, place: Place<'_>, out: &mut Diagnostics) -> Option<Option<Template>> {
-        let mark = place.mark.or_else(|| self.mark_of_branches(place.schema));
+        let mark = place.mark.or_else(|| mark_of_branches(place.schema));
         if mark == Some("item_template") {
             return Some(self.item_template(place.node, out).then(|| Template::Const(place.node.to_value())));
         }
@@ -172,7 +172,7 @@ impl SchemaHooks for Hooks<'_, '_> {
             }
             Some("text") if dynamic => Some(self.view.mixed(place.node, self.found, out)),
             Some(mark) if mark.starts_with("target:") && !dynamic => {
-                self.target(&mark["target:".len()..], place.node, text, out)
+                Some(self.target(&mark["target:".len()..], place.node, text, out))
             }
             _ if !dynamic => {
                 super::names::lint_braces(place.node, out);
@@ -220,18 +220,6 @@ impl Hooks<'_, '_> {
         Some(template)
     }
 
-    /// The mark that a shape among several carries, where all that are texts carry the same.
-    fn mark_of_branches<'s>(&self, schema: &'s Json) -> Option<&'s str>
-    where
-        Self: 's,
-    {
-        let branches = schema.get("anyOf").or_else(|| schema.get("oneOf"))?.as_array()?;
-        let mut marks =
-            branches.iter().filter(|branch| branch.get("type").is_some_and(|name| name == "string"));
-        let first = marks.next()?.get(MARK)?.as_str()?;
-        marks.all(|branch| branch.get(MARK).and_then(Json::as_str) == Some(first)).then_some(first)
-    }
-
     /// Checks every `${ }` in a tree that the action evaluates for each item.
     fn item_template(&mut self, node: &Node, out: &mut Diagnostics) -> bool {
         if node.as_text().is_some_and(|text| text.contains("${")) {
@@ -248,17 +236,11 @@ impl Hooks<'_, '_> {
     }
 
     /// The name of a target of one kind.
-    fn target(
-        &mut self,
-        kind: &str,
-        node: &Node,
-        alias: &Text,
-        out: &mut Diagnostics,
-    ) -> Option<Option<Template>> {
+    fn target(&mut self, kind: &str, node: &Node, alias: &Text, out: &mut Diagnostics) -> Option<Template> {
         self.found.targets.insert(alias.to_string());
         let diagnostic = match self.targets.get(alias) {
             Some(target) if &*target.kind == kind && !target.group => {
-                return Some(Some(Template::Const(Value::Text(alias.clone()))));
+                return Some(Template::Const(Value::Text(alias.clone())));
             }
             Some(target) if target.group => {
                 Diagnostic::new(codes::WRONG_TARGET, node.span, format!("`{alias}` is a group of targets"))
@@ -294,7 +276,7 @@ impl Hooks<'_, '_> {
             }
         };
         out.push(diagnostic);
-        Some(None)
+        None
     }
 
     /// Of a map with `params`: every `$name` in its literals is a parameter, and every parameter is used.
@@ -429,4 +411,12 @@ fn parameter_name(source: &str) -> String {
     });
     last.filter(|name| name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_'))
         .unwrap_or_else(|| "value".into())
+}
+
+/// The mark that every text among several shapes carries.
+fn mark_of_branches(schema: &Json) -> Option<&str> {
+    let branches = schema.get("anyOf").or_else(|| schema.get("oneOf"))?.as_array()?;
+    let mut texts = branches.iter().filter(|branch| branch.get("type").is_some_and(|name| name == "string"));
+    let first = texts.next()?.get(MARK)?.as_str()?;
+    texts.all(|branch| branch.get(MARK).and_then(Json::as_str) == Some(first)).then_some(first)
 }
