@@ -11,7 +11,8 @@
 use farrier_model::Value;
 
 use crate::value::{
-    Cell, base64_bytes, base64_text, civil_text, decimal_text, parse_civil, parse_zoned, rounded_decimal, zoned_text,
+    Cell, base64_bytes, base64_text, civil_text, decimal_text, parse_civil, parse_zoned, rounded_decimal,
+    zoned_text,
 };
 
 /// A column of a table.
@@ -34,18 +35,34 @@ pub(crate) struct Column {
 /// What a column stores.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Kind {
-    Int { min: i64, max: i64 },
+    Int {
+        min: i64,
+        max: i64,
+    },
     Bool,
-    Float { single: bool },
-    Decimal { digits: Option<usize>, scale: Option<usize> },
+    Float {
+        single: bool,
+    },
+    Decimal {
+        digits: Option<usize>,
+        scale: Option<usize>,
+    },
     Text(TextLimits),
-    Bytes { max: Option<usize> },
+    Bytes {
+        max: Option<usize>,
+    },
     Date,
-    Moment { zoned: bool, digits: u8, rounds: bool },
+    Moment {
+        zoned: bool,
+        digits: u8,
+        rounds: bool,
+    },
     Json,
     Uuid,
     /// No type of its own: a number stays a number, text stays text (SQLite).
-    Loose { numeric: bool },
+    Loose {
+        numeric: bool,
+    },
     /// Written and compared as the database's own text for it.
     Other,
 }
@@ -163,8 +180,13 @@ impl Column {
                 };
                 let exact = decimal_text(&text).ok_or_else(unfit)?;
                 let rounded = scale.map_or(exact.clone(), |scale| rounded_decimal(&exact, scale));
-                let whole_digits =
-                    rounded.trim_start_matches('-').split('.').next().unwrap_or_default().trim_start_matches('0').len();
+                let whole_digits = rounded
+                    .trim_start_matches('-')
+                    .split('.')
+                    .next()
+                    .unwrap_or_default()
+                    .trim_start_matches('0')
+                    .len();
                 if digits.is_some_and(|digits| whole_digits > digits.saturating_sub(scale.unwrap_or(0))) {
                     return Err(unfit());
                 }
@@ -185,10 +207,15 @@ impl Column {
                 Value::text(text)
             }
             (Kind::Bytes { max }, Value::Text(text)) => {
-                let bytes = base64_bytes(text)
-                    .ok_or_else(|| format!("`{}` is not base64 text, and the column holds bytes", self.name))?;
+                let bytes = base64_bytes(text).ok_or_else(|| {
+                    format!("`{}` is not base64 text, and the column holds bytes", self.name)
+                })?;
                 if max.is_some_and(|max| bytes.len() > max) {
-                    return Err(format!("`{}` has {} bytes, more than the column holds", self.name, bytes.len()));
+                    return Err(format!(
+                        "`{}` has {} bytes, more than the column holds",
+                        self.name,
+                        bytes.len()
+                    ));
                 }
                 Value::text(base64_text(&bytes))
             }
@@ -204,7 +231,9 @@ impl Column {
                 Some(number) => number,
                 None => value.clone(),
             },
-            (Kind::Loose { numeric: true }, Value::Float(number)) => whole(*number).map_or(value.clone(), Value::Int),
+            (Kind::Loose { numeric: true }, Value::Float(number)) => {
+                whole(*number).map_or(value.clone(), Value::Int)
+            }
             (Kind::Loose { .. }, other) => other.clone(),
             (Kind::Other, Value::Text(text)) => Value::Text(text.clone()),
             (Kind::Other, Value::Int(number)) => Value::text(number.to_string()),
@@ -218,8 +247,12 @@ impl Column {
             (Kind::Decimal { .. } | Kind::Loose { numeric: true }, Cell::Decimal(text)) => {
                 Value::text(decimal_text(text).unwrap_or_else(|| text.to_string()))
             }
-            (Kind::Text(TextLimits { trims: true, .. }), Cell::Text(text)) => Value::text(text.trim_end_matches(' ')),
-            (Kind::Json, Cell::Text(text)) => Value::text(canonical_json(text).unwrap_or_else(|| text.to_string())),
+            (Kind::Text(TextLimits { trims: true, .. }), Cell::Text(text)) => {
+                Value::text(text.trim_end_matches(' '))
+            }
+            (Kind::Json, Cell::Text(text)) => {
+                Value::text(canonical_json(text).unwrap_or_else(|| text.to_string()))
+            }
             (Kind::Loose { numeric: true }, Cell::Float(number)) => {
                 whole(*number).map_or(Value::Float(*number), Value::Int)
             }
@@ -236,9 +269,9 @@ impl Column {
             (Cell::Null, _) | (_, Value::Null) => false,
             (Cell::Int(stored), Value::Int(wanted)) => stored == wanted,
             (Cell::Text(stored), Value::Text(wanted)) => match &self.kind {
-                Kind::Text(TextLimits { trims: false, .. }) | Kind::Other | Kind::Loose { numeric: false } => {
-                    **stored == **wanted
-                }
+                Kind::Text(TextLimits { trims: false, .. })
+                | Kind::Other
+                | Kind::Loose { numeric: false } => **stored == **wanted,
                 _ => self.value(cell) == *value,
             },
             _ => self.value(cell) == *value,
@@ -265,7 +298,9 @@ impl TextLimits {
             return Some(format!("has {} characters, and the column holds {max}", text.chars().count()));
         }
         match self.max_bytes {
-            Some(max) if text.len() > max => Some(format!("has {} bytes, and the column holds {max}", text.len())),
+            Some(max) if text.len() > max => {
+                Some(format!("has {} bytes, and the column holds {max}", text.len()))
+            }
             _ => None,
         }
     }
@@ -289,11 +324,14 @@ fn canonical_json(text: &str) -> Option<String> {
     fn sorted(value: serde_json::Value) -> serde_json::Value {
         match value {
             serde_json::Value::Object(entries) => {
-                let mut entries: Vec<_> = entries.into_iter().map(|(key, value)| (key, sorted(value))).collect();
+                let mut entries: Vec<_> =
+                    entries.into_iter().map(|(key, value)| (key, sorted(value))).collect();
                 entries.sort_by(|a, b| a.0.cmp(&b.0));
                 serde_json::Value::Object(entries.into_iter().collect())
             }
-            serde_json::Value::Array(items) => serde_json::Value::Array(items.into_iter().map(sorted).collect()),
+            serde_json::Value::Array(items) => {
+                serde_json::Value::Array(items.into_iter().map(sorted).collect())
+            }
             other => other,
         }
     }
@@ -366,10 +404,26 @@ mod tests {
             (Kind::Bytes { max: None }, Value::text("AAE="), Some(Value::text("AAE="))),
             (Kind::Bytes { max: None }, Value::text("?"), None),
             (Kind::Date, Value::text("2026-11-22"), Some(Value::text("2026-11-22"))),
-            (moment(true, 0, false), Value::text("2026-11-22T10:15:30.9Z"), Some(Value::text("2026-11-22T10:15:30Z"))),
-            (moment(false, 6, true), Value::text("2026-11-22 10:15:30"), Some(Value::text("2026-11-22T10:15:30"))),
-            (moment(true, 0, true), Value::text("2026-11-22T10:15:30.9Z"), Some(Value::text("2026-11-22T10:15:31Z"))),
-            (Kind::Json, Value::map([("b", Value::Int(1)), ("a", Value::Null)]), Some(Value::text(r#"{"a":null,"b":1}"#))),
+            (
+                moment(true, 0, false),
+                Value::text("2026-11-22T10:15:30.9Z"),
+                Some(Value::text("2026-11-22T10:15:30Z")),
+            ),
+            (
+                moment(false, 6, true),
+                Value::text("2026-11-22 10:15:30"),
+                Some(Value::text("2026-11-22T10:15:30")),
+            ),
+            (
+                moment(true, 0, true),
+                Value::text("2026-11-22T10:15:30.9Z"),
+                Some(Value::text("2026-11-22T10:15:31Z")),
+            ),
+            (
+                Kind::Json,
+                Value::map([("b", Value::Int(1)), ("a", Value::Null)]),
+                Some(Value::text(r#"{"a":null,"b":1}"#)),
+            ),
             (Kind::Loose { numeric: true }, Value::text("1.50"), Some(Value::Float(1.5))),
             (Kind::Loose { numeric: false }, Value::text("1.50"), Some(Value::text("1.50"))),
         ] {

@@ -16,8 +16,8 @@ use farrier_model::{Failure, FailureKind};
 use futures_util::TryStreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
-use sqlx::error::DatabaseError;
 use sqlx::ConnectOptions;
+use sqlx::error::DatabaseError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::dialect::Dialect;
@@ -25,6 +25,8 @@ use crate::value::{Cell, Param};
 
 /// A connection that nobody needed for this long is closed rather than used again.
 const IDLE: Duration = Duration::from_secs(300);
+/// A connection that keeps more text of statements than this is closed after use rather than used again.
+const KEPT: usize = 1 << 20;
 /// The server stops a statement by itself; this much later we no longer wait for it to say so.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -90,6 +92,8 @@ pub(crate) trait Database: Send + Sync {
 /// What an adapter adds to a sqlx driver. The first three are the same words for each; sqlx ties them to a concrete
 /// connection type.
 pub(crate) trait Driver: sqlx::Database {
+    /// The connection keeps statements for their next use.
+    const KEEPS: bool;
     fn execute<'c>(
         connection: &'c mut Self::Connection,
         sql: &str,
@@ -117,13 +121,15 @@ pub(crate) trait Driver: sqlx::Database {
 
 /// The words of [`Driver`] that sqlx cannot express for all drivers at once.
 macro_rules! drive {
-    () => {
+    (keep: $keep:literal) => {
+        const KEEPS: bool = $keep;
+
         fn execute<'c>(
             connection: &'c mut Self::Connection,
             sql: &str,
             arguments: Self::Arguments,
         ) -> BoxFuture<'c, Result<u64, sqlx::Error>> {
-            let query = sqlx::query_with(sqlx::AssertSqlSafe(sql), arguments).persistent(false);
+            let query = sqlx::query_with(sqlx::AssertSqlSafe(sql), arguments).persistent($keep);
             Box::pin(async move { query.execute(connection).await.map(|done| done.rows_affected()) })
         }
         fn fetch<'c>(
@@ -131,9 +137,12 @@ macro_rules! drive {
             sql: &str,
             arguments: Self::Arguments,
         ) -> BoxStream<'c, Result<Self::Row, sqlx::Error>> {
-            sqlx::query_with(sqlx::AssertSqlSafe(sql), arguments).persistent(false).fetch(connection)
+            sqlx::query_with(sqlx::AssertSqlSafe(sql), arguments).persistent($keep).fetch(connection)
         }
-        fn run<'c>(connection: &'c mut Self::Connection, sql: &str) -> BoxFuture<'c, Result<(), sqlx::Error>> {
+        fn run<'c>(
+            connection: &'c mut Self::Connection,
+            sql: &str,
+        ) -> BoxFuture<'c, Result<(), sqlx::Error>> {
             let script = sqlx::raw_sql(sqlx::AssertSqlSafe(sql));
             Box::pin(async move { script.execute(connection).await.map(|_| ()) })
         }
@@ -162,7 +171,14 @@ struct Shared<D: Driver> {
     settings: Settings<D>,
     plain: std::sync::atomic::AtomicBool,
     permits: Arc<Semaphore>,
-    idle: Mutex<Vec<(Instant, D::Connection)>>,
+    idle: Mutex<Vec<Idle<D>>>,
+}
+
+/// A connection between two sessions.
+struct Idle<D: Driver> {
+    since: Instant,
+    connection: D::Connection,
+    kept: usize,
 }
 
 impl<D: Driver> Pool<D> {
@@ -180,19 +196,27 @@ impl<D: Driver> Pool<D> {
         let permit = self.0.permits.clone().acquire_owned().await.map_err(|_| {
             Failure::new(FailureKind::Internal, "the connections of this target were closed while in use")
         })?;
-        while let Some(mut connection) = self.reuse() {
+        let session = |connection, kept| {
+            Box::new(Open::<D> {
+                connection: Some(connection),
+                kept,
+                shared: self.0.clone(),
+                _permit: permit,
+            })
+        };
+        while let Some(Idle { mut connection, kept, .. }) = self.reuse() {
             match self.open(&mut connection, sql).await {
                 // It died of old age, of a restarted server, of a firewall; the next one may live.
                 Err(fault) if fault.unanswered => {}
                 outcome => {
                     outcome?;
-                    return Ok(Box::new(Open { connection: Some(connection), shared: self.0.clone(), _permit: permit }));
+                    return Ok(session(connection, kept));
                 }
             }
         }
         let mut connection = self.connect().await?;
         self.open(&mut connection, sql).await?;
-        Ok(Box::new(Open { connection: Some(connection), shared: self.0.clone(), _permit: permit }))
+        Ok(session(connection, 0))
     }
 
     async fn open(&self, connection: &mut D::Connection, sql: &str) -> Result<(), Fault> {
@@ -204,10 +228,10 @@ impl<D: Driver> Pool<D> {
     }
 
     /// An idle connection, the last one used first.
-    fn reuse(&self) -> Option<D::Connection> {
+    fn reuse(&self) -> Option<Idle<D>> {
         let mut idle = lock(&self.0.idle);
-        idle.retain(|(since, _)| since.elapsed() < IDLE);
-        idle.pop().map(|(_, connection)| connection)
+        idle.retain(|idle| idle.since.elapsed() < IDLE);
+        idle.pop()
     }
 
     async fn connect(&self) -> Result<D::Connection, Failure> {
@@ -258,6 +282,8 @@ impl<D: Driver> Database for Pool<D> {
 struct Open<D: Driver> {
     /// Nothing once the connection cannot be used again.
     connection: Option<D::Connection>,
+    /// How much text of statements the connection keeps, at most.
+    kept: usize,
     shared: Arc<Shared<D>>,
     _permit: OwnedSemaphorePermit,
 }
@@ -269,7 +295,11 @@ impl<D: Driver> Open<D> {
         work: impl AsyncFnOnce(&mut D::Connection) -> Result<T, Fault>,
     ) -> Result<T, Fault> {
         let Some(mut connection) = self.connection.take() else {
-            return Err(Failure::new(FailureKind::Unreachable, "the connection to the database was lost before").into());
+            return Err(Failure::new(
+                FailureKind::Unreachable,
+                "the connection to the database was lost before",
+            )
+            .into());
         };
         let limit = self.shared.settings.statement_timeout;
         let limited = async {
@@ -298,8 +328,10 @@ impl<D: Driver> Open<D> {
     }
 
     fn give_back(mut self) {
-        if let Some(connection) = self.connection.take() {
-            lock(&self.shared.idle).push((Instant::now(), connection));
+        if let Some(connection) = self.connection.take()
+            && self.kept <= KEPT
+        {
+            lock(&self.shared.idle).push(Idle { since: Instant::now(), connection, kept: self.kept });
         }
     }
 }
@@ -312,11 +344,13 @@ impl<D: Driver> Session for Open<D> {
 
     async fn execute(&mut self, sql: &str, params: &[Param]) -> Result<u64, Fault> {
         let arguments = Self::arguments(params)?;
+        self.kept += if D::KEEPS { sql.len() } else { 0 };
         self.within(async |connection| D::execute(connection, sql, arguments).await.map_err(fault::<D>)).await
     }
 
     async fn fetch(&mut self, sql: &str, params: &[Param], each: &mut EachRow<'_>) -> Result<(), Fault> {
         let arguments = Self::arguments(params)?;
+        self.kept += if D::KEEPS { sql.len() } else { 0 };
         self.within(async |connection| {
             let mut rows = D::fetch(connection, sql, arguments);
             while let Some(row) = rows.try_next().await.map_err(fault::<D>)? {
@@ -337,7 +371,8 @@ impl<D: Driver> Session for Open<D> {
             }
             Err(fault) if fault.unanswered => {
                 let mut failure = fault.failure;
-                failure.message = format!("{}; whether the changes were committed is not known", failure.message);
+                failure.message =
+                    format!("{}; whether the changes were committed is not known", failure.message);
                 Err(failure.in_doubt())
             }
             Err(fault) => {
@@ -348,7 +383,11 @@ impl<D: Driver> Session for Open<D> {
     }
 
     async fn rollback(mut self: Box<Self>) {
-        if self.within(async |connection| D::run(connection, "ROLLBACK").await.map_err(fault::<D>)).await.is_ok() {
+        if self
+            .within(async |connection| D::run(connection, "ROLLBACK").await.map_err(fault::<D>))
+            .await
+            .is_ok()
+        {
             self.give_back();
         }
     }
@@ -379,7 +418,11 @@ pub(crate) async fn fetch_values(
     session
         .fetch(sql, params, &mut |row| {
             let width = row.names().len();
-            rows.push((0..width).map(|index| row.cell(index).map(|cell| cell.to_value())).collect::<Result<_, _>>()?);
+            rows.push(
+                (0..width)
+                    .map(|index| row.cell(index).map(|cell| cell.to_value()))
+                    .collect::<Result<_, _>>()?,
+            );
             Ok(ControlFlow::Continue(()))
         })
         .await?;
@@ -404,9 +447,12 @@ fn fault<D: Driver>(error: sqlx::Error) -> Fault {
         sqlx::Error::Io(error) => lost(format!("the connection to the database was lost: {error}")),
         sqlx::Error::Tls(error) => lost(format!("the encrypted connection to the database broke: {error}")),
         sqlx::Error::WorkerCrashed => lost("the connection to the database was lost".into()),
-        sqlx::Error::Protocol(reason) => lost(format!("the database gave an answer that makes no sense: {reason}")),
+        sqlx::Error::Protocol(reason) => {
+            lost(format!("the database gave an answer that makes no sense: {reason}"))
+        }
         sqlx::Error::Encode(error) => {
-            Failure::new(FailureKind::Input, format!("a value cannot be sent to the database: {error}")).into()
+            Failure::new(FailureKind::Input, format!("a value cannot be sent to the database: {error}"))
+                .into()
         }
         other => Failure::new(FailureKind::Refused, other.to_string()).into(),
     }
@@ -417,10 +463,11 @@ fn connect_failure<D: Driver>(error: sqlx::Error) -> Failure {
         sqlx::Error::Io(error) => {
             Failure::new(FailureKind::Unreachable, format!("cannot connect to the database: {error}"))
         }
-        sqlx::Error::Tls(error) => {
-            Failure::new(FailureKind::Unreachable, format!("no encrypted connection to the database: {error}"))
-                .help("the server's certificate must be valid for the host in `url`; give its authority as `tls_ca`")
-        }
+        sqlx::Error::Tls(error) => Failure::new(
+            FailureKind::Unreachable,
+            format!("no encrypted connection to the database: {error}"),
+        )
+        .help("the server's certificate must be valid for the host in `url`; give its authority as `tls_ca`"),
         sqlx::Error::Configuration(error) => Failure::new(FailureKind::Input, error.to_string()),
         other => fault::<D>(other).failure,
     }

@@ -54,7 +54,11 @@ pub(crate) trait Dialect: Send + Sync {
     /// Reads the catalog.
     async fn describe(&self, session: &mut dyn Session, name: &TableName) -> Result<Table, Failure>;
     /// The name of some foreign key that points at the table.
-    async fn referenced_by(&self, session: &mut dyn Session, table: &Table) -> Result<Option<String>, Failure>;
+    async fn referenced_by(
+        &self,
+        session: &mut dyn Session,
+        table: &Table,
+    ) -> Result<Option<String>, Failure>;
 
     /// A name, quoted. It passed the allow-list, so it has no quote in it.
     fn quoted(&self, name: &str) -> String {
@@ -120,7 +124,11 @@ impl Sql {
     }
 
     /// Adds `column = value` by the column's own idea of equality, which an index serves.
-    pub(crate) fn push_equal(&mut self, column: &Column, value: &farrier_model::Value) -> Result<(), Failure> {
+    pub(crate) fn push_equal(
+        &mut self,
+        column: &Column,
+        value: &farrier_model::Value,
+    ) -> Result<(), Failure> {
         let placeholder = self.bind(self.dialect.param(column, value)?);
         let typed = self.dialect.typed(column, placeholder);
         self.text.push_str(&format!("{} = {typed}", self.dialect.quoted(&column.name)));
@@ -140,7 +148,11 @@ impl Sql {
     }
 
     /// Adds a value of the column's type.
-    pub(crate) fn push_value(&mut self, column: &Column, value: &farrier_model::Value) -> Result<(), Failure> {
+    pub(crate) fn push_value(
+        &mut self,
+        column: &Column,
+        value: &farrier_model::Value,
+    ) -> Result<(), Failure> {
         let placeholder = self.bind(self.dialect.param(column, value)?);
         let typed = self.dialect.typed(column, placeholder);
         self.text.push_str(&typed);

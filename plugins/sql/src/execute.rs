@@ -77,13 +77,16 @@ impl<'de> Deserialize<'de> for ExpectRows {
         let value = Value::deserialize(deserializer)?;
         let range = match &value {
             Value::Int(number) => {
-                let number =
-                    u64::try_from(*number).map_err(|_| D::Error::custom(format!("{number} is not a number of rows")))?;
+                let number = u64::try_from(*number)
+                    .map_err(|_| D::Error::custom(format!("{number} is not a number of rows")))?;
                 Range { min: Some(number), max: Some(number) }
             }
             Value::Map(_) => value.read().map_err(D::Error::custom)?,
             other => {
-                return Err(D::Error::custom(format!("expected a number or `{{min: …, max: …}}`, found {}", other.kind())));
+                return Err(D::Error::custom(format!(
+                    "expected a number or `{{min: …, max: …}}`, found {}",
+                    other.kind()
+                )));
             }
         };
         let expected = ExpectRows { min: range.min.unwrap_or(0), max: range.max };
@@ -143,7 +146,10 @@ forget_tool:
         }
         let mut after = vec![("sql", Value::text(&*self.sql.0))];
         if !self.params.is_empty() {
-            after.push(("params", Value::map(self.params.iter().map(|(name, value)| (name.as_str(), value.clone())))));
+            after.push((
+                "params",
+                Value::map(self.params.iter().map(|(name, value)| (name.as_str(), value.clone()))),
+            ));
         }
         if let Some(expected) = self.expect_rows {
             after.push(("expect_rows", Value::text(expected.to_string())));
@@ -178,7 +184,11 @@ impl Execute {
         if self.expect_rows.is_some() && dialect.commits_by_itself(&statement.word) {
             return Err(Failure::new(
                 FailureKind::Input,
-                format!("`{}` commits by itself in {}, so `expect_rows` could not undo it", statement.word, dialect.name()),
+                format!(
+                    "`{}` commits by itself in {}, so `expect_rows` could not undo it",
+                    statement.word,
+                    dialect.name()
+                ),
             )
             .help("remove `expect_rows`"));
         }
@@ -240,7 +250,8 @@ mod tests {
 
     #[test]
     fn expected_rows_read_as_a_number_or_a_range() {
-        let read = |json: &str| Value::from_json(json).unwrap().read::<ExpectRows>().map(|rows| rows.to_string());
+        let read =
+            |json: &str| Value::from_json(json).unwrap().read::<ExpectRows>().map(|rows| rows.to_string());
         for (json, expected) in [
             ("1", Ok("1")),
             (r#"{"min":1}"#, Ok("at least 1")),

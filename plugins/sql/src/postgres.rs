@@ -45,7 +45,7 @@ impl Encode<'_, Postgres> for Untyped {
 }
 
 impl Driver for Postgres {
-    drive!();
+    drive!(keep: false);
 
     fn dialect() -> &'static dyn Dialect {
         &PostgreSql
@@ -119,7 +119,9 @@ impl Driver for Postgres {
 /// Reads one value of the binary format. Numbers are those of `pg_type`, which never change.
 fn decode<'r>(info: &PgTypeInfo, bytes: &'r [u8]) -> Result<Cell<'r>, String> {
     let text = |bytes: &'r [u8]| {
-        std::str::from_utf8(bytes).map(|text| Cell::Text(Cow::Borrowed(text))).map_err(|_| "it is not UTF-8".to_owned())
+        std::str::from_utf8(bytes)
+            .map(|text| Cell::Text(Cow::Borrowed(text)))
+            .map_err(|_| "it is not UTF-8".to_owned())
     };
     Ok(match info.oid().map_or(0, |oid| oid.0) {
         16 => Cell::Bool(bytes == [1]),
@@ -161,7 +163,10 @@ fn date(days: i64) -> Result<String, String> {
     match days as i32 {
         i32::MAX => Ok("infinity".into()),
         i32::MIN => Ok("-infinity".into()),
-        _ => EPOCH.checked_add(jiff::Span::new().days(days)).map(|date| date.to_string()).map_err(|e| e.to_string()),
+        _ => EPOCH
+            .checked_add(jiff::Span::new().days(days))
+            .map(|date| date.to_string())
+            .map_err(|e| e.to_string()),
     }
 }
 
@@ -196,7 +201,8 @@ fn uuid(bytes: &[u8]) -> Result<String, String> {
 fn numeric(bytes: &[u8]) -> Result<String, String> {
     let short = |at: usize| bytes.get(at..at + 2).map(|pair| u16::from_be_bytes([pair[0], pair[1]]));
     let incomplete = || "the server sent an incomplete value".to_owned();
-    let (Some(count), Some(weight), Some(sign), Some(scale)) = (short(0), short(2), short(4), short(6)) else {
+    let (Some(count), Some(weight), Some(sign), Some(scale)) = (short(0), short(2), short(4), short(6))
+    else {
         return Err(incomplete());
     };
     match sign {
@@ -207,7 +213,11 @@ fn numeric(bytes: &[u8]) -> Result<String, String> {
     }
     let weight = i32::from(weight as i16);
     let group = |index: i32| -> Result<u16, String> {
-        if index < 0 || index >= i32::from(count) { Ok(0) } else { short(8 + index as usize * 2).ok_or_else(incomplete) }
+        if index < 0 || index >= i32::from(count) {
+            Ok(0)
+        } else {
+            short(8 + index as usize * 2).ok_or_else(incomplete)
+        }
     };
     let mut digits = String::new();
     for index in 0..=weight.max(0) {
@@ -360,7 +370,11 @@ impl Dialect for PostgreSql {
         Ok(Table { name: name.clone(), columns, unique })
     }
 
-    async fn referenced_by(&self, session: &mut dyn Session, table: &Table) -> Result<Option<String>, Failure> {
+    async fn referenced_by(
+        &self,
+        session: &mut dyn Session,
+        table: &Table,
+    ) -> Result<Option<String>, Failure> {
         let rows = fetch_values(
             session,
             "SELECT conname FROM pg_constraint WHERE contype = 'f' AND confrelid = to_regclass($1) LIMIT 1",
@@ -374,7 +388,8 @@ impl Dialect for PostgreSql {
 fn column(row: &[Value]) -> Column {
     let type_name = row[1].as_str().unwrap_or_default();
     let modifier = row[3].as_int().unwrap_or(-1);
-    let moment = |zoned| Kind::Moment { zoned, digits: if modifier < 0 { 6 } else { modifier as u8 }, rounds: true };
+    let moment =
+        |zoned| Kind::Moment { zoned, digits: if modifier < 0 { 6 } else { modifier as u8 }, rounds: true };
     let kind = match type_name {
         "int2" => Kind::Int { min: i64::from(i16::MIN), max: i64::from(i16::MAX) },
         "int4" => Kind::Int { min: i64::from(i32::MIN), max: i64::from(i32::MAX) },

@@ -220,10 +220,11 @@ impl Query {
                         format!("the answer has several columns named `{wanted}`"),
                     )
                     .help("give each its own name with AS")),
-                    (None, _) => {
-                        Err(Failure::new(FailureKind::Refused, format!("the answer has no column `{wanted}`"))
-                            .help(format!("its columns are: {}", names.join(", "))))
-                    }
+                    (None, _) => Err(Failure::new(
+                        FailureKind::Refused,
+                        format!("the answer has no column `{wanted}`"),
+                    )
+                    .help(format!("its columns are: {}", names.join(", ")))),
                 }
             })
             .collect()
@@ -243,10 +244,12 @@ impl ColumnType {
             (Scalar::Int, Cell::Int(number)) => Value::Int(*number),
             (Scalar::Int, Cell::Bool(flag)) => Value::Int(i64::from(*flag)),
             // A sum of whole numbers is a decimal in MariaDB and PostgreSQL.
-            (Scalar::Int, Cell::Decimal(digits)) => match crate::value::decimal_text(digits).map(|text| text.parse()) {
-                Some(Ok(number)) => Value::Int(number),
-                _ => return Err(format!("is `{digits}`, not a whole number that fits 64 bits")),
-            },
+            (Scalar::Int, Cell::Decimal(digits)) => {
+                match crate::value::decimal_text(digits).map(|text| text.parse()) {
+                    Some(Ok(number)) => Value::Int(number),
+                    _ => return Err(format!("is `{digits}`, not a whole number that fits 64 bits")),
+                }
+            }
             (Scalar::Float, Cell::Float(number)) => Value::Float(*number),
             (Scalar::Float, Cell::Int(number)) => Value::Float(*number as f64),
             (Scalar::Float, Cell::Decimal(digits)) => match digits.parse() {
@@ -255,7 +258,9 @@ impl ColumnType {
             },
             (Scalar::Bool, Cell::Bool(flag)) => Value::Bool(*flag),
             (Scalar::Bool, Cell::Int(number @ (0 | 1))) => Value::Bool(*number == 1),
-            (Scalar::Bool, Cell::Int(number)) => return Err(format!("is {number}, not a truth value (0 or 1)")),
+            (Scalar::Bool, Cell::Int(number)) => {
+                return Err(format!("is {number}, not a truth value (0 or 1)"));
+            }
             (Scalar::Timestamp, Cell::Text(text)) => match parse_zoned(text) {
                 Some(moment) => Value::text(zoned_text(moment)),
                 None => return Err(format!("is `{}`, not a date and time", short(text))),

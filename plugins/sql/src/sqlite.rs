@@ -24,7 +24,7 @@ use crate::value::{Cell, Param, base64_bytes};
 pub(crate) struct SqliteFile;
 
 impl Driver for Sqlite {
-    drive!();
+    drive!(keep: false);
 
     fn dialect() -> &'static dyn Dialect {
         &SqliteFile
@@ -46,7 +46,10 @@ impl Driver for Sqlite {
         const INSTRUCTIONS: i32 = 10_000;
         Box::pin(async move {
             let deadline = Instant::now() + limit;
-            connection.lock_handle().await?.set_progress_handler(INSTRUCTIONS, move || Instant::now() < deadline);
+            connection
+                .lock_handle()
+                .await?
+                .set_progress_handler(INSTRUCTIONS, move || Instant::now() < deadline);
             Ok(())
         })
     }
@@ -173,7 +176,8 @@ impl Dialect for SqliteFile {
             .filter_map(|(at, row)| row[4].as_int().filter(|place| *place > 0).map(|place| (place, at)))
             .collect();
         primary.sort_unstable();
-        let row_id = primary.len() == 1 && columns[primary[0].1][1].to_string().eq_ignore_ascii_case("integer");
+        let row_id =
+            primary.len() == 1 && columns[primary[0].1][1].to_string().eq_ignore_ascii_case("integer");
         let mut columns: Vec<Column> = columns
             .iter()
             .map(|row| {
@@ -219,7 +223,11 @@ impl Dialect for SqliteFile {
         Ok(Table { name: name.clone(), columns, unique })
     }
 
-    async fn referenced_by(&self, session: &mut dyn Session, table: &Table) -> Result<Option<String>, Failure> {
+    async fn referenced_by(
+        &self,
+        session: &mut dyn Session,
+        table: &Table,
+    ) -> Result<Option<String>, Failure> {
         let rows = fetch_values(
             session,
             "SELECT m.name FROM sqlite_master m, pragma_foreign_key_list(m.name) f \
@@ -255,6 +263,10 @@ fn column(row: &[Value]) -> Column {
         nullable,
         has_default: nullable || row[3].as_int() == Some(1),
         generated: hidden >= 2,
-        ..Column::new(row[0].as_str().unwrap_or_default(), kind, if declared.is_empty() { "any" } else { declared })
+        ..Column::new(
+            row[0].as_str().unwrap_or_default(),
+            kind,
+            if declared.is_empty() { "any" } else { declared },
+        )
     }
 }

@@ -30,14 +30,35 @@ const READS: [&str; 9] = ["SELECT", "WITH", "VALUES", "TABLE", "SHOW", "DESCRIBE
 
 /// Statements that would end or change the transaction around them, or leave something behind on a shared connection.
 const CONTROL: [&str; 22] = [
-    "BEGIN", "START", "COMMIT", "ROLLBACK", "END", "ABORT", "SAVEPOINT", "RELEASE", "SET", "RESET", "PRAGMA", "ATTACH",
-    "DETACH", "USE", "LOCK", "UNLOCK", "XA", "PREPARE", "EXECUTE", "DEALLOCATE", "LISTEN", "DISCARD",
+    "BEGIN",
+    "START",
+    "COMMIT",
+    "ROLLBACK",
+    "END",
+    "ABORT",
+    "SAVEPOINT",
+    "RELEASE",
+    "SET",
+    "RESET",
+    "PRAGMA",
+    "ATTACH",
+    "DETACH",
+    "USE",
+    "LOCK",
+    "UNLOCK",
+    "XA",
+    "PREPARE",
+    "EXECUTE",
+    "DEALLOCATE",
+    "LISTEN",
+    "DISCARD",
 ];
 
 impl Statement {
     /// Cuts `text`.
     pub(crate) fn parse(text: &str, dialect: &dyn Dialect) -> Result<Statement, Failure> {
-        let mut cutter = Cutter { rest: text, lexicon: dialect.lexicon(), plain: String::new(), pieces: Vec::new() };
+        let mut cutter =
+            Cutter { rest: text, lexicon: dialect.lexicon(), plain: String::new(), pieces: Vec::new() };
         cutter.cut()?;
         let Cutter { mut pieces, plain, .. } = cutter;
         let plain = plain.trim_end();
@@ -70,8 +91,9 @@ impl Statement {
     /// Refuses what cannot stand in a transaction of ours.
     pub(crate) fn must_stand_alone(&self) -> Result<(), Failure> {
         if CONTROL.contains(&&*self.word) {
-            return Err(input(format!("`{}` cannot be run here", self.word))
-                .help("each step is one transaction by itself, and its connection is shared with other steps"));
+            return Err(input(format!("`{}` cannot be run here", self.word)).help(
+                "each step is one transaction by itself, and its connection is shared with other steps",
+            ));
         }
         Ok(())
     }
@@ -114,7 +136,11 @@ impl Statement {
             }
         }
         if sql.params.len() > dialect.max_params() {
-            return Err(input(format!("the statement has {} values; {} at most", sql.params.len(), dialect.max_params())));
+            return Err(input(format!(
+                "the statement has {} values; {} at most",
+                sql.params.len(),
+                dialect.max_params()
+            )));
         }
         Ok(sql)
     }
@@ -182,7 +208,8 @@ impl Cutter<'_> {
             let end = self.rest.find('\n').unwrap_or(self.rest.len());
             self.take(end, false);
         } else if self.rest.starts_with("/*!") || self.rest.starts_with("/*M!") {
-            return Err(input("the SQL text has a comment that MariaDB would run (`/*!`)").help("write it as a statement"));
+            return Err(input("the SQL text has a comment that MariaDB would run (`/*!`)")
+                .help("write it as a statement"));
         } else if self.rest.starts_with("/*") {
             let mut depth = 0;
             let mut at = 0;
@@ -217,7 +244,8 @@ impl Cutter<'_> {
                 continue;
             }
             if !self.rest.starts_with(char::is_whitespace) {
-                return Err(input("the SQL text has several statements").help("give each statement a step of its own"));
+                return Err(input("the SQL text has several statements")
+                    .help("give each statement a step of its own"));
             }
             let length = self.rest.chars().next().map_or(0, char::len_utf8);
             self.take(length, false);
@@ -231,7 +259,8 @@ impl Cutter<'_> {
         if after.starts_with('$') {
             self.take(2, false);
             if self.lexicon.dollar_quotes && !inside_name {
-                return Err(input("the SQL text has a dollar-quoted string").help("write the string between single quotes"));
+                return Err(input("the SQL text has a dollar-quoted string")
+                    .help("write the string between single quotes"));
             }
             self.plain.push('$');
             return Ok(());
@@ -266,8 +295,10 @@ impl Cutter<'_> {
                 if next == Some('$') {
                     characters.next();
                 } else if next.is_some_and(|next| next.is_ascii_alphabetic() || next == '_') {
-                    let name: String =
-                        self.rest[at + 1..].chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
+                    let name: String = self.rest[at + 1..]
+                        .chars()
+                        .take_while(|c| c.is_ascii_alphanumeric() || *c == '_')
+                        .collect();
                     return Err(input(format!("`${name}` stands inside a quoted text, where it would not be a value"))
                         .help(format!(
                             "remove the quotes: a parameter is a value already; to put it into a longer text write \
@@ -309,7 +340,8 @@ mod tests {
 
     #[test]
     fn parameters_become_placeholders() {
-        let name = [("a", Value::text("x")), ("b", Value::Int(1)), ("many", Value::list(vec![1.into(), 2.into()]))];
+        let name =
+            [("a", Value::text("x")), ("b", Value::Int(1)), ("many", Value::list(vec![1.into(), 2.into()]))];
         for (text, mariadb, postgres) in [
             ("SELECT $a, $b", "SELECT ?, ?", "SELECT $1, $2"),
             ("SELECT $a, $a;  -- twice", "SELECT ?, ?", "SELECT $1, $2"),
@@ -333,7 +365,8 @@ mod tests {
 
     #[test]
     fn mistakes_are_input_errors_with_help() {
-        let many: &[(&str, Value)] = &[("empty", Value::list(vec![])), ("map", Value::map([("a", Value::Null)]))];
+        let many: &[(&str, Value)] =
+            &[("empty", Value::list(vec![])), ("map", Value::map([("a", Value::Null)]))];
         for (text, expected) in [
             ("SELECT '$a'", "inside a quoted text"),
             ("SELECT \"$a\"", "inside a quoted text"),

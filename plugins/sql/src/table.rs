@@ -119,7 +119,8 @@ mod tests {
             assert_eq!(TableName::parse(good).map(|name| name.to_string()).as_deref(), Ok(good));
         }
         let long = "a".repeat(65);
-        for bad in ["", ".", "a.", ".a", "a.b.c", "1a", "a b", "a`b", "a\"b", "a;b", "a-b", "é", "a\0", &long] {
+        for bad in ["", ".", "a.", ".a", "a.b.c", "1a", "a b", "a`b", "a\"b", "a;b", "a-b", "é", "a\0", &long]
+        {
             assert!(TableName::parse(bad).is_err(), "{bad}");
         }
     }

@@ -166,7 +166,14 @@ enum Side {
 /// A parsed `url`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Place {
-    Server { postgres: bool, user: Option<String>, host: String, port: u16, database: String, socket: Option<String> },
+    Server {
+        postgres: bool,
+        user: Option<String>,
+        host: String,
+        port: u16,
+        database: String,
+        socket: Option<String>,
+    },
     File(PathBuf),
 }
 
@@ -179,14 +186,16 @@ impl Place {
             }
             return Ok(Place::File(path.into()));
         }
-        let (scheme, rest) = url.split_once("://").ok_or("the address must begin with mysql://, postgres:// or sqlite:")?;
+        let (scheme, rest) =
+            url.split_once("://").ok_or("the address must begin with mysql://, postgres:// or sqlite:")?;
         let postgres = match scheme {
             "mysql" | "mariadb" => false,
             "postgres" | "postgresql" => true,
             _ => return Err(format!("`{scheme}` is not a database; use mysql, postgres or sqlite")),
         };
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
-        let (authority, database) = rest.split_once('/').ok_or("the address names no database after the host")?;
+        let (authority, database) =
+            rest.split_once('/').ok_or("the address names no database after the host")?;
         let (user, host) = match authority.rsplit_once('@') {
             Some((user, host)) => (Some(user), host),
             None => (None, authority),
@@ -267,15 +276,17 @@ async fn open(
         let Place::File(path) = place else { return Err(input("no address".into())) };
         return file(&config, &cx.path(path), cx, side).await;
     };
-    let (other_user, other_password) = account.map_or((None, None), |account| (account.user, account.password));
-    let user = other_user
-        .or(user)
-        .ok_or_else(|| input("the address names no user; write it before the host, as in `mysql://USER@HOST/…`".into()))?;
+    let (other_user, other_password) =
+        account.map_or((None, None), |account| (account.user, account.password));
+    let user = other_user.or(user).ok_or_else(|| {
+        input("the address names no user; write it before the host, as in `mysql://USER@HOST/…`".into())
+    })?;
     let password = match other_password.as_ref().or(config.password.as_ref()) {
         Some(reference) => reference.resolve(cx).await?,
         None => Secret::default(),
     };
-    let loopback = host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+    let loopback =
+        host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
     let encryption = match config.tls {
         _ if socket.is_some() => Encryption::Off,
         Tls::OffOnLoopback if loopback => Encryption::Off,
@@ -377,7 +388,12 @@ fn settings<D: crate::database::Driver>(
     }
 }
 
-async fn file(config: &SqlConfig, path: &Path, cx: &ConnectCx, side: Side) -> Result<Arc<dyn Database>, Failure> {
+async fn file(
+    config: &SqlConfig,
+    path: &Path,
+    cx: &ConnectCx,
+    side: Side,
+) -> Result<Arc<dyn Database>, Failure> {
     if !tokio::fs::try_exists(path).await.unwrap_or(false) {
         let Some(script) = &config.init else {
             return Err(Failure::new(
@@ -409,8 +425,15 @@ async fn create(path: &Path, script: &Path) -> Result<(), Failure> {
     let statements = tokio::fs::read_to_string(script)
         .await
         .map_err(|error| fail(format!("cannot read the `init` script {}: {error}", script.display())))?;
+    if let Some(folder) = path.parent() {
+        tokio::fs::create_dir_all(folder)
+            .await
+            .map_err(|error| fail(format!("cannot make the folder {}: {error}", folder.display())))?;
+    }
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let nonce = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+    let nonce = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_nanos());
     let draft = path.with_file_name(format!(".{name}.{}.{nonce}", std::process::id()));
     let made = async {
         let options =
@@ -447,7 +470,10 @@ mod tests {
         for (url, expected) in [
             ("mysql://tools@db.example.org/toollabs_p", "mysql://db.example.org:3306/toollabs_p"),
             ("mysql://t%40x@[::1]:3307/a", "mysql://::1:3307/a"),
-            ("mysql://root@localhost/a?socket=/run/mysqld/mysqld.sock", "mysql://localhost/a?socket=/run/mysqld/mysqld.sock"),
+            (
+                "mysql://root@localhost/a?socket=/run/mysqld/mysqld.sock",
+                "mysql://localhost/a?socket=/run/mysqld/mysqld.sock",
+            ),
             ("postgres://me@pg/a", "postgres://pg:5432/a"),
             ("sqlite:demo/tools.db", "sqlite:demo/tools.db"),
         ] {

@@ -95,7 +95,9 @@ pub(crate) fn decimal_text(text: &str) -> Option<String> {
         None => (false, mantissa.strip_prefix('+').unwrap_or(mantissa)),
     };
     let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
-    if whole.is_empty() && fraction.is_empty() || !(whole.bytes().chain(fraction.bytes())).all(|b| b.is_ascii_digit()) {
+    if whole.is_empty() && fraction.is_empty()
+        || !(whole.bytes().chain(fraction.bytes())).all(|b| b.is_ascii_digit())
+    {
         return None;
     }
     let mut all: Vec<u8> = whole.bytes().chain(fraction.bytes()).collect();
@@ -127,7 +129,8 @@ pub(crate) fn rounded_decimal(digits: &str, scale: usize) -> String {
     }
     let negative = whole.starts_with('-');
     let round_up = fraction.as_bytes()[scale] >= b'5';
-    let mut kept: Vec<u8> = whole.trim_start_matches('-').bytes().chain(fraction.bytes().take(scale)).collect();
+    let mut kept: Vec<u8> =
+        whole.trim_start_matches('-').bytes().chain(fraction.bytes().take(scale)).collect();
     if round_up {
         let mut at = kept.len();
         loop {
@@ -204,9 +207,14 @@ mod tests {
 
     #[test]
     fn decimals_round_half_away_from_zero() {
-        for (text, scale, expected) in
-            [("1.005", 2, "1.01"), ("-1.005", 2, "-1.01"), ("9.99", 1, "10"), ("0.04", 1, "0"), ("2.5", 0, "3"), ("7", 2, "7")]
-        {
+        for (text, scale, expected) in [
+            ("1.005", 2, "1.01"),
+            ("-1.005", 2, "-1.01"),
+            ("9.99", 1, "10"),
+            ("0.04", 1, "0"),
+            ("2.5", 0, "3"),
+            ("7", 2, "7"),
+        ] {
             assert_eq!(rounded_decimal(text, scale), expected, "{text} to {scale}");
         }
     }
@@ -219,6 +227,9 @@ mod tests {
         assert_eq!(civil("2026-11-22T12:15:30+02:00").as_deref(), Some("2026-11-22T10:15:30"));
         assert_eq!(civil("2026-11-22").as_deref(), Some("2026-11-22T00:00:00"));
         assert_eq!(civil("soon"), None);
-        assert_eq!(parse_zoned("2026-11-22 10:15:30").map(zoned_text).as_deref(), Some("2026-11-22T10:15:30Z"));
+        assert_eq!(
+            parse_zoned("2026-11-22 10:15:30").map(zoned_text).as_deref(),
+            Some("2026-11-22T10:15:30Z")
+        );
     }
 }

@@ -79,7 +79,8 @@ pub(super) async fn compare(sync: &Sync, session: &mut dyn Session) -> Result<Fo
         selected,
     };
     let mut sql = comparison.select(session);
-    if !delete && wanted.rows.len() <= LOOKED_UP {
+    let looked_up = !delete && wanted.rows.len() <= LOOKED_UP;
+    if looked_up {
         let all: Vec<usize> = (0..wanted.rows.len()).collect();
         comparison.push_scope(&mut sql, true)?;
         comparison.push_keys(&mut sql, &all)?;
@@ -94,7 +95,9 @@ pub(super) async fn compare(sync: &Sync, session: &mut dyn Session) -> Result<Fo
     refuse_incomplete(&wanted, &new)?;
     let deleted_keys: HashSet<&str> = not_listed.iter().map(|(key, _)| &**key).collect();
     if !new.is_empty() || !differs.is_empty() {
-        unique::check(session, &wanted, &new, &differs, &deleted_keys, considered > 0).await?;
+        // An empty table needs no look; what was not read may have rows.
+        let may_have_rows = considered > 0 || looked_up || !wanted.scope.is_empty();
+        unique::check(session, &wanted, &new, &differs, &deleted_keys, may_have_rows).await?;
     }
     let changes = changes(sync, &wanted, &selected, &new, differs, not_listed);
     write::refuse_unwritable(session, &wanted.table, &changes).await?;
@@ -177,7 +180,9 @@ impl Comparison<'_> {
 
     /// The first `width` values of a row, in their columns' forms.
     fn values(&self, row: &dyn Row, width: usize) -> Result<Vec<Value>, Failure> {
-        (0..width).map(|place| Ok(self.wanted.table.columns[self.selected[place]].value(&row.cell(place)?))).collect()
+        (0..width)
+            .map(|place| Ok(self.wanted.table.columns[self.selected[place]].value(&row.cell(place)?)))
+            .collect()
     }
 
     /// Finds wanted rows that exist under another spelling of their key, which the collation holds equal.
@@ -191,8 +196,10 @@ impl Comparison<'_> {
         let mut found: Vec<(usize, String, Vec<Value>)> = Vec::new();
         let chunk = session.dialect().max_rows();
         for chunk in missing.chunks(chunk) {
-            let folded: HashMap<String, usize> =
-                chunk.iter().filter_map(|at| self.folded(&self.wanted.rows[*at]).map(|text| (text, *at))).collect();
+            let folded: HashMap<String, usize> = chunk
+                .iter()
+                .filter_map(|at| self.folded(&self.wanted.rows[*at]).map(|text| (text, *at)))
+                .collect();
             let mut unsure = false;
             for (key, values) in self.look_up(session, chunk, width).await? {
                 match self.folded(&values).and_then(|text| folded.get(&text)) {
@@ -286,7 +293,8 @@ fn refuse_incomplete(wanted: &Wanted, new: &[usize]) -> Result<(), Failure> {
     let Some(first) = new.first() else { return Ok(()) };
     let shown = |at: usize| format!("row {} ({})", at + 1, wanted.shown_key(&wanted.rows[at]));
     for (place, column) in wanted.table.columns.iter().enumerate() {
-        let written = wanted.columns.contains(&place) || wanted.clocks.iter().any(|(clock, _)| *clock == place);
+        let written =
+            wanted.columns.contains(&place) || wanted.clocks.iter().any(|(clock, _)| *clock == place);
         if !written && !column.has_default && !column.generated {
             return Err(Failure::new(
                 FailureKind::Input,

@@ -24,7 +24,7 @@ pub(super) async fn check(
     new: &[usize],
     differs: &[Differs],
     deleted: &HashSet<&str>,
-    table_has_rows: bool,
+    table_may_have_rows: bool,
 ) -> Result<(), Failure> {
     same_beyond_ascii(session, wanted, "key", &wanted.key, new).await?;
     for unique in &wanted.table.unique {
@@ -36,13 +36,15 @@ pub(super) async fn check(
         else {
             continue;
         };
-        let in_scope = |place: &usize| wanted.scope.iter().any(|(scoped, _)| *scoped == wanted.columns[*place]);
+        let in_scope =
+            |place: &usize| wanted.scope.iter().any(|(scoped, _)| *scoped == wanted.columns[*place]);
         let is_the_key = places.iter().all(|place| wanted.key.contains(place) || in_scope(place));
         if is_the_key && wanted.scope.iter().all(|(scoped, _)| unique.columns.contains(scoped)) {
             continue;
         }
-        let changes_it =
-            |differs: &&Differs| places.iter().any(|place| differs.before[*place] != wanted.rows[differs.wanted][*place]);
+        let changes_it = |differs: &&Differs| {
+            places.iter().any(|place| differs.before[*place] != wanted.rows[differs.wanted][*place])
+        };
         let mut changed: Vec<usize> = new.to_vec();
         changed.extend(differs.iter().filter(changes_it).map(|differs| differs.wanted));
         if changed.is_empty() {
@@ -50,9 +52,10 @@ pub(super) async fn check(
         }
         let folded = among_wanted(wanted, &unique.name, &places)?;
         same_beyond_ascii(session, wanted, &unique.name, &places, &changed).await?;
-        if table_has_rows || !wanted.scope.is_empty() {
+        if table_may_have_rows {
             let mut leaving: HashSet<String> = deleted.iter().map(|key| (*key).to_owned()).collect();
-            leaving.extend(differs.iter().filter(changes_it).map(|differs| key_text(wanted, &differs.before)));
+            leaving
+                .extend(differs.iter().filter(changes_it).map(|differs| key_text(wanted, &differs.before)));
             against_table(session, wanted, &unique.name, &places, &changed, &leaving, &folded).await?;
         }
     }
@@ -85,7 +88,11 @@ fn shown(wanted: &Wanted, places: &[usize], row: &[Value]) -> String {
     parts.collect::<Vec<_>>().join(", ")
 }
 
-fn parts<'w>(wanted: &'w Wanted, places: &'w [usize], row: &'w [Value]) -> impl Iterator<Item = (&'w Column, &'w Value)> {
+fn parts<'w>(
+    wanted: &'w Wanted,
+    places: &'w [usize],
+    row: &'w [Value],
+) -> impl Iterator<Item = (&'w Column, &'w Value)> {
     places.iter().map(move |place| (wanted.column(*place), &row[*place]))
 }
 
@@ -136,7 +143,9 @@ async fn same_beyond_ascii(
             for (offset, at) in chunk.iter().enumerate() {
                 let key = &mut keys[first * ASKED_AT_ONCE + offset];
                 let value = &wanted.rows[*at][*place];
-                let text = value.as_str().map(|text| if column.folding.end_spaces { text.trim_end_matches(' ') } else { text });
+                let text = value
+                    .as_str()
+                    .map(|text| if column.folding.end_spaces { text.trim_end_matches(' ') } else { text });
                 match (text, dialect.sort_key(column, String::from("?"))) {
                     (Some(text), Some(expression)) => {
                         sql.push(if asked.is_empty() { "" } else { ", " });
@@ -183,7 +192,8 @@ async fn against_table(
     folded: &HashMap<String, usize>,
 ) -> Result<(), Failure> {
     let dialect = session.dialect();
-    let listed: Vec<String> = (0..wanted.columns.len()).map(|place| dialect.selected(wanted.column(place))).collect();
+    let listed: Vec<String> =
+        (0..wanted.columns.len()).map(|place| dialect.selected(wanted.column(place))).collect();
     for chunk in changed.chunks(dialect.max_rows()) {
         let table = dialect.quoted_table(&wanted.table.name);
         let mut sql = Sql::new(dialect, format!("SELECT {} FROM {table} WHERE ", listed.join(", ")));

@@ -48,10 +48,14 @@ fn input(message: impl Into<String>) -> Failure {
 impl Shape {
     /// Finds the named columns in the table and checks what can be checked without reading rows.
     pub(super) fn of(sync: &Sync, table: &Table) -> Result<Shape, Failure> {
-        let rows = sync.rows.as_list().ok_or_else(|| input(format!("`rows` is {}, not a list", sync.rows.kind())))?;
+        let rows = sync
+            .rows
+            .as_list()
+            .ok_or_else(|| input(format!("`rows` is {}, not a list", sync.rows.kind())))?;
         let mut columns: Vec<usize> = Vec::new();
         if let Some(first) = rows.first() {
-            let first = first.as_map().ok_or_else(|| input(format!("row 1 is {}, not a map", first.kind())))?;
+            let first =
+                first.as_map().ok_or_else(|| input(format!("row 1 is {}, not a map", first.kind())))?;
             for name in first.keys() {
                 columns.push(table.position(name).map_err(|failure| in_row(1, failure))?);
             }
@@ -59,8 +63,9 @@ impl Shape {
         let named = |field: &str, names: &[String]| -> Result<Vec<usize>, Failure> {
             let mut places = Vec::new();
             for name in names {
-                let place = table.position(name).map_err(|failure| {
-                    Failure { message: format!("`{field}`: {}", failure.message), ..failure }
+                let place = table.position(name).map_err(|failure| Failure {
+                    message: format!("`{field}`: {}", failure.message),
+                    ..failure
                 })?;
                 if places.contains(&place) {
                     return Err(input(format!("`{field}` names `{name}` twice")));
@@ -75,7 +80,10 @@ impl Shape {
             return Err(input("`key` names no column"));
         }
         if let Some(place) = key.iter().find(|place| ignored.contains(place)) {
-            return Err(input(format!("`{}` is a key column and cannot be ignored", table.columns[*place].name)));
+            return Err(input(format!(
+                "`{}` is a key column and cannot be ignored",
+                table.columns[*place].name
+            )));
         }
         let mut scope = Vec::new();
         for (name, value) in &sync.only_where {
@@ -83,8 +91,9 @@ impl Shape {
                 message: format!("`only_where`: {}", failure.message),
                 ..failure
             })?;
-            let value =
-                table.columns[place].wanted(value).map_err(|reason| input(format!("`only_where`: {reason}")))?;
+            let value = table.columns[place]
+                .wanted(value)
+                .map_err(|reason| input(format!("`only_where`: {reason}")))?;
             if !columns.contains(&place) && !rows.is_empty() {
                 columns.push(place);
             }
@@ -97,7 +106,8 @@ impl Shape {
                 ..failure
             })?;
             if columns.contains(&place) {
-                return Err(input(format!("column `{name}` stands in `rows` and in `set_on_write`")).help("remove one"));
+                return Err(input(format!("column `{name}` stands in `rows` and in `set_on_write`"))
+                    .help("remove one"));
             }
             clocks.push((place, Clock::from(*time)));
         }
@@ -118,7 +128,10 @@ impl Shape {
             }
         }
         let distinct = table.unique.iter().any(|unique| {
-            unique.columns.iter().all(|place| key.contains(place) || scope.iter().any(|(scoped, _)| scoped == place))
+            unique
+                .columns
+                .iter()
+                .all(|place| key.contains(place) || scope.iter().any(|(scoped, _)| scoped == place))
         });
         if !distinct {
             return Err(Failure::new(
@@ -169,7 +182,8 @@ impl Wanted {
             clocks,
         };
         for (at, row) in list.iter().enumerate() {
-            let row = row.as_map().ok_or_else(|| input(format!("row {} is {}, not a map", at + 1, row.kind())))?;
+            let row =
+                row.as_map().ok_or_else(|| input(format!("row {} is {}, not a map", at + 1, row.kind())))?;
             let values = wanted.values(at, row)?;
             let mut text = String::new();
             wanted.key.iter().for_each(|place| push_key(&mut text, &values[*place]));
@@ -197,8 +211,12 @@ impl Wanted {
             let value = match (row.get(&column.name), scoped) {
                 (None, Some(scoped)) => scoped.clone(),
                 (None, None) => {
-                    return Err(input(format!("row {} has no column `{}`, which row 1 has", at + 1, column.name))
-                        .help("give every row the same columns; write null where there is no value"));
+                    return Err(input(format!(
+                        "row {} has no column `{}`, which row 1 has",
+                        at + 1,
+                        column.name
+                    ))
+                    .help("give every row the same columns; write null where there is no value"));
                 }
                 (Some(value), scoped) => {
                     found += 1;
@@ -209,7 +227,11 @@ impl Wanted {
                             input(format!("row {} ({}): {reason}", at + 1, self.shown_authored_key(row)))
                         })?;
                         if self.key.contains(&place) && value.is_null() {
-                            return Err(input(format!("row {}: the key column `{}` is null", at + 1, column.name)));
+                            return Err(input(format!(
+                                "row {}: the key column `{}` is null",
+                                at + 1,
+                                column.name
+                            )));
                         }
                         if scoped.is_some_and(|scoped| *scoped != value) {
                             return Err(input(format!(
@@ -243,7 +265,9 @@ impl Wanted {
         }
         let mut folded: HashMap<String, usize> = HashMap::with_capacity(self.rows.len());
         for (at, row) in self.rows.iter().enumerate() {
-            let Some(text) = fold_key(columns.iter().map(|(column, place)| (*column, &row[*place]))) else { continue };
+            let Some(text) = fold_key(columns.iter().map(|(column, place)| (*column, &row[*place]))) else {
+                continue;
+            };
             if let Some(other) = folded.insert(text, at) {
                 return Err(self.equal_spellings(other, at));
             }
@@ -271,7 +295,8 @@ impl Wanted {
 
     /// `name=foo, realm=tools`.
     pub(super) fn shown_key(&self, row: &[Value]) -> String {
-        let shown = self.key.iter().map(|place| format!("{}={}", self.column(*place).name, short_key(&row[*place])));
+        let shown =
+            self.key.iter().map(|place| format!("{}={}", self.column(*place).name, short_key(&row[*place])));
         shown.collect::<Vec<_>>().join(", ")
     }
 

@@ -24,6 +24,8 @@ use crate::table::Table;
 const UPDATED_AT_ONCE: usize = 100;
 /// A chain of updates that wait for each other is followed this far; the rest is rewritten like a circle.
 const LEVELS: usize = 32;
+/// A statement carries no more text than this, unless one row alone has more; MariaDB takes 16 MB by default.
+const BYTES_AT_ONCE: usize = 4 << 20;
 /// How many rows a failure names.
 const NAMED: usize = 5;
 
@@ -85,7 +87,12 @@ pub(super) async fn undo(sync: &Sync, database: &dyn Database, changes: &[Change
 
 /// Takes the steps. `forward` writes the time of writing; backwards the old time is written like any value, and rows
 /// that are as before already are left alone.
-async fn write(sync: &Sync, database: &dyn Database, steps: &[Step<'_>], forward: bool) -> Result<(), Failure> {
+async fn write(
+    sync: &Sync,
+    database: &dyn Database,
+    steps: &[Step<'_>],
+    forward: bool,
+) -> Result<(), Failure> {
     let mut session = database.write().await?;
     let outcome = async {
         let table = session.dialect().describe(&mut *session, &sync.table).await?;
@@ -97,7 +104,12 @@ async fn write(sync: &Sync, database: &dyn Database, steps: &[Step<'_>], forward
             if states.contains(&State::Other) {
                 return Err(Stop::Stale);
             }
-            steps.iter().zip(states).filter(|(_, state)| *state != State::After).map(|(step, _)| *step).collect()
+            steps
+                .iter()
+                .zip(states)
+                .filter(|(_, state)| *state != State::After)
+                .map(|(step, _)| *step)
+                .collect()
         };
         writer.write(&mut *session, &left).await
     }
@@ -138,12 +150,17 @@ async fn explain(
     if states.iter().all(|state| *state == State::After) {
         return Ok(());
     }
-    let others: Vec<&str> =
-        steps.iter().zip(&states).filter(|(_, state)| **state != State::Before).map(|(step, _)| step.object).collect();
+    let others: Vec<&str> = steps
+        .iter()
+        .zip(&states)
+        .filter(|(_, state)| **state != State::Before)
+        .map(|(step, _)| step.object)
+        .collect();
     if let (true, true, Stop::Fault(fault)) = (duplicate, others.is_empty(), stop) {
         return Err(fault.failure);
     }
-    let mut named = others.iter().take(NAMED).map(|object| format!("`{object}`")).collect::<Vec<_>>().join(", ");
+    let mut named =
+        others.iter().take(NAMED).map(|object| format!("`{object}`")).collect::<Vec<_>>().join(", ");
     if others.len() > NAMED {
         named.push_str(&format!(" and {} more", others.len() - NAMED));
     }
@@ -167,6 +184,8 @@ struct Writer {
     table: Table,
     /// Places in the table.
     key: Vec<usize>,
+    /// The rows that the step owns: the key alone need not tell rows apart.
+    scope: Vec<(usize, Value)>,
     /// For each column of the table, whether its old value must be as the plan saw it.
     compared: Vec<bool>,
     clocks: Vec<(usize, Clock)>,
@@ -186,8 +205,15 @@ impl Writer {
                     && !table.columns[place].generated
             })
             .collect();
-        debug_assert!(shape.scope.iter().all(|(place, _)| all || shape.columns.contains(place)));
-        Ok(Writer { table, key: shape.key, compared, clocks: shape.clocks, chunk: sync.chunk.max(1), forward })
+        Ok(Writer {
+            table,
+            key: shape.key,
+            scope: shape.scope,
+            compared,
+            clocks: shape.clocks,
+            chunk: sync.chunk.max(1),
+            forward,
+        })
     }
 
     /// The column and value of each field of a row.
@@ -197,8 +223,9 @@ impl Writer {
 
     fn value<'m>(&self, row: &'m Map, place: usize) -> Result<&'m Value, Failure> {
         let name = &self.table.columns[place].name;
-        row.get(name)
-            .ok_or_else(|| Failure::new(FailureKind::Internal, format!("the planned change has no value for `{name}`")))
+        row.get(name).ok_or_else(|| {
+            Failure::new(FailureKind::Internal, format!("the planned change has no value for `{name}`"))
+        })
     }
 
     fn key_text(&self, row: &Map) -> Result<String, Failure> {
@@ -214,9 +241,12 @@ impl Writer {
     }
 
     async fn write(&self, session: &mut dyn Session, steps: &[Step<'_>]) -> Result<(), Stop> {
-        let deletes: Vec<&Map> = steps.iter().filter(|step| step.after.is_none()).filter_map(|step| step.before).collect();
-        let inserts: Vec<&Map> = steps.iter().filter(|step| step.before.is_none()).filter_map(|step| step.after).collect();
-        let updates: Vec<(&Map, &Map)> = steps.iter().filter_map(|step| step.before.zip(step.after)).collect();
+        let deletes: Vec<&Map> =
+            steps.iter().filter(|step| step.after.is_none()).filter_map(|step| step.before).collect();
+        let inserts: Vec<&Map> =
+            steps.iter().filter(|step| step.before.is_none()).filter_map(|step| step.after).collect();
+        let updates: Vec<(&Map, &Map)> =
+            steps.iter().filter_map(|step| step.before.zip(step.after)).collect();
         let Order { levels, circle } = order(&self.table, &updates)?;
         let circle: Vec<(&Map, &Map)> = circle.into_iter().map(|at| updates[at]).collect();
 
@@ -233,7 +263,7 @@ impl Writer {
 
     /// Adds "this row, as the plan saw it".
     fn push_row(&self, sql: &mut Sql, row: &Map) -> Result<(), Failure> {
-        self.push_key(sql, row)?;
+        self.push_identity(sql, row)?;
         for (place, value) in self.fields(row)? {
             if self.compared[place] {
                 sql.push(" AND ");
@@ -241,6 +271,20 @@ impl Writer {
             }
         }
         Ok(())
+    }
+
+    /// Adds what tells the row from all others, in a form that an index serves.
+    fn push_identity(&self, sql: &mut Sql, row: &Map) -> Result<(), Failure> {
+        for (place, value) in &self.scope {
+            let column = &self.table.columns[*place];
+            if value.is_null() {
+                sql.push_same(column, value)?
+            } else {
+                sql.push_equal(column, value)?
+            }
+            sql.push(" AND ");
+        }
+        self.push_key(sql, row)
     }
 
     fn push_key(&self, sql: &mut Sql, row: &Map) -> Result<(), Failure> {
@@ -267,9 +311,10 @@ impl Writer {
 
     async fn delete(&self, session: &mut dyn Session, rows: &[&Map]) -> Result<(), Stop> {
         let dialect = session.dialect();
-        let params = self.key.len() + self.table.columns.len();
+        let params = self.scope.len() + self.key.len() + self.table.columns.len();
         for chunk in rows.chunks(self.at_once(session, params, dialect.max_rows())) {
-            let mut sql = Sql::new(dialect, format!("DELETE FROM {}", dialect.quoted_table(&self.table.name)));
+            let mut sql =
+                Sql::new(dialect, format!("DELETE FROM {}", dialect.quoted_table(&self.table.name)));
             self.push_rows(&mut sql, chunk.iter().copied())?;
             self.execute(session, &sql, chunk.len()).await?;
         }
@@ -289,12 +334,13 @@ impl Writer {
             let limit = self.at_once(session, fields.len(), usize::MAX);
             let same = rest
                 .iter()
-                .take(limit)
                 .take_while(|row| row.len() == fields.len() && row.keys().eq(first.keys()))
                 .count();
+            let same = portion(&rest[..same], limit, |row| size(row));
             let (chunk, others) = rest.split_at(same);
             rest = others;
-            let names: Vec<String> = fields.iter().map(|place| dialect.quoted(&self.table.columns[*place].name)).collect();
+            let names: Vec<String> =
+                fields.iter().map(|place| dialect.quoted(&self.table.columns[*place].name)).collect();
             let mut sql = Sql::new(
                 dialect,
                 format!(
@@ -339,9 +385,12 @@ impl Writer {
             if changed.is_empty() {
                 continue;
             }
-            let params = (changed.len() + 1) * (self.key.len() + 1) + self.table.columns.len();
-            for chunk in rows.chunks(self.at_once(session, params, dialect.max_rows().min(UPDATED_AT_ONCE))) {
-                let mut sql = Sql::new(dialect, format!("UPDATE {} SET ", dialect.quoted_table(&self.table.name)));
+            let params =
+                (changed.len() + 1) * (self.key.len() + 1) + self.scope.len() + self.table.columns.len();
+            let limit = self.at_once(session, params, dialect.max_rows().min(UPDATED_AT_ONCE));
+            for chunk in portions(&rows, limit, |(before, after)| size(before) + size(after)) {
+                let mut sql =
+                    Sql::new(dialect, format!("UPDATE {} SET ", dialect.quoted_table(&self.table.name)));
                 for (part, place) in changed.iter().enumerate() {
                     sql.push(if part == 0 { "" } else { ", " });
                     self.push_assignment(&mut sql, *place, chunk)?;
@@ -375,9 +424,17 @@ impl Writer {
             sql.push(" WHEN ");
             self.push_key(sql, before)?;
             sql.push(" THEN ");
-            sql.push_value(column, self.value(after, place)?)?;
+            let value = self.value(after, place)?;
+            if value.is_null() {
+                // A bound null has the type of text, which would make text of the numbers beside it.
+                let null = sql.dialect.typed(column, "NULL".into());
+                sql.push(&null);
+            } else {
+                sql.push_value(column, value)?;
+            }
         }
-        sql.push(&format!(" ELSE {name} END"));
+        // No ELSE: the statement's WHERE names these rows alone.
+        sql.push(" END");
         Ok(())
     }
 
@@ -425,11 +482,12 @@ impl Writer {
         let select = format!("SELECT {} FROM {}", listed.join(", "), dialect.quoted_table(&self.table.name));
         let rows: Vec<&Map> = rows.collect();
         let mut found = HashMap::with_capacity(rows.len());
-        for chunk in rows.chunks(self.at_once(session, self.key.len(), dialect.max_rows())) {
+        for chunk in rows.chunks(self.at_once(session, self.scope.len() + self.key.len(), dialect.max_rows()))
+        {
             let mut sql = Sql::new(dialect, select.clone());
             for (number, row) in chunk.iter().enumerate() {
                 sql.push(if number == 0 { " WHERE (" } else { " OR (" });
-                self.push_key(&mut sql, row)?;
+                self.push_identity(&mut sql, row)?;
                 sql.push(")");
             }
             session
@@ -475,7 +533,8 @@ impl Writer {
         };
         let mut states = Vec::with_capacity(steps.len());
         for step in steps {
-            let there = |row: &Map| -> Result<bool, Failure> { Ok(stored.contains_key(&self.key_text(row)?)) };
+            let there =
+                |row: &Map| -> Result<bool, Failure> { Ok(stored.contains_key(&self.key_text(row)?)) };
             let as_before = match (step.before, step.after) {
                 (Some(before), _) => stands(before)?,
                 (None, Some(after)) => !there(after)?,
@@ -496,10 +555,39 @@ impl Writer {
     }
 }
 
+/// How many of `rows` one statement takes: at least one, at most `limit`, no more than fit [`BYTES_AT_ONCE`].
+fn portion<T>(rows: &[T], limit: usize, size: impl Fn(&T) -> usize) -> usize {
+    let mut bytes = 0;
+    let fitting = rows.iter().take(limit).take_while(|row| {
+        bytes += size(row);
+        bytes <= BYTES_AT_ONCE
+    });
+    fitting.count().max(1).min(rows.len())
+}
+
+/// Cuts `rows` into portions.
+fn portions<T>(mut rows: &[T], limit: usize, size: impl Fn(&T) -> usize) -> Vec<&[T]> {
+    let mut portions = Vec::new();
+    while !rows.is_empty() {
+        let (first, rest) = rows.split_at(portion(rows, limit, &size));
+        portions.push(first);
+        rows = rest;
+    }
+    portions
+}
+
+/// How much a row weighs in a statement.
+fn size(row: &Map) -> usize {
+    row.iter().map(|(_, value)| value.as_str().map_or(8, str::len)).sum()
+}
+
 fn circle_refused(table: &Table, key: &str) -> Failure {
     Failure::new(
         FailureKind::Refused,
-        format!("rows of `{}` exchange the values of a unique key, and {key} points at the table", table.name),
+        format!(
+            "rows of `{}` exchange the values of a unique key, and {key} points at the table",
+            table.name
+        ),
     )
     .help("give the rows values that nobody has in a first step, and the wanted ones in a second")
 }
@@ -607,10 +695,27 @@ mod tests {
             let value = if value == 0 { Value::Null } else { Value::Int(value) };
             [("k", Value::Int(key as i64)), ("u", value)].into_iter().collect()
         };
-        let rows: Vec<(Map, Map)> =
-            moves.iter().enumerate().map(|(key, (before, after))| (row(key, *before), row(key, *after))).collect();
+        let rows: Vec<(Map, Map)> = moves
+            .iter()
+            .enumerate()
+            .map(|(key, (before, after))| (row(key, *before), row(key, *after)))
+            .collect();
         let rows: Vec<(&Map, &Map)> = rows.iter().map(|(before, after)| (before, after)).collect();
         order(&table(), &rows).unwrap()
+    }
+
+    #[test]
+    fn portions_are_bounded_in_rows_and_bytes() {
+        let third = BYTES_AT_ONCE / 3;
+        for (sizes, expected) in [
+            (&[1, 1, 1, 1, 1][..], &[2, 2, 1][..]),
+            (&[third, third + third, third], &[2, 1]),
+            (&[2 * BYTES_AT_ONCE, 1, 2 * BYTES_AT_ONCE], &[1, 1, 1]),
+            (&[], &[]),
+        ] {
+            let cut: Vec<usize> = portions(sizes, 2, |size| *size).iter().map(|part| part.len()).collect();
+            assert_eq!(cut, expected, "{sizes:?}");
+        }
     }
 
     #[test]

@@ -55,7 +55,9 @@ async fn keeps_the_laws(world: World) {
 
 async fn wrong_numbers_of_rows_are_undone(world: World) {
     world.with_tools(&[("a", 1, None), ("b", 2, None)]).await;
-    for (expected, shown) in [(json!(1), "where 1 "), (json!({ "max": 1 }), "at most 1"), (json!({ "min": 3 }), "at least 3")] {
+    for (expected, shown) in
+        [(json!(1), "where 1 "), (json!({ "max": 1 }), "at most 1"), (json!({ "min": 3 }), "at least 3")]
+    {
         let input = json!({ "target": "db", "sql": "UPDATE tools SET home = 'x'", "expect_rows": expected });
         let plan = world.plan("sql.execute", input.clone()).await.unwrap();
         let failure = world.apply("sql.execute", input, &plan.changes).await.unwrap_err();

@@ -49,7 +49,9 @@ async fn a_server_that_is_down(mut world: World) {
     let down = match world.kind {
         Kind::Sqlite => json!({ "url": "sqlite:missing/folder.db", "init": "nothing.sql" }),
         Kind::MariaDb => json!({ "url": format!("mysql://a@127.0.0.1:{}/a", farrier_testkit::free_port()) }),
-        Kind::Postgres => json!({ "url": format!("postgres://a@127.0.0.1:{}/a", farrier_testkit::free_port()) }),
+        Kind::Postgres => {
+            json!({ "url": format!("postgres://a@127.0.0.1:{}/a", farrier_testkit::free_port()) })
+        }
     };
     world.configure(down);
     let failure = world.plan("sql.sync", wanted()).await.unwrap_err();
@@ -102,22 +104,25 @@ async fn a_deadlock(world: World) {
     let numbers: Vec<String> = (0..1000).map(|n| format!("({n})")).collect();
     other.run(&format!("INSERT INTO weight VALUES {}", numbers.join(","))).await.unwrap();
     other.run("UPDATE tools SET updated = 8 WHERE name = 'b'").await.unwrap();
-    let changes = plan.changes.clone();
-    let (failure, ()) = tokio::join!(world.apply("sql.sync", wanted(), &changes), async {
-        let waiting = world.pick(
-            "",
-            "SELECT COUNT(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'",
-            "SELECT COUNT(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()",
-        );
-        while world.exec(waiting).await.trim_end() == "0" {
-            tokio::task::yield_now().await;
-        }
-        // It holds c and a, and waits for b.
-        other.run("UPDATE tools SET updated = 8 WHERE name = 'a'").await.unwrap();
+    let waiting = world.pick(
+        "",
+        "SELECT COUNT(*) FROM information_schema.processlist WHERE state = 'Updating' AND db = DATABASE()",
+        "SELECT COUNT(*) FROM pg_locks WHERE NOT granted",
+    );
+    let world = std::sync::Arc::new(world);
+    let applying = tokio::spawn({
+        let (world, changes) = (world.clone(), plan.changes.clone());
+        async move { world.apply("sql.sync", wanted(), &changes).await }
     });
+    while !applying.is_finished() && world.exec(waiting).await.trim_end() == "0" {
+        tokio::task::yield_now().await;
+    }
+    // It holds c and a, and waits for b.
+    other.run("UPDATE tools SET updated = 8 WHERE name = 'a'").await.unwrap();
+    let failure = applying.await.unwrap();
     let failure = failure.unwrap_err();
     assert_eq!(failure.kind, FailureKind::Conflict, "{failure}");
-    assert!(!failure.in_doubt);
+    assert!(!failure.in_doubt && failure.message.to_lowercase().contains("deadlock"), "{failure}");
     other.run("ROLLBACK").await.unwrap();
     world.apply("sql.sync", wanted(), &plan.changes).await.unwrap();
     assert_eq!(world.tool_lines().await, AFTER);
@@ -212,7 +217,10 @@ async fn encryption_is_not_skipped(mut world: World) {
     for loose in ["preferred", "off_on_loopback"] {
         world.configure(json!({ "tls": loose, "url": elsewhere }));
         let failure = ask(&world).await.unwrap_err();
-        assert!(failure.kind == FailureKind::Unreachable && failure.message.contains("TLS"), "{loose}: {failure}");
+        assert!(
+            failure.kind == FailureKind::Unreachable && failure.message.contains("TLS"),
+            "{loose}: {failure}"
+        );
     }
 }
 
@@ -221,11 +229,15 @@ async fn an_account_that_may_only_read(mut world: World) {
     with_rows(&world).await;
     let name = url.rsplit('/').next().unwrap().to_owned();
     let reader = format!("{name}_reader");
-    world.configure(json!({ "read_as": { "user": reader, "password": { "command": ["/bin/echo", reader] } } }));
+    world.configure(
+        json!({ "read_as": { "user": reader, "password": { "command": ["/bin/echo", reader] } } }),
+    );
     let plan = world.plan("sql.sync", wanted()).await.unwrap();
     world.apply("sql.sync", wanted(), &plan.changes).await.unwrap();
     assert_eq!(world.tool_lines().await, AFTER);
-    world.configure(json!({ "write_as": { "user": reader, "password": { "command": ["/bin/echo", reader] } } }));
+    world.configure(
+        json!({ "write_as": { "user": reader, "password": { "command": ["/bin/echo", reader] } } }),
+    );
     let input = json!({ "target": "db", "sql": "DELETE FROM tools" });
     let plan = world.plan("sql.execute", input.clone()).await.unwrap();
     let failure = world.apply("sql.execute", input, &plan.changes).await.unwrap_err();
@@ -240,7 +252,11 @@ async fn a_database_made_from_a_script(mut world: World) {
     let folder = world.folder.path().to_owned();
     let config = |init: &str| json!({ "url": "sqlite:demo.db", "init": init });
     std::fs::write(folder.join("bad.sql"), "CREATE TABLE a (n INT); NONSENSE").unwrap();
-    std::fs::write(folder.join("good.sql"), "CREATE TABLE a (n INT PRIMARY KEY); INSERT INTO a VALUES (1), (2);").unwrap();
+    std::fs::write(
+        folder.join("good.sql"),
+        "CREATE TABLE a (n INT PRIMARY KEY); INSERT INTO a VALUES (1), (2);",
+    )
+    .unwrap();
     world.targets = world::targets(&folder, config("bad.sql"));
     let ask = async |world: &World| world.query("SELECT n FROM a", json!({}), json!({ "n": "int" })).await;
     let failure = ask(&world).await.unwrap_err();
@@ -256,7 +272,9 @@ async fn a_database_made_from_a_script(mut world: World) {
             let registry = world::registry();
             let folder = tempfile::tempdir().unwrap();
             let world = World::over(Kind::Sqlite, registry, targets, folder);
-            tokio::spawn(async move { world.query("SELECT n FROM a", json!({}), json!({ "n": "int" })).await })
+            tokio::spawn(
+                async move { world.query("SELECT n FROM a", json!({}), json!({ "n": "int" })).await },
+            )
         })
         .collect();
     for one in many {

@@ -66,7 +66,10 @@ async fn keeps_the_laws(world: World) {
         ],
     };
     let shown = case.prove().await.unwrap();
-    assert_eq!(shown.output, world::json(json!({ "inserted": 1, "updated": 1, "deleted": 1, "unchanged": 1 })));
+    assert_eq!(
+        shown.output,
+        world::json(json!({ "inserted": 1, "updated": 1, "deleted": 1, "unchanged": 1 }))
+    );
     assert_eq!(shown.plan.considered, Some(3));
     let kinds: Vec<_> = shown.plan.changes.iter().map(|change| (&*change.object, change.kind)).collect();
     assert_eq!(
@@ -129,8 +132,10 @@ async fn a_table_without_a_fitting_key_is_refused(world: World) {
     assert!(failure.message.contains("not a primary or unique key"), "{failure}");
     if world.kind == Kind::MariaDb {
         world.exec("CREATE TABLE old (name VARCHAR(64) PRIMARY KEY) ENGINE=MyISAM").await;
-        let failure =
-            world.plan("sql.sync", with(tools(json!([{ "name": "a" }])), "table", json!("old"))).await.unwrap_err();
+        let failure = world
+            .plan("sql.sync", with(tools(json!([{ "name": "a" }])), "table", json!("old")))
+            .await
+            .unwrap_err();
         assert!(failure.message.contains("MyISAM"), "{failure}");
     }
 }
@@ -169,11 +174,18 @@ const TEXTS: [&str; 14] = [
 
 async fn texts_are_stored_byte_for_byte(world: World) {
     world.with_tools(&[]).await;
-    let rows: Vec<_> =
-        TEXTS.iter().enumerate().map(|(at, text)| json!({ "name": format!("t{at}"), "id": at, "home": text })).collect();
+    let rows: Vec<_> = TEXTS
+        .iter()
+        .enumerate()
+        .map(|(at, text)| json!({ "name": format!("t{at}"), "id": at, "home": text }))
+        .collect();
     world.sync(tools(json!(rows))).await.unwrap();
-    let stored = world.query("SELECT home FROM tools ORDER BY id", json!({}), json!({ "home": "string" })).await.unwrap();
-    let stored: Vec<_> = stored.as_list().unwrap().iter().map(|row| row.get("home").unwrap().to_string()).collect();
+    let stored = world
+        .query("SELECT home FROM tools ORDER BY id", json!({}), json!({ "home": "string" }))
+        .await
+        .unwrap();
+    let stored: Vec<_> =
+        stored.as_list().unwrap().iter().map(|row| row.get("home").unwrap().to_string()).collect();
     assert_eq!(stored, TEXTS);
     // A change of nothing but case or an end space is a change.
     let changed: Vec<_> = TEXTS
@@ -184,16 +196,25 @@ async fn texts_are_stored_byte_for_byte(world: World) {
     let output = world.sync(tools(json!(changed))).await.unwrap();
     assert_eq!(output.get("updated"), Some(&Value::Int(TEXTS.len() as i64)));
     // Such texts as keys, as far as the collation tells them apart.
-    let keys: Vec<_> =
-        TEXTS.iter().filter(|text| **text != "unicode").enumerate().map(|(at, text)| json!({ "name": text, "id": at, "home": "" })).collect();
+    let keys: Vec<_> = TEXTS
+        .iter()
+        .filter(|text| **text != "unicode")
+        .enumerate()
+        .map(|(at, text)| json!({ "name": text, "id": at, "home": "" }))
+        .collect();
     world.sync(tools(json!(keys))).await.unwrap();
-    let failure = world.plan("sql.sync", tools(json!([{ "name": "a".repeat(65), "id": 1, "home": "" }]))).await;
+    let failure =
+        world.plan("sql.sync", tools(json!([{ "name": "a".repeat(65), "id": 1, "home": "" }]))).await;
     if world.kind != Kind::Sqlite {
         assert!(failure.unwrap_err().message.contains("65 characters"));
     }
     // More than a 64 kB text column holds.
     let long = "🐴".repeat(100_000);
     world.sync(tools(json!([{ "name": "long", "id": 1, "home": long }]))).await.unwrap();
+    // More in all than one packet to the server may have.
+    let long: Vec<_> =
+        (0..60).map(|at| json!({ "name": format!("l{at}"), "id": at, "home": long })).collect();
+    world.sync(tools(json!(long))).await.unwrap();
 }
 
 async fn values_take_the_columns_form(world: World) {
@@ -234,9 +255,7 @@ async fn values_take_the_columns_form(world: World) {
         .keys()
         .map(|key| (key.clone(), if key == "k" { json!(2) } else { json!(null) }))
         .collect();
-    let input = |rows: serde_json::Value| {
-        json!({ "target": "db", "table": "kinds", "key": ["k"], "rows": rows, "rows_not_listed": "delete" })
-    };
+    let input = |rows: serde_json::Value| json!({ "target": "db", "table": "kinds", "key": ["k"], "rows": rows, "rows_not_listed": "delete" });
     world.sync(input(json!([row, nulls]))).await.unwrap();
     // Everything is exchanged, so every column is compared with its old value and set from a CASE.
     let (mut first, mut second) = (row.clone(), json!(nulls));
@@ -298,8 +317,10 @@ async fn columns_that_mark_the_time_of_writing(world: World) {
     );
     let plan = world.plan("sql.sync", input.clone()).await.unwrap();
     world.sync(input.clone()).await.unwrap();
-    let updated =
-        world.query("SELECT updated FROM tools ORDER BY name", json!({}), json!({ "updated": "int" })).await.unwrap();
+    let updated = world
+        .query("SELECT updated FROM tools ORDER BY name", json!({}), json!({ "updated": "int" }))
+        .await
+        .unwrap();
     let updated: Vec<i64> =
         updated.as_list().unwrap().iter().map(|row| row.get("updated").unwrap().as_int().unwrap()).collect();
     assert_eq!(updated[0], 7);
@@ -318,7 +339,10 @@ async fn columns_that_mark_the_time_of_writing(world: World) {
         .plan("sql.sync", json!({ "target": "db", "table": "seen", "key": ["k"], "rows": [{ "k": 2 }] }))
         .await
         .unwrap_err();
-    assert!(failure.kind == FailureKind::Input && failure.message.contains("`at` has no default"), "{failure}");
+    assert!(
+        failure.kind == FailureKind::Input && failure.message.contains("`at` has no default"),
+        "{failure}"
+    );
 }
 
 async fn old_values_stay_when_the_wanted_is_null(world: World) {
@@ -356,14 +380,30 @@ async fn only_the_rows_of_the_step_are_touched(world: World) {
     world.with_tools(&[("a", 1, Some("/other"))]).await;
     let input = with(tools(json!([{ "name": "a", "id": 2 }])), "only_where", json!({ "home": "/mine" }));
     let failure = world.plan("sql.sync", input).await.unwrap_err();
-    assert!(failure.kind == FailureKind::Refused && failure.message.contains("outside `only_where`"), "{failure}");
-    let input = with(tools(json!([{ "name": "b", "id": 2, "home": "/x" }])), "only_where", json!({ "home": "/mine" }));
+    assert!(
+        failure.kind == FailureKind::Refused && failure.message.contains("outside `only_where`"),
+        "{failure}"
+    );
+    let input = with(
+        tools(json!([{ "name": "b", "id": 2, "home": "/x" }])),
+        "only_where",
+        json!({ "home": "/mine" }),
+    );
     let failure = world.plan("sql.sync", input).await.unwrap_err();
     assert!(failure.message.contains("not the value that `only_where` says"), "{failure}");
 }
 
 async fn unique_values_can_move_between_rows(world: World) {
-    world.with_tools(&[("a", 1, None), ("b", 2, None), ("c", 3, None), ("d", 4, None), ("e", 5, None), ("f", 6, None)]).await;
+    world
+        .with_tools(&[
+            ("a", 1, None),
+            ("b", 2, None),
+            ("c", 3, None),
+            ("d", 4, None),
+            ("e", 5, None),
+            ("f", 6, None),
+        ])
+        .await;
     // a and b exchange; c takes d's, d takes a free one; e goes, f takes e's; g takes f's.
     let input = tools(json!([
         { "name": "a", "id": 2 }, { "name": "b", "id": 1 }, { "name": "c", "id": 4 }, { "name": "d", "id": 40 },
@@ -412,7 +452,12 @@ async fn collisions_of_unique_keys_are_planned_for(world: World) {
     assert_eq!(failure.kind, FailureKind::Refused);
     assert!(failure.message.contains("row 1 (name=x) cannot get id=2: the existing row name=b"), "{failure}");
     // One that goes does not matter, and neither do nulls.
-    world.sync(tools(json!([{ "name": "x", "id": 2 }, { "name": "n1", "id": null }, { "name": "n2", "id": null }]))).await.unwrap();
+    world
+        .sync(tools(
+            json!([{ "name": "x", "id": 2 }, { "name": "n1", "id": null }, { "name": "n2", "id": null }]),
+        ))
+        .await
+        .unwrap();
 }
 
 async fn ten_thousand_rows_go_in_chunks(world: World) {
@@ -423,9 +468,15 @@ async fn ten_thousand_rows_go_in_chunks(world: World) {
             .collect()
     };
     let output = world.sync(tools(json!(rows("/a")))).await.unwrap();
-    assert_eq!(output, world::json(json!({ "inserted": 10_000, "updated": 0, "deleted": 1, "unchanged": 0 })));
+    assert_eq!(
+        output,
+        world::json(json!({ "inserted": 10_000, "updated": 0, "deleted": 1, "unchanged": 0 }))
+    );
     let output = world.sync(tools(json!(rows("/b")))).await.unwrap();
-    assert_eq!(output, world::json(json!({ "inserted": 0, "updated": 2_500, "deleted": 0, "unchanged": 7_500 })));
+    assert_eq!(
+        output,
+        world::json(json!({ "inserted": 0, "updated": 2_500, "deleted": 0, "unchanged": 7_500 }))
+    );
     let gone = tools(json!([]));
     let plan = world.plan("sql.sync", gone.clone()).await.unwrap();
     assert_eq!(plan.changes.len(), 10_000);
@@ -442,7 +493,9 @@ async fn ten_thousand_rows_go_in_chunks(world: World) {
 
 async fn thirty_five_thousand_unchanged_rows(world: World) {
     world.with_tools(&[]).await;
-    let rows: Vec<_> = (0..35_000).map(|at| json!({ "name": format!("tool-{at}"), "id": at, "home": format!("/data/{at}") })).collect();
+    let rows: Vec<_> = (0..35_000)
+        .map(|at| json!({ "name": format!("tool-{at}"), "id": at, "home": format!("/data/{at}") }))
+        .collect();
     let input = with(tools(json!(rows)), "chunk", json!(5000));
     world.sync(input.clone()).await.unwrap();
     let wrote = world.writes().len();
@@ -486,7 +539,9 @@ async fn drift_changes_nothing_and_names_the_rows(world: World) {
 
 async fn applying_twice_is_once(world: World) {
     world.with_tools(&[("differs", 2, Some("/b")), ("goes", 3, None)]).await;
-    let input = tools(json!([{ "name": "differs", "id": 2, "home": "/new" }, { "name": "comes", "id": 4, "home": null }]));
+    let input = tools(
+        json!([{ "name": "differs", "id": 2, "home": "/new" }, { "name": "comes", "id": 4, "home": null }]),
+    );
     let plan = world.plan("sql.sync", input.clone()).await.unwrap();
     let once = world.apply("sql.sync", input.clone(), &plan.changes).await.unwrap();
     let lines = world.tool_lines().await;
@@ -501,7 +556,9 @@ async fn applying_twice_is_once(world: World) {
 async fn undo_leaves_alone_what_is_back_already(world: World) {
     world.with_tools(&[("differs", 2, Some("/b")), ("goes", 3, None)]).await;
     let before = world.tool_lines().await;
-    let input = tools(json!([{ "name": "differs", "id": 2, "home": "/new" }, { "name": "comes", "id": 4, "home": null }]));
+    let input = tools(
+        json!([{ "name": "differs", "id": 2, "home": "/new" }, { "name": "comes", "id": 4, "home": null }]),
+    );
     let plan = world.plan("sql.sync", input.clone()).await.unwrap();
     world.apply("sql.sync", input.clone(), &plan.changes).await.unwrap();
     world.exec("DELETE FROM tools WHERE name = 'comes'").await;
@@ -527,9 +584,13 @@ async fn a_composite_key(world: World) {
     let plan = world.plan("sql.sync", input.clone()).await.unwrap();
     assert_eq!(&*plan.changes[0].object, "table grid: x=1, y=2");
     world.sync(input.clone()).await.unwrap();
-    assert_eq!(world.exec("SELECT x, y, v FROM grid ORDER BY v").await.trim_end(), "1\t1\t5\n11\t\t6\n1\t3\t7");
+    assert_eq!(
+        world.exec("SELECT x, y, v FROM grid ORDER BY v").await.trim_end(),
+        "1\t1\t5\n11\t\t6\n1\t3\t7"
+    );
     // A list of few rows looks its rows up by key.
-    let one = json!({ "target": "db", "table": "grid", "key": ["x", "y"], "rows": [{ "x": 1, "y": "3", "v": 8 }] });
+    let one =
+        json!({ "target": "db", "table": "grid", "key": ["x", "y"], "rows": [{ "x": 1, "y": "3", "v": 8 }] });
     let plan = world.plan("sql.sync", one.clone()).await.unwrap();
     assert_eq!(plan.considered, Some(1));
     world.sync(one).await.unwrap();
@@ -544,12 +605,12 @@ async fn spellings_that_the_collation_holds_equal(world: World) {
         ))
         .await;
     world.exec("INSERT INTO people VALUES ('Foo', 1, 'f'), ('bar', 2, 'b'), ('José', 3, 'j')").await;
-    let input = |rows: serde_json::Value, others: &str| {
-        json!({ "target": "db", "table": "people", "key": ["name"], "rows": rows, "rows_not_listed": others })
-    };
-    let names = || async { world.exec("SELECT name FROM people ORDER BY n").await.trim_end().replace('\n', " ") };
+    let input = |rows: serde_json::Value, others: &str| json!({ "target": "db", "table": "people", "key": ["name"], "rows": rows, "rows_not_listed": others });
+    let names =
+        || async { world.exec("SELECT name FROM people ORDER BY n").await.trim_end().replace('\n', " ") };
     // Two wanted rows cannot both be stored.
-    let two = input(json!([{ "name": "x", "n": 1, "nick": null }, { "name": "X", "n": 2, "nick": null }]), "keep");
+    let two =
+        input(json!([{ "name": "x", "n": 1, "nick": null }, { "name": "X", "n": 2, "nick": null }]), "keep");
     let planned = world.plan("sql.sync", two).await;
     if world.kind == Kind::Postgres {
         assert_eq!(planned.unwrap().changes.len(), 2);
@@ -557,12 +618,21 @@ async fn spellings_that_the_collation_holds_equal(world: World) {
     }
     let failure = planned.unwrap_err();
     assert!(failure.kind == FailureKind::Input && failure.message.contains("name=x and name=X"), "{failure}");
-    let nicks = input(json!([{ "name": "x", "n": 1, "nick": "same" }, { "name": "y", "n": 2, "nick": "SAME" }]), "keep");
+    let nicks = input(
+        json!([{ "name": "x", "n": 1, "nick": "same" }, { "name": "y", "n": 2, "nick": "SAME" }]),
+        "keep",
+    );
     let failure = world.plan("sql.sync", nicks).await.unwrap_err();
-    assert!(failure.kind == FailureKind::Input && failure.message.contains("both have nick=SAME"), "{failure}");
+    assert!(
+        failure.kind == FailureKind::Input && failure.message.contains("both have nick=SAME"),
+        "{failure}"
+    );
     // A wanted and an existing row are one row, spelled anew.
     for others in ["keep", "delete"] {
-        let input = input(json!([{ "name": "foo", "n": 1, "nick": "F" }, { "name": "bar", "n": 2, "nick": "b" }, { "name": "José", "n": 3, "nick": "j" }]), others);
+        let input = input(
+            json!([{ "name": "foo", "n": 1, "nick": "F" }, { "name": "bar", "n": 2, "nick": "b" }, { "name": "José", "n": 3, "nick": "j" }]),
+            others,
+        );
         let plan = world.plan("sql.sync", input.clone()).await.unwrap();
         let changes: Vec<_> = plan.changes.iter().map(|change| (&*change.object, change.kind)).collect();
         assert_eq!(changes, [("table people: name=Foo", ChangeKind::Update)]);
@@ -576,12 +646,22 @@ async fn spellings_that_the_collation_holds_equal(world: World) {
         for wanted in ["jose", "JOSÉ ", "Jose "] {
             let input = input(json!([{ "name": wanted, "n": 3, "nick": "j" }]), "keep");
             let plan = world.plan("sql.sync", input.clone()).await.unwrap();
-            assert_eq!(plan.changes.iter().map(|change| change.kind).collect::<Vec<_>>(), [ChangeKind::Update], "{wanted}");
+            assert_eq!(
+                plan.changes.iter().map(|change| change.kind).collect::<Vec<_>>(),
+                [ChangeKind::Update],
+                "{wanted}"
+            );
             world.sync(input).await.unwrap();
         }
-        let two = input(json!([{ "name": "Straße", "n": 1, "nick": null }, { "name": "ÑU", "n": 2, "nick": null }, { "name": "nu", "n": 3, "nick": null }]), "keep");
+        let two = input(
+            json!([{ "name": "Straße", "n": 1, "nick": null }, { "name": "ÑU", "n": 2, "nick": null }, { "name": "nu", "n": 3, "nick": null }]),
+            "keep",
+        );
         let failure = world.plan("sql.sync", two).await.unwrap_err();
-        assert!(failure.kind == FailureKind::Input && failure.message.contains("name=ÑU and name=nu"), "{failure}");
+        assert!(
+            failure.kind == FailureKind::Input && failure.message.contains("name=ÑU and name=nu"),
+            "{failure}"
+        );
         let taken = input(json!([{ "name": "new", "n": 9, "nick": "J\u{301}" }]), "keep");
         let planned = world.plan("sql.sync", taken).await;
         assert!(planned.is_ok() || planned.unwrap_err().message.contains("nick"), "no other failure");

@@ -85,13 +85,24 @@ impl World {
             Kind::MariaDb => Server::MariaDb(mariadb::MariaDb::shared().fresh_database()),
             Kind::Postgres => Server::Postgres(postgres::Postgres::shared().fresh_database()),
         };
-        let mut world = World { kind, registry: registry(), targets: targets(folder.path(), serde_json::json!({})), folder, server };
+        let mut world = World {
+            kind,
+            registry: registry(),
+            targets: targets(folder.path(), serde_json::json!({})),
+            folder,
+            server,
+        };
         world.configure(serde_json::json!({}));
         world
     }
 
     /// A world over given targets, without another way in.
-    pub(crate) fn over(kind: Kind, registry: ActionRegistry, targets: Arc<Targets>, folder: tempfile::TempDir) -> World {
+    pub(crate) fn over(
+        kind: Kind,
+        registry: ActionRegistry,
+        targets: Arc<Targets>,
+        folder: tempfile::TempDir,
+    ) -> World {
         let server = Server::Sqlite(folder.path().join("none.db"));
         World { kind, registry, targets, folder, server }
     }
@@ -131,8 +142,12 @@ impl World {
                 let options = SqliteConnectOptions::new().filename(path).create_if_missing(true);
                 Raw::Sqlite(options.connect().await.unwrap())
             }
-            Server::MariaDb(database) => Raw::MariaDb(MySqlConnection::connect(&database.url()).await.unwrap()),
-            Server::Postgres(database) => Raw::Postgres(PgConnection::connect(&database.url()).await.unwrap()),
+            Server::MariaDb(database) => {
+                Raw::MariaDb(MySqlConnection::connect(&database.url()).await.unwrap())
+            }
+            Server::Postgres(database) => {
+                Raw::Postgres(PgConnection::connect(&database.url()).await.unwrap())
+            }
         }
     }
 
@@ -193,7 +208,11 @@ impl World {
         ReadCx::new(self.targets.clone(), Scope::default(), NodeInfo { run, node, attempt: 1, effect_id })
     }
 
-    pub(crate) async fn plan(&self, action: &str, input: serde_json::Value) -> Result<Planned<Value>, Failure> {
+    pub(crate) async fn plan(
+        &self,
+        action: &str,
+        input: serde_json::Value,
+    ) -> Result<Planned<Value>, Failure> {
         self.registry.bind(action, &json(input))?.plan(&self.cx()).await
     }
 
@@ -206,7 +225,12 @@ impl World {
         self.registry.bind(action, &json(input))?.apply(&WriteCx::after_intent(self.cx()), changes).await
     }
 
-    pub(crate) async fn undo(&self, action: &str, input: serde_json::Value, changes: &[Change]) -> Result<(), Failure> {
+    pub(crate) async fn undo(
+        &self,
+        action: &str,
+        input: serde_json::Value,
+        changes: &[Change],
+    ) -> Result<(), Failure> {
         self.registry.bind(action, &json(input))?.undo(&WriteCx::after_intent(self.cx()), changes).await
     }
 
@@ -224,7 +248,12 @@ impl World {
     }
 
     /// The rows of a query.
-    pub(crate) async fn query(&self, sql: &str, params: serde_json::Value, columns: serde_json::Value) -> Result<Value, Failure> {
+    pub(crate) async fn query(
+        &self,
+        sql: &str,
+        params: serde_json::Value,
+        columns: serde_json::Value,
+    ) -> Result<Value, Failure> {
         let input = serde_json::json!({ "target": "db", "sql": sql, "params": params, "columns": columns });
         let plan = self.plan("sql.query", input).await?;
         Ok(plan.output.unwrap().get("rows").unwrap().clone())
@@ -261,7 +290,11 @@ impl Raw {
         let Raw::Sqlite(connection) = &mut self else { panic!("only SQLite has no client of its own here") };
         let rows = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut *connection).await.expect(sql);
         let cell = |row: &sqlx::sqlite::SqliteRow, at: usize| {
-            if row.try_get_raw(at).unwrap().is_null() { "NULL".to_owned() } else { row.get_unchecked::<String, _>(at) }
+            if row.try_get_raw(at).unwrap().is_null() {
+                "NULL".to_owned()
+            } else {
+                row.get_unchecked::<String, _>(at)
+            }
         };
         let lines = rows.iter().map(|row| {
             row.columns().iter().map(|column| cell(row, column.ordinal())).collect::<Vec<_>>().join("\t")
