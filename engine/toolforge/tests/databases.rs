@@ -1,5 +1,7 @@
 //! Real databases take the tables' definitions and rows, and hold every byte of them.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+
 mod support;
 
 use farrier_testkit::mariadb::MariaDb;

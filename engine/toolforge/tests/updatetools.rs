@@ -3,6 +3,8 @@
 //! Each case makes a world, lets its tables fall behind, plans, runs, and compares every byte of both tables with what
 //! the oracle works out from the same LDIF text and files.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+
 mod support;
 
 use std::fs;

@@ -5,7 +5,7 @@ use farrier_toolforge::{Dialect, Tables};
 /// Both tables as the statements of [`selects`] show them: one line per row by number, texts in hexadecimal, columns
 /// parted by tabs.
 pub(crate) fn dump(tables: &Tables) -> (String, String) {
-    let hex = |text: &str| text.bytes().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let hex = |text: &str| hex::encode(text);
     let optional = |text: &Option<String>| text.as_deref().map_or("NULL".into(), hex);
     let mut tools: Vec<_> = tables.tools.iter().collect();
     tools.sort_by_key(|row| row.id);
