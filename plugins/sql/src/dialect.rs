@@ -131,14 +131,16 @@ impl Sql {
     ) -> Result<(), Failure> {
         let placeholder = self.bind(self.dialect.param(column, value)?);
         let typed = self.dialect.typed(column, placeholder);
-        self.text.push_str(&format!("{} = {typed}", self.dialect.quoted(&column.name)));
+        let name = self.dialect.quoted(&column.name);
+        self.text.extend([&*name, " = ", &*typed]);
         Ok(())
     }
 
     /// Adds "the column holds exactly this value".
     pub(crate) fn push_same(&mut self, column: &Column, value: &farrier_model::Value) -> Result<(), Failure> {
         if value.is_null() {
-            self.text.push_str(&format!("{} IS NULL", self.dialect.quoted(&column.name)));
+            let name = self.dialect.quoted(&column.name);
+            self.text.extend([&*name, " IS NULL"]);
             return Ok(());
         }
         let placeholder = self.bind(self.dialect.param(column, value)?);

@@ -37,3 +37,46 @@ pub fn register(registry: &mut ActionRegistry) -> Result<(), RegistryError> {
     registry.action::<Sync>()?;
     registry.action::<Execute>()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use farrier_action::ActionRegistry;
+    use farrier_model::{FailureKind, Value};
+
+    #[test]
+    fn examples_are_inputs() {
+        let mut registry = ActionRegistry::default();
+        super::register(&mut registry).unwrap();
+        let actions: Vec<&str> = registry.catalog().actions.keys().copied().collect();
+        assert_eq!(actions, ["sql.execute", "sql.query", "sql.sync"]);
+        for (name, action) in &registry.catalog().actions {
+            let steps: BTreeMap<String, Value> = serde_saphyr::from_str(action.example).unwrap();
+            for step in steps.values() {
+                assert_eq!(step.get("uses").and_then(Value::as_str), Some(*name));
+                registry.bind(name, step.get("with").unwrap()).map(|_| ()).unwrap();
+            }
+        }
+        assert_eq!(super::register(&mut registry).unwrap_err().0, "sql");
+    }
+
+    #[test]
+    fn a_target_is_told_by_its_place_alone() {
+        let mut registry = ActionRegistry::default();
+        super::register(&mut registry).unwrap();
+        let identity = |config: &str| registry.identity("sql", &Value::from_json(config).unwrap());
+        let one = r#"{"url":"mysql://me@db/a","password":{"env":"SECRET"},"statement_timeout":"5m"}"#;
+        let other = r#"{"url":"mysql://db/a","read_as":{"user":"you"}}"#;
+        assert_eq!(identity(one).unwrap(), "mysql://db:3306/a");
+        assert_eq!(identity(one), identity(other));
+        for wrong in [
+            r#"{"url":"mysql://db/a","statement_timeout":"soon"}"#,
+            r#"{"url":"mysql://db/a","tls":"skip_verify"}"#,
+            r#"{"url":"mysql://db/a","ssl":false}"#,
+            "{}",
+        ] {
+            assert_eq!(identity(wrong).unwrap_err().kind, FailureKind::Input, "{wrong}");
+        }
+    }
+}

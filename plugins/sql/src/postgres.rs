@@ -193,7 +193,7 @@ fn moment(micros: i64, zoned: bool) -> Result<String, String> {
 }
 
 fn uuid(bytes: &[u8]) -> Result<String, String> {
-    let hex: String = exact::<16>(bytes)?.iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex = format!("{:032x}", u128::from_be_bytes(exact(bytes)?));
     Ok(format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]))
 }
 
@@ -212,16 +212,14 @@ fn numeric(bytes: &[u8]) -> Result<String, String> {
         _ => {}
     }
     let weight = i32::from(weight as i16);
-    let group = |index: i32| -> Result<u16, String> {
-        if index < 0 || index >= i32::from(count) {
-            Ok(0)
-        } else {
-            short(8 + index as usize * 2).ok_or_else(incomplete)
-        }
+    let group = |index: i32| -> Result<String, String> {
+        let inside = (0..i32::from(count)).contains(&index);
+        let group = if inside { short(8 + index as usize * 2).ok_or_else(incomplete)? } else { 0 };
+        Ok(format!("{group:04}"))
     };
     let mut digits = String::new();
-    for index in 0..=weight.max(0) {
-        digits.push_str(&format!("{:04}", if weight < 0 { 0 } else { group(index)? }));
+    for index in 0..=weight {
+        digits.push_str(&group(index)?);
     }
     let whole = match digits.trim_start_matches('0') {
         "" => "0",
@@ -234,7 +232,7 @@ fn numeric(bytes: &[u8]) -> Result<String, String> {
         index = 0;
     }
     while fraction.len() < usize::from(scale) {
-        fraction.push_str(&format!("{:04}", group(index)?));
+        fraction.push_str(&group(index)?);
         index += 1;
     }
     fraction.truncate(usize::from(scale));

@@ -102,7 +102,9 @@ fn among_wanted(wanted: &Wanted, unique: &str, places: &[usize]) -> Result<HashM
     for (at, row) in wanted.rows.iter().enumerate() {
         let exact = || {
             let mut text = String::new();
-            places.iter().for_each(|place| push_key(&mut text, &row[*place]));
+            for place in places {
+                push_key(&mut text, &row[*place]);
+            }
             text
         };
         if places.iter().any(|place| row[*place].is_null()) {

@@ -159,14 +159,14 @@ async fn explain(
     if let (true, true, Stop::Fault(fault)) = (duplicate, others.is_empty(), stop) {
         return Err(fault.failure);
     }
-    let mut named =
-        others.iter().take(NAMED).map(|object| format!("`{object}`")).collect::<Vec<_>>().join(", ");
-    if others.len() > NAMED {
-        named.push_str(&format!(" and {} more", others.len() - NAMED));
+    let mut named: Vec<String> = others.iter().take(NAMED).map(|object| format!("`{object}`")).collect();
+    match others.len() {
+        // It was as it should be again by the time we looked.
+        0 => named.push("a row".into()),
+        count if count > NAMED => named.push(format!("{} more", count - NAMED)),
+        _ => {}
     }
-    if others.is_empty() {
-        named = "a row".into();
-    }
+    let named = named.join(", ");
     let seen = if forward { "the plan saw it" } else { "this run left it" };
     Err(Failure::new(FailureKind::Drift, format!("no longer as {seen}, so nothing was changed: {named}"))
         .help("someone else wrote to the table in the meantime; plan again"))
@@ -247,7 +247,7 @@ impl Writer {
             steps.iter().filter(|step| step.before.is_none()).filter_map(|step| step.after).collect();
         let updates: Vec<(&Map, &Map)> =
             steps.iter().filter_map(|step| step.before.zip(step.after)).collect();
-        let Order { levels, circle } = order(&self.table, &updates)?;
+        let Order { levels, circle } = order(&self.table, &updates);
         let circle: Vec<(&Map, &Map)> = circle.into_iter().map(|at| updates[at]).collect();
 
         self.delete(session, &deletes).await?;
@@ -278,9 +278,9 @@ impl Writer {
         for (place, value) in &self.scope {
             let column = &self.table.columns[*place];
             if value.is_null() {
-                sql.push_same(column, value)?
+                sql.push_same(column, value)?;
             } else {
-                sql.push_equal(column, value)?
+                sql.push_equal(column, value)?;
             }
             sql.push(" AND ");
         }
@@ -600,7 +600,7 @@ pub(super) async fn refuse_unwritable(
 ) -> Result<(), Failure> {
     let steps: Vec<Step<'_>> = changes.iter().map(Step::forward).collect();
     let updates: Vec<(&Map, &Map)> = steps.iter().filter_map(|step| step.before.zip(step.after)).collect();
-    if order(table, &updates)?.circle.is_empty() {
+    if order(table, &updates).circle.is_empty() {
         return Ok(());
     }
     match session.dialect().referenced_by(session, table).await? {
@@ -616,7 +616,7 @@ struct Order {
     circle: Vec<usize>,
 }
 
-fn order(table: &Table, updates: &[(&Map, &Map)]) -> Result<Order, Failure> {
+fn order(table: &Table, updates: &[(&Map, &Map)]) -> Order {
     let mut waits: Vec<usize> = vec![0; updates.len()];
     let mut followers: HashMap<usize, Vec<usize>> = HashMap::new();
     for unique in &table.unique {
@@ -669,7 +669,7 @@ fn order(table: &Table, updates: &[(&Map, &Map)]) -> Result<Order, Failure> {
         order.levels.push(std::mem::replace(&mut ready, next));
     }
     order.circle = (0..updates.len()).filter(|at| !done[*at]).collect();
-    Ok(order)
+    order
 }
 
 #[cfg(test)]
@@ -701,7 +701,7 @@ mod tests {
             .map(|(key, (before, after))| (row(key, *before), row(key, *after)))
             .collect();
         let rows: Vec<(&Map, &Map)> = rows.iter().map(|(before, after)| (before, after)).collect();
-        order(&table(), &rows).unwrap()
+        order(&table(), &rows)
     }
 
     #[test]

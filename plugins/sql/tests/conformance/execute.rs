@@ -6,7 +6,12 @@ use serde_json::json;
 
 use crate::world::{self, Kind, World, cases};
 
-cases!(keeps_the_laws, wrong_numbers_of_rows_are_undone, mistakes_are_named, definitions_can_be_changed);
+cases!(
+    all: keeps_the_laws,
+        wrong_numbers_of_rows_are_undone,
+        mistakes_are_named,
+        definitions_can_be_changed;
+);
 
 const DELETE: &str = "DELETE FROM tools WHERE name = $name";
 

@@ -7,19 +7,19 @@ use serde_json::json;
 use crate::world::{self, Kind, World, cases};
 
 cases!(
-    a_server_that_is_down,
-    a_wrong_password,
-    a_lock_that_someone_holds,
-    a_deadlock,
-    a_statement_that_takes_too_long,
-    a_connection_cut_within_a_transaction,
-    a_lost_answer_to_the_commit,
-    a_commit_that_never_arrived,
-    a_connection_that_died_while_idle,
-    encryption_is_not_skipped,
-    an_account_that_may_only_read,
-    a_database_made_from_a_script,
-    a_unix_socket,
+    all: a_server_that_is_down,
+        a_lock_that_someone_holds,
+        a_statement_that_takes_too_long;
+    servers: a_wrong_password,
+        a_deadlock,
+        a_connection_cut_within_a_transaction,
+        a_lost_answer_to_the_commit,
+        a_commit_that_never_arrived,
+        a_connection_that_died_while_idle,
+        encryption_is_not_skipped,
+        an_account_that_may_only_read;
+    sqlite: a_database_made_from_a_script;
+    mariadb: a_unix_socket;
 );
 
 fn wanted() -> serde_json::Value {
@@ -36,13 +36,13 @@ async fn with_rows(world: &World) {
     world.with_tools(&[("a", 1, Some("/a")), ("b", 2, Some("/b")), ("c", 3, Some("/c"))]).await;
 }
 
-/// The world behind a proxy; nothing for a file.
-async fn proxied(world: &mut World) -> Option<CutProxy> {
-    let proxy = CutProxy::to_url(&world.url()?);
+/// The world behind a proxy.
+async fn proxied(world: &mut World) -> CutProxy {
+    let proxy = CutProxy::to_url(&world.url().unwrap());
     let config = world::config(&proxy.url());
     world.configure(json!({ "url": config["url"] }));
     with_rows(world).await;
-    Some(proxy)
+    proxy
 }
 
 async fn a_server_that_is_down(mut world: World) {
@@ -62,9 +62,6 @@ async fn a_server_that_is_down(mut world: World) {
 }
 
 async fn a_wrong_password(mut world: World) {
-    if world.kind == Kind::Sqlite {
-        return;
-    }
     world.configure(json!({ "password": { "command": ["/bin/echo", "wrong"] } }));
     let failure = world.query("SELECT 1 AS a", json!({}), json!({ "a": "int" })).await.unwrap_err();
     assert_eq!(failure.kind, FailureKind::Denied, "{failure}");
@@ -87,10 +84,6 @@ async fn a_lock_that_someone_holds(mut world: World) {
 }
 
 async fn a_deadlock(world: World) {
-    if world.kind == Kind::Sqlite {
-        // One writer at a time: a writer waits at the door, with nothing in its hands.
-        return;
-    }
     with_rows(&world).await;
     world.exec("CREATE TABLE weight (n INT PRIMARY KEY)").await;
     let plan = world.plan("sql.sync", wanted()).await.unwrap();
@@ -143,7 +136,7 @@ async fn a_statement_that_takes_too_long(mut world: World) {
 }
 
 async fn a_connection_cut_within_a_transaction(mut world: World) {
-    let Some(proxy) = proxied(&mut world).await else { return };
+    let proxy = proxied(&mut world).await;
     let plan = world.plan("sql.sync", wanted()).await.unwrap();
     // The delete and an update were answered; the insert does not arrive.
     proxy.cut_before(Direction::ToServer, "INSERT INTO");
@@ -158,7 +151,7 @@ async fn a_connection_cut_within_a_transaction(mut world: World) {
 }
 
 async fn a_lost_answer_to_the_commit(mut world: World) {
-    let Some(proxy) = proxied(&mut world).await else { return };
+    let proxy = proxied(&mut world).await;
     let plan = world.plan("sql.sync", wanted()).await.unwrap();
     proxy.lose_answer_to("COMMIT");
     let failure = world.apply("sql.sync", wanted(), &plan.changes).await.unwrap_err();
@@ -176,7 +169,7 @@ async fn a_lost_answer_to_the_commit(mut world: World) {
 }
 
 async fn a_commit_that_never_arrived(mut world: World) {
-    let Some(proxy) = proxied(&mut world).await else { return };
+    let proxy = proxied(&mut world).await;
     let plan = world.plan("sql.sync", wanted()).await.unwrap();
     proxy.cut_before(Direction::ToServer, "COMMIT");
     let failure = world.apply("sql.sync", wanted(), &plan.changes).await.unwrap_err();
@@ -186,7 +179,7 @@ async fn a_commit_that_never_arrived(mut world: World) {
 }
 
 async fn a_connection_that_died_while_idle(mut world: World) {
-    let Some(proxy) = proxied(&mut world).await else { return };
+    let proxy = proxied(&mut world).await;
     let plan = world.plan("sql.sync", wanted()).await.unwrap();
     proxy.cut();
     assert_eq!(world.plan("sql.sync", wanted()).await.unwrap().changes, plan.changes);
@@ -200,9 +193,6 @@ async fn a_connection_that_died_while_idle(mut world: World) {
 }
 
 async fn encryption_is_not_skipped(mut world: World) {
-    if world.kind == Kind::Sqlite {
-        return;
-    }
     // The test servers have no TLS.
     world.configure(json!({ "tls": "required" }));
     let ask = async |world: &World| world.query("SELECT 1 AS a", json!({}), json!({ "a": "int" })).await;
@@ -225,7 +215,7 @@ async fn encryption_is_not_skipped(mut world: World) {
 }
 
 async fn an_account_that_may_only_read(mut world: World) {
-    let Some(url) = world.url() else { return };
+    let url = world.url().unwrap();
     with_rows(&world).await;
     let name = url.rsplit('/').next().unwrap().to_owned();
     let reader = format!("{name}_reader");
@@ -246,9 +236,6 @@ async fn an_account_that_may_only_read(mut world: World) {
 }
 
 async fn a_database_made_from_a_script(mut world: World) {
-    if world.kind != Kind::Sqlite {
-        return;
-    }
     let folder = world.folder.path().to_owned();
     let config = |init: &str| json!({ "url": "sqlite:demo.db", "init": init });
     std::fs::write(folder.join("bad.sql"), "CREATE TABLE a (n INT); NONSENSE").unwrap();
@@ -289,9 +276,6 @@ async fn a_database_made_from_a_script(mut world: World) {
 }
 
 async fn a_unix_socket(mut world: World) {
-    if world.kind != Kind::MariaDb {
-        return;
-    }
     let socket = world.exec("SELECT @@socket").await.trim_end().to_owned();
     let url = world.url().unwrap();
     let name = url.rsplit('/').next().unwrap();

@@ -9,13 +9,13 @@ use serde_json::json;
 use crate::world::{self, Kind, World, cases};
 
 cases!(
-    keeps_the_laws,
-    rows_come_back_typed,
-    columns_are_checked,
-    mistakes_are_named,
-    the_server_refuses_to_write,
-    too_many_rows_are_an_error,
-    any_text_comes_back_as_it_went,
+    all: keeps_the_laws,
+        rows_come_back_typed,
+        columns_are_checked,
+        mistakes_are_named,
+        the_server_refuses_to_write,
+        too_many_rows_are_an_error,
+        any_text_comes_back_as_it_went;
 );
 
 async fn keeps_the_laws(world: World) {
@@ -78,8 +78,7 @@ async fn rows_come_back_typed(world: World) {
         "moment": "2026-11-22T10:15:30Z", "n": 2, "total": 3, "mean": 1.5, "home": "/a", "yes": true, "absent": null,
     }]);
     assert_eq!(rows, world::json(expected));
-    let keys: Vec<_> =
-        rows.as_list().unwrap()[0].as_map().unwrap().keys().map(|key| key.to_string()).collect();
+    let keys: Vec<_> = rows.as_list().unwrap()[0].as_map().unwrap().keys().map(ToString::to_string).collect();
     assert_eq!(keys[..2], ["moment", "n"], "columns keep the author's order");
     let some = world
         .query(

@@ -13,12 +13,21 @@ use sqlx::postgres::PgConnection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{AssertSqlSafe, Column as _, ConnectOptions as _, Connection as _, Row as _, ValueRef as _};
 
-/// Declares cases: each becomes one test per database.
+/// Declares cases: each becomes one test per database that it is for.
 macro_rules! cases {
-    ($($name:ident),+ $(,)?) => {
-        mod sqlite { $( #[test] fn $name() { $crate::world::run($crate::world::Kind::Sqlite, super::$name); } )+ }
-        mod mariadb { $( #[test] fn $name() { $crate::world::run($crate::world::Kind::MariaDb, super::$name); } )+ }
-        mod postgres { $( #[test] fn $name() { $crate::world::run($crate::world::Kind::Postgres, super::$name); } )+ }
+    (
+        all: $($all:ident),+;
+        $(servers: $($server:ident),+;)?
+        $(sqlite: $($sqlite:ident),+;)?
+        $(mariadb: $($mariadb:ident),+;)?
+        $(postgres: $($postgres:ident),+;)?
+    ) => {
+        $crate::world::cases!(@ sqlite, Sqlite: $($all),+ $($(, $sqlite)+)?);
+        $crate::world::cases!(@ mariadb, MariaDb: $($all),+ $($(, $server)+)? $($(, $mariadb)+)?);
+        $crate::world::cases!(@ postgres, Postgres: $($all),+ $($(, $server)+)? $($(, $postgres)+)?);
+    };
+    (@ $module:ident, $kind:ident: $($name:ident),+) => {
+        mod $module { $( #[test] fn $name() { $crate::world::run($crate::world::Kind::$kind, super::$name); } )+ }
     };
 }
 pub(crate) use cases;
