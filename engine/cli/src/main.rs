@@ -1,1 +1,65 @@
-fn main() {}
+//! The binary `farrier`: plan, run and inspect runbooks.
+//!
+//! Read first: `plugins.rs` (what this binary can do), `project.rs` (where it finds things), then the command of interest
+//! under `commands/`. Results go to standard output, progress and errors to standard error; exit codes are in `exit.rs`.
+
+#![allow(unreachable_pub, reason = "a binary has no callers; `pub` says what a module offers to the others")]
+
+mod commands;
+mod exit;
+mod interact;
+mod plugins;
+mod progress;
+mod project;
+mod render;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::commands::{Cli, Problem};
+use crate::exit::Exit;
+use crate::render::style::Style;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // `--help` and `--version` are not mistakes.
+            let exit = if error.use_stderr() { Exit::Usage } else { Exit::Ok };
+            let _ = error.print();
+            return exit.into();
+        }
+    };
+    start_logging(cli.log.as_deref());
+    match commands::dispatch(cli) {
+        Ok(exit) => exit.into(),
+        Err(problem) => {
+            report(&problem);
+            problem.exit().into()
+        }
+    }
+}
+
+/// Prints a problem with its causes and what to do next.
+fn report(problem: &Problem) {
+    let style = Style::stderr();
+    eprintln!("{} {problem}", style.bad("error:"));
+    let mut cause = std::error::Error::source(problem);
+    while let Some(source) = cause {
+        eprintln!("  {} {source}", style.dim("because"));
+        cause = source.source();
+    }
+    if let Some(help) = problem.help() {
+        eprintln!("{} {help}", style.bold("next:"));
+    }
+}
+
+fn start_logging(filter: Option<&str>) {
+    let Some(filter) = filter.map(str::to_owned).or_else(|| std::env::var("FARRIER_LOG").ok()) else { return };
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
+        .with_writer(std::io::stderr)
+        .with_ansi(Style::stderr().has_colour())
+        .try_init();
+}

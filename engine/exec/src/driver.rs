@@ -399,12 +399,10 @@ impl Driver {
             }
             for node in give_up {
                 // One that ended in this very moment has its report on the way.
-                if handles.remove(&node).is_some_and(|handle| {
-                    !handle.is_finished() && {
-                        handle.abort();
-                        true
-                    }
-                }) {
+                if handles.get(&node).is_some_and(|handle| !handle.is_finished())
+                    && let Some(handle) = handles.remove(&node)
+                {
+                    handle.abort();
                     inputs.push(Input::Report { node, report: Report::GivenUp });
                 }
             }

@@ -1,0 +1,91 @@
+//! `farrier check`: every mistake of every file at once.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use farrier_runbook::environment::read_environment;
+use farrier_runbook::testfile::{check_tests, read_tests};
+use farrier_runbook::{Compiled, Diagnostics};
+use serde::Serialize;
+
+use super::{App, Problem};
+use crate::exit::Exit;
+use crate::project::{compile_files, shown};
+use crate::render::style::Style;
+use crate::render::{self, Format};
+
+#[derive(Debug, Args)]
+pub(super) struct Check {
+    /// Only these runbook files; without any, the whole project.
+    files: Vec<PathBuf>,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Counted {
+    runbooks: usize,
+    tests: usize,
+    environments: usize,
+}
+
+impl Check {
+    pub(super) fn run(&self, app: &App) -> Result<Exit, Problem> {
+        let catalog = app.registry.catalog();
+        let mut counted = Counted::default();
+        let mut found: Vec<Diagnostics> = Vec::new();
+        let compiled: Compiled;
+        if self.files.is_empty() {
+            let workspace = app.workspace()?;
+            counted.runbooks = workspace.runbook_files().len();
+            compiled = workspace.compile(catalog)?;
+            for path in workspace.environment_files() {
+                counted.environments += 1;
+                let mut diagnostics = Diagnostics::new();
+                let bytes = std::fs::read(&path).map_err(|error| Problem::file(&path, error))?;
+                let file = diagnostics.add_file(shown(&path), &bytes);
+                read_environment(file, &bytes, catalog, &mut diagnostics);
+                found.push(diagnostics);
+            }
+            for path in workspace.test_files() {
+                let mut diagnostics = Diagnostics::new();
+                let bytes = std::fs::read(&path).map_err(|error| Problem::file(&path, error))?;
+                let file = diagnostics.add_file(shown(&path), &bytes);
+                if let Some(tests) = read_tests(file, &bytes, catalog, &mut diagnostics) {
+                    counted.tests += tests.tests.len();
+                    let name = path.file_name().unwrap_or_default().to_string_lossy();
+                    let name = name.trim_end_matches(".test.yaml");
+                    if let Some(graph) = compiled.graphs.get(name) {
+                        check_tests(&tests, graph, &mut diagnostics);
+                    }
+                }
+                found.push(diagnostics);
+            }
+        } else {
+            counted.runbooks = self.files.len();
+            compiled = compile_files(&self.files, catalog)?;
+        }
+        found.insert(0, compiled.diagnostics);
+        let errors = found.iter().any(Diagnostics::has_errors);
+        if app.output == Format::Table {
+            let colour = Style::stdout().has_colour();
+            for diagnostics in found.iter().filter(|diagnostics| !diagnostics.is_empty()) {
+                render::line(&diagnostics.render(colour))?;
+            }
+            if !errors {
+                render::line(&format!(
+                    "{} runbooks, {} tests, {} environments: no mistakes",
+                    counted.runbooks, counted.tests, counted.environments
+                ))?;
+            }
+        } else {
+            let list: Vec<serde_json::Value> = found
+                .iter()
+                .flat_map(|diagnostics| match diagnostics.to_json() {
+                    serde_json::Value::Array(items) => items,
+                    other => vec![other],
+                })
+                .collect();
+            render::data(app.output, &list)?;
+        }
+        Ok(if errors { Exit::Invalid } else { Exit::Ok })
+    }
+}

@@ -1,0 +1,317 @@
+//! The command line: its grammar, the way to each command, and the problems they can meet.
+
+mod actions;
+mod check;
+mod explain;
+mod fsck;
+mod graph;
+mod plan;
+mod resolve;
+mod run;
+mod runs;
+mod schema;
+mod test;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use farrier_action::ActionRegistry;
+use farrier_exec::DriverError;
+use farrier_model::Value;
+use farrier_runbook::inputs::{Given, check_inputs};
+use farrier_runbook::{Diagnostics, Graph};
+use farrier_store::StoreError;
+
+use crate::exit::Exit;
+use crate::plugins;
+use crate::project::Workspace;
+use crate::render::Format;
+
+/// Plan, run and inspect runbooks: declarative maintenance with a true dry run and runs that survive crashes.
+#[derive(Debug, Parser)]
+#[command(name = "farrier", version, propagate_version = true, arg_required_else_help = true)]
+pub struct Cli {
+    /// The project's folder; its `farrier.yaml` is looked for here and above.
+    #[arg(long, short = 'C', global = true, default_value = ".", value_name = "FOLDER")]
+    project: PathBuf,
+    /// Form of the output.
+    #[arg(long, short, global = true, default_value = "table", value_enum)]
+    output: Format,
+    /// What to log to standard error, such as `info` or `farrier_exec=debug`; also `FARRIER_LOG`.
+    #[arg(long, global = true, value_name = "FILTER")]
+    pub log: Option<String>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Find every mistake in runbooks, their tests and environments, without running anything.
+    Check(check::Check),
+    /// Show what a runbook would change. Writes nothing.
+    Plan(plan::PlanArgs),
+    /// Show what a runbook would change, ask, and make exactly those changes.
+    Run(run::RunArgs),
+    /// Go on with a run that was interrupted or is parked.
+    Resume(run::Resume),
+    /// Say whether a step in doubt has happened, after looking at its target.
+    Resolve(resolve::Resolve),
+    /// List runs, newest first.
+    Runs(runs::Runs),
+    /// Show one run: its steps, what they changed, why it ended.
+    Show(runs::Show),
+    /// Print the journal of a run.
+    Logs(runs::Logs),
+    /// Draw the steps of a runbook.
+    Graph(graph::GraphArgs),
+    /// Run the tests beside the runbooks, on stand-ins.
+    Test(test::TestArgs),
+    /// List actions, or explain one.
+    Actions(actions::Actions),
+    /// Explain an error code.
+    Explain(explain::Explain),
+    /// Print the JSON Schema of a kind of file, for editors.
+    Schema(schema::SchemaArgs),
+    /// Check that stored runs are whole and keep the journal's rules.
+    Fsck(fsck::Fsck),
+    /// Print the completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// The arguments that choose a runbook, its environment and its inputs.
+#[derive(Debug, Args)]
+pub struct Choice {
+    /// Name of a runbook, or the path of its file.
+    runbook: String,
+    /// The environment. There is no default.
+    #[arg(long, short, value_name = "NAME")]
+    env: String,
+    /// An input of the runbook; lists as `a,b,c` or JSON.
+    #[arg(long = "input", short, value_name = "KEY=VALUE")]
+    inputs: Vec<String>,
+    /// Tasks at once.
+    #[arg(long, default_value_t = 16, value_name = "N")]
+    parallel: usize,
+}
+
+impl Choice {
+    fn inputs(&self, graph: &Graph) -> Result<Value, Problem> {
+        let mut given = BTreeMap::new();
+        for pair in &self.inputs {
+            let (key, value) = pair
+                .split_once('=')
+                .ok_or_else(|| Problem::Usage(format!("`--input {pair}` is not of the form KEY=VALUE")))?;
+            if given.insert(key.into(), Given::Text(value.into())).is_some() {
+                return Err(Problem::Usage(format!("the input `{key}` is given twice")));
+            }
+        }
+        check_inputs(graph, &given).map_err(|problems| Problem::Inputs {
+            runbook: graph.name.to_string(),
+            problems: problems.iter().map(ToString::to_string).collect(),
+        })
+    }
+}
+
+/// What every command has at hand.
+pub struct App {
+    registry: Arc<ActionRegistry>,
+    output: Format,
+    project: PathBuf,
+}
+
+impl App {
+    fn workspace(&self) -> Result<Workspace, Problem> {
+        Workspace::find(&self.project)
+    }
+}
+
+/// Runs the chosen command.
+pub fn dispatch(cli: Cli) -> Result<Exit, Problem> {
+    if let Command::Completions { shell } = cli.command {
+        clap_complete::generate(shell, &mut Cli::command(), "farrier", &mut std::io::stdout());
+        return Ok(Exit::Ok);
+    }
+    let registry = Arc::new(plugins::registry().map_err(|error| Problem::Other(error.into()))?);
+    let app = App { registry, output: cli.output, project: cli.project };
+    match cli.command {
+        Command::Check(command) => command.run(&app),
+        Command::Plan(command) => block_on(command.run(&app)),
+        Command::Run(command) => block_on(command.run(&app)),
+        Command::Resume(command) => block_on(command.run(&app)),
+        Command::Resolve(command) => block_on(command.run(&app)),
+        Command::Runs(command) => block_on(command.run(&app)),
+        Command::Show(command) => block_on(command.run(&app)),
+        Command::Logs(command) => block_on(command.run(&app)),
+        Command::Graph(command) => command.run(&app),
+        Command::Test(command) => block_on(command.run(&app)),
+        Command::Actions(command) => command.run(&app),
+        Command::Explain(command) => command.run(&app),
+        Command::Schema(command) => command.run(&app),
+        Command::Fsck(command) => block_on(command.run(&app)),
+        Command::Completions { .. } => Ok(Exit::Ok),
+    }
+}
+
+fn block_on<T>(future: impl Future<Output = Result<T, Problem>>) -> Result<T, Problem> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Problem::Other(anyhow::Error::new(error).context("cannot start")))?;
+    let result = runtime.block_on(future);
+    // A file system that hangs must not keep the program from ending.
+    runtime.shutdown_background();
+    result
+}
+
+/// What can keep a command from doing its work.
+#[derive(Debug, thiserror::Error)]
+pub enum Problem {
+    /// No project file.
+    #[error("there is no `farrier.yaml` in {} or above", from.display())]
+    NoProject {
+        /// Where the search began.
+        from: PathBuf,
+    },
+    /// No such runbook.
+    #[error("there is no runbook `{name}`")]
+    NoRunbook {
+        /// As asked for.
+        name: String,
+        /// Those there are.
+        known: Vec<String>,
+    },
+    /// No such environment.
+    #[error("there is no environment `{name}`")]
+    NoEnvironment {
+        /// As asked for.
+        name: String,
+        /// Those there are.
+        known: Vec<String>,
+    },
+    /// The environment does not have what a runbook uses.
+    #[error("environment `{environment}`: {}", problems.join("; "))]
+    Targets {
+        /// The environment.
+        environment: String,
+        /// One sentence each.
+        problems: Vec<String>,
+    },
+    /// Inputs are missing or wrong.
+    #[error("inputs of `{runbook}`:{}", problems.iter().map(|p| format!("\n  {p}")).collect::<String>())]
+    Inputs {
+        /// The runbook.
+        runbook: String,
+        /// One sentence each.
+        problems: Vec<String>,
+    },
+    /// Mistakes in authored files, with their places.
+    #[error("{}", .0.render(crate::render::style::Style::stderr().has_colour()))]
+    Mistakes(Box<Diagnostics>),
+    /// The command line says something that cannot be.
+    #[error("{0}")]
+    Usage(String),
+    /// A feature of a later version.
+    #[error("{0}")]
+    NotYet(String),
+    /// A file.
+    #[error("cannot read {}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The driver.
+    #[error(transparent)]
+    Driver(DriverError),
+    /// No run fits.
+    #[error("no run's id begins with `{0}`")]
+    NoRun(String),
+    /// Several runs fit.
+    #[error("several runs' ids begin with `{0}`; give more of it")]
+    AmbiguousRun(String),
+    /// Anything else is a defect, or the machine's trouble.
+    #[error(transparent)]
+    Other(#[from] anyhow::Error),
+}
+
+impl From<DriverError> for Problem {
+    fn from(error: DriverError) -> Problem {
+        match error {
+            DriverError::Store(error) => Problem::Store(error),
+            other => Problem::Driver(other),
+        }
+    }
+}
+
+impl Problem {
+    /// A file that cannot be read.
+    pub fn file(path: &Path, source: std::io::Error) -> Problem {
+        Problem::File { path: path.to_path_buf(), source }
+    }
+
+    /// The exit code, exhaustively.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Problem::NoProject { .. }
+            | Problem::NoRunbook { .. }
+            | Problem::NoEnvironment { .. }
+            | Problem::Inputs { .. }
+            | Problem::Usage(_)
+            | Problem::NoRun(_)
+            | Problem::AmbiguousRun(_) => Exit::Usage,
+            Problem::Targets { .. } | Problem::Mistakes(_) => Exit::Invalid,
+            Problem::NotYet(_) | Problem::File { .. } | Problem::Other(_) => Exit::Error,
+            Problem::Store(StoreError::Busy { .. } | StoreError::Owned { .. }) => Exit::StoreBusy,
+            Problem::Store(_) => Exit::Store,
+            Problem::Driver(error) => match error {
+                DriverError::NotExecuted { .. } => Exit::Invalid,
+                DriverError::NoRun(_) => Exit::Usage,
+                DriverError::Store(_) | DriverError::Replay { .. } | DriverError::Fenced(_) => Exit::Store,
+            },
+        }
+    }
+
+    /// What to type next.
+    pub fn help(&self) -> Option<String> {
+        match self {
+            Problem::NoProject { .. } => {
+                Some("create one with `runbooks:` and `environments:`, or name the project's folder with `-C`".into())
+            }
+            Problem::NoRunbook { name, known } => Some(match nearest(name, known) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None if known.is_empty() => "the project has no runbook yet; see `runbooks:` in farrier.yaml".into(),
+                None => format!("there are: {}", known.join(", ")),
+            }),
+            Problem::NoEnvironment { known, .. } => Some(if known.is_empty() {
+                "the project has no environment yet; see `environments:` in farrier.yaml".into()
+            } else {
+                format!("there are: {}", known.join(", "))
+            }),
+            Problem::Targets { .. } => Some("bind what is missing under `targets:` in the environment file".into()),
+            Problem::Inputs { runbook, .. } => {
+                Some(format!("give them with `-i KEY=VALUE`; `farrier graph {runbook}` lists them"))
+            }
+            Problem::Mistakes(_) => Some("`farrier explain CODE` tells more about a code".into()),
+            Problem::Store(StoreError::Busy { .. }) => {
+                Some("wait for that process to end; `farrier runs` and `farrier show` work meanwhile".into())
+            }
+            Problem::Store(StoreError::Owned { .. }) => Some("wait until it lets go of the run, then try again".into()),
+            Problem::NoRun(_) => Some("`farrier runs` lists them".into()),
+            _ => None,
+        }
+    }
+}
+
+fn nearest<'a>(name: &str, known: &'a [String]) -> Option<&'a str> {
+    farrier_runbook::nearest(name, known.iter().map(String::as_str))
+}

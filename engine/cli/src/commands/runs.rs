@@ -1,0 +1,318 @@
+//! `farrier runs`, `farrier show` and `farrier logs`: what is stored about runs. They only read, also while another
+//! process works.
+
+use clap::Args;
+use farrier_exec::{NodeRef, Run};
+use farrier_model::{Change, Event, NodeEvent, NodeState, RunState, Value};
+use farrier_runbook::compile_bundle;
+use farrier_store::{Mode, RunFilter, RunRow, SqliteStore, Store};
+use serde::Serialize;
+
+use super::run::past;
+use super::{App, Problem};
+use crate::exit::Exit;
+use crate::render::style::Style;
+use crate::render::{self, Format, table};
+
+#[derive(Debug, Args)]
+pub(super) struct Runs {
+    /// Only runs of this runbook.
+    #[arg(long)]
+    runbook: Option<String>,
+    /// Only runs in this state.
+    #[arg(long, value_parser = parse_state)]
+    state: Option<RunState>,
+    /// At most so many.
+    #[arg(long, short = 'n', default_value_t = 20)]
+    limit: usize,
+}
+
+fn parse_state(text: &str) -> Result<RunState, String> {
+    RunState::from_name(text).ok_or_else(|| format!("`{text}` is not a state of a run"))
+}
+
+#[derive(Serialize)]
+struct RowView<'a> {
+    id: String,
+    runbook: &'a str,
+    title: &'a str,
+    environment: &'a str,
+    state: RunState,
+    created_at: String,
+    finished_at: Option<String>,
+    parent: Option<String>,
+    reason: Option<&'a str>,
+}
+
+impl RowView<'_> {
+    fn of(row: &RunRow) -> RowView<'_> {
+        RowView {
+            id: row.id.to_string(),
+            runbook: &row.runbook,
+            title: &row.title,
+            environment: &row.environment,
+            state: row.state,
+            created_at: row.created_at.to_string(),
+            finished_at: row.finished_at.map(|at| at.to_string()),
+            parent: row.parent.map(|parent| parent.to_string()),
+            reason: row.reason.as_deref(),
+        }
+    }
+}
+
+impl Runs {
+    pub(super) async fn run(&self, app: &App) -> Result<Exit, Problem> {
+        let store = app.workspace()?.store(None, Mode::ReadOnly).await?;
+        let filter = RunFilter {
+            runbook: self.runbook.as_deref().map(Into::into),
+            states: self.state.into_iter().collect(),
+            limit: Some(self.limit),
+            ..RunFilter::default()
+        };
+        let rows = store.runs(filter).await?;
+        let views: Vec<RowView<'_>> = rows.iter().map(RowView::of).collect();
+        if render::data(app.output, &views)? {
+            return Ok(Exit::Ok);
+        }
+        let lines: Vec<Vec<String>> = views
+            .iter()
+            .map(|view| {
+                vec![
+                    view.id[..13].to_owned(),
+                    view.state.name().to_owned(),
+                    view.created_at[..19].replace('T', " "),
+                    view.environment.to_owned(),
+                    view.title.to_owned(),
+                    view.reason.unwrap_or_default().to_owned(),
+                ]
+            })
+            .collect();
+        render::line(&table::draw(&["RUN", "STATE", "STARTED (UTC)", "ENVIRONMENT", "TITLE", "REASON"], &lines))?;
+        Ok(Exit::Ok)
+    }
+}
+
+/// The one run whose id begins with `prefix`.
+pub(super) async fn find_run(store: &SqliteStore, prefix: &str) -> Result<RunRow, Problem> {
+    let filter = RunFilter { id_prefix: Some(prefix.to_lowercase()), limit: Some(2), ..RunFilter::default() };
+    let mut rows = store.runs(filter).await?;
+    match (rows.len(), rows.pop()) {
+        (1, Some(row)) => Ok(row),
+        (0, _) => Err(Problem::NoRun(prefix.to_owned())),
+        _ => Err(Problem::AmbiguousRun(prefix.to_owned())),
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Show {
+    /// The run, by the beginning of its id.
+    run: String,
+    /// Show every change.
+    #[arg(long)]
+    all: bool,
+}
+
+#[derive(Serialize)]
+struct NodeView {
+    node: String,
+    state: NodeState,
+    attempt: u32,
+    changed: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failure: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    changes: Vec<Change>,
+}
+
+#[derive(Serialize)]
+struct RunView<'a> {
+    #[serde(flatten)]
+    row: RowView<'a>,
+    inputs: Value,
+    outputs: Value,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failure: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parked: Option<String>,
+    steps: Vec<NodeView>,
+}
+
+impl Show {
+    pub(super) async fn run(&self, app: &App) -> Result<Exit, Problem> {
+        let store = app.workspace()?.store(None, Mode::ReadOnly).await?;
+        let row = find_run(&store, &self.run).await?;
+        let run = replay(app, &store, &row).await?;
+        let nodes: Vec<NodeView> = run.nodes().map(|node| node_view(&run, node)).collect();
+        let view = RunView {
+            row: RowView::of(&row),
+            inputs: run.inputs.clone(),
+            outputs: run.outputs.clone(),
+            failure: run.failure.as_ref().map(ToString::to_string),
+            parked: run.parked.as_ref().map(|(reason, _)| reason.clone()),
+            steps: nodes,
+        };
+        if render::data(app.output, &view)? {
+            return Ok(Exit::Ok);
+        }
+        self.draw(&view)
+    }
+
+    fn draw(&self, view: &RunView<'_>) -> Result<Exit, Problem> {
+        let style = Style::stdout();
+        render::line(&format!("{} {}", style.bold(view.row.title), view.row.id))?;
+        let finished = view.row.finished_at.as_deref().map_or(String::new(), |at| format!(", ended {at}"));
+        let state = if view.row.state.is_final() { past(view.row.state) } else { view.row.state.name() };
+        render::line(&format!("  {state} in {}; started {}{finished}", view.row.environment, view.row.created_at))?;
+        for reason in view.failure.iter().chain(&view.parked) {
+            render::line(&format!("  {}", style.bad(reason)))?;
+        }
+        render::line("")?;
+        let width = view.steps.iter().map(|step| step.node.chars().count()).max().unwrap_or(0);
+        for step in &view.steps {
+            let state = match step.state {
+                NodeState::Succeeded => style.good("succeeded"),
+                NodeState::Failed | NodeState::InDoubt => style.bad(step.state.name()),
+                NodeState::Pending | NodeState::Skipped | NodeState::Blocked => style.dim(step.state.name()),
+                other => style.warn(other.name()),
+            };
+            let mut line = format!("  {:width$}  {state}", step.node);
+            if step.changed > 0 {
+                line.push_str(&format!(", {} changed", step.changed));
+            }
+            if step.attempt > 1 {
+                line.push_str(&format!(", attempt {}", step.attempt));
+            }
+            for reason in step.failure.iter().chain(&step.reason) {
+                line.push_str(&format!(": {reason}"));
+            }
+            render::line(&line)?;
+            let shown = if self.all { usize::MAX } else { 6 };
+            for change in step.changes.iter().take(shown) {
+                render::line(&format!("      {} {}", change.kind.name(), change.object))?;
+            }
+            if step.changes.len() > shown {
+                render::line(&format!("      … and {} more (all of them with --all)", step.changes.len() - shown))?;
+            }
+        }
+        if let Some(outputs) = view.outputs.as_map() {
+            render::line("")?;
+            for (key, value) in outputs.iter() {
+                render::line(&format!("  {key}: {value}"))?;
+            }
+        }
+        let short = &view.row.id[..13];
+        let in_doubt = view.steps.iter().find(|step| step.state == NodeState::InDoubt);
+        match (view.row.state, in_doubt) {
+            (RunState::Parked, Some(step)) => eprintln!(
+                "next: look at the target of `{0}`, then `farrier resolve {short} '{0}' --applied --reason …` or \
+                 `--not-applied`",
+                step.node
+            ),
+            (RunState::Parked, None) => eprintln!("next: farrier resume {short}"),
+            (state, _) if !state.is_final() => eprintln!("next: if nothing works on it any more, farrier resume {short}"),
+            _ => {}
+        }
+        Ok(Exit::Ok)
+    }
+}
+
+async fn replay(app: &App, store: &SqliteStore, row: &RunRow) -> Result<Run, Problem> {
+    let journal = store.journal(row.id).await?;
+    let Some(Event::Created { bundle, .. }) = journal.first().map(|entry| &entry.event) else {
+        return Err(Problem::Other(anyhow::anyhow!("the journal of run {} does not begin with `created`", row.id)));
+    };
+    let (root, sources) = store
+        .bundle(*bundle)
+        .await?
+        .ok_or_else(|| Problem::Other(anyhow::anyhow!("the store has lost the texts of run {}", row.id)))?;
+    let bundle = compile_bundle(&root, &sources, app.registry.catalog())
+        .map_err(|mistakes| Problem::Mistakes(Box::new(mistakes)))?;
+    Run::replay(row.id, bundle.graph().clone(), &journal).map_err(|error| Problem::Other(error.into()))
+}
+
+fn node_view(run: &Run, node: NodeRef) -> NodeView {
+    let name = run.name(node).to_string();
+    let node = run.node(node);
+    NodeView {
+        node: name,
+        state: node.state,
+        attempt: node.attempt,
+        changed: node.changed,
+        failure: node.failure.as_ref().map(ToString::to_string),
+        reason: node.reason.as_ref().map(ToString::to_string),
+        changes: node.effects.clone(),
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Logs {
+    /// The run, by the beginning of its id.
+    run: String,
+}
+
+impl Logs {
+    pub(super) async fn run(&self, app: &App) -> Result<Exit, Problem> {
+        let store = app.workspace()?.store(None, Mode::ReadOnly).await?;
+        let row = find_run(&store, &self.run).await?;
+        let journal = store.journal(row.id).await?;
+        if app.output != Format::Table {
+            render::data(app.output, &journal)?;
+            return Ok(Exit::Ok);
+        }
+        for entry in journal {
+            let at = entry.at.to_string();
+            let what = describe(&entry.event);
+            render::line(&format!("{:>5}  {at:<30}  {what}", entry.seq))?;
+        }
+        Ok(Exit::Ok)
+    }
+}
+
+/// One event in a sentence.
+fn describe(event: &Event) -> String {
+    match event {
+        Event::Created { runbook, environment, .. } => format!("created to run {runbook} in {environment}"),
+        Event::Claimed { owner } => format!("claimed by {owner}"),
+        Event::WritesAllowed { creates, updates, deletes } => {
+            format!("writes allowed: {creates} to create, {updates} to update, {deletes} to delete")
+        }
+        Event::Node { node, attempt, event } => {
+            let detail = match event {
+                NodeEvent::Expanded { keys } => format!("{} items", keys.len()),
+                NodeEvent::Skipped { reason } => reason.to_string(),
+                NodeEvent::Blocked { by } => format!("by {by}"),
+                NodeEvent::Intent { changes, effect, .. } => {
+                    format!("attempt {attempt}, {} changes, {}", changes.len(), effect.name())
+                }
+                NodeEvent::Succeeded { changed, .. } if *changed > 0 => format!("{changed} changed"),
+                NodeEvent::Failed { failure, retry_at, .. } => {
+                    let again = retry_at.map_or_else(String::new, |at| format!(", again at {at}"));
+                    format!("attempt {attempt}: {failure}{again}")
+                }
+                NodeEvent::InDoubt { reason } => reason.clone(),
+                NodeEvent::NotApplied { by } => format!("according to {by}"),
+                NodeEvent::UndoFailed { failure } => failure.to_string(),
+                NodeEvent::Applied { .. }
+                | NodeEvent::Succeeded { .. }
+                | NodeEvent::UndoIntent { .. }
+                | NodeEvent::UndoDone => String::new(),
+            };
+            let name = event.name().replace('_', " ");
+            if detail.is_empty() { format!("{node}: {name}") } else { format!("{node}: {name}: {detail}") }
+        }
+        Event::FinishedEarly { node, reason } => format!("{node}: finished early: {reason}"),
+        Event::UndoStarted { reason } => format!("undo started: {reason}"),
+        Event::CancelRequested { by } => format!("cancel requested by {by}"),
+        Event::Parked { reason, .. } => format!("parked: {reason}"),
+        Event::Resumed { by, accepted } => match accepted {
+            Some(guard) => format!("resumed by {by}, who accepted the guard `{guard}`"),
+            None => format!("resumed by {by}"),
+        },
+        Event::Finished { state, failure, .. } => match failure {
+            Some(failure) => format!("finished: {}: {failure}", state.name()),
+            None => format!("finished: {}", state.name()),
+        },
+    }
+}

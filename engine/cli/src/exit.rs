@@ -1,0 +1,117 @@
+//! Exit codes: one closed list, the same that the manual prints.
+
+use std::process::ExitCode;
+
+/// How the program ends. Numbers are part of the interface and never change their meaning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// Everything is as asked.
+    Ok,
+    /// An error that has no code of its own; a plan whose read failed.
+    Error,
+    /// `plan --detailed-exitcode`: there are changes.
+    PlanChanges,
+    /// `plan --detailed-exitcode`: parts are known only while running.
+    PlanUnknown,
+    /// The run failed.
+    Failed,
+    /// The run failed and everything was undone.
+    Undone,
+    /// The run waits for a person.
+    Parked,
+    /// The run finished, but a failure was continued over.
+    Degraded,
+    /// The run was cancelled.
+    Cancelled,
+    /// A guard stopped the changes.
+    Guard,
+    /// The data directory is in use by another process.
+    StoreBusy,
+    /// Tests failed.
+    TestsFailed,
+    /// The command line is wrong.
+    Usage,
+    /// A runbook, environment or project file is wrong.
+    Invalid,
+    /// A target cannot be reached.
+    Unreachable,
+    /// The data directory cannot be used, or its content is damaged.
+    Store,
+    /// Not allowed here.
+    NotAllowed,
+}
+
+impl Exit {
+    /// Every code, for the manual.
+    pub const ALL: [Exit; 17] = [
+        Exit::Ok,
+        Exit::Error,
+        Exit::PlanChanges,
+        Exit::PlanUnknown,
+        Exit::Failed,
+        Exit::Undone,
+        Exit::Parked,
+        Exit::Degraded,
+        Exit::Cancelled,
+        Exit::Guard,
+        Exit::TestsFailed,
+        Exit::Usage,
+        Exit::Invalid,
+        Exit::Unreachable,
+        Exit::StoreBusy,
+        Exit::Store,
+        Exit::NotAllowed,
+    ];
+
+    /// The number.
+    pub fn code(self) -> u8 {
+        match self {
+            Exit::Ok => 0,
+            Exit::Error => 1,
+            Exit::PlanChanges => 2,
+            Exit::PlanUnknown => 3,
+            Exit::Failed => 10,
+            Exit::Undone => 11,
+            Exit::Parked => 12,
+            Exit::Degraded => 13,
+            Exit::Cancelled => 14,
+            Exit::Guard => 22,
+            Exit::TestsFailed => 30,
+            Exit::Usage => 64,
+            Exit::Invalid => 65,
+            Exit::Unreachable => 69,
+            Exit::StoreBusy => 73,
+            Exit::Store => 74,
+            Exit::NotAllowed => 77,
+        }
+    }
+
+    /// One line for the manual.
+    pub fn about(self) -> &'static str {
+        match self {
+            Exit::Ok => "everything is as asked",
+            Exit::Error => "an error without a code of its own, such as a plan whose read failed",
+            Exit::PlanChanges => "`plan --detailed-exitcode`: there are changes",
+            Exit::PlanUnknown => "`plan --detailed-exitcode`: parts are known only while running",
+            Exit::Failed => "the run failed",
+            Exit::Undone => "the run failed and everything it had done was undone",
+            Exit::Parked => "the run waits for a person",
+            Exit::Degraded => "the run finished, but a failure was continued over",
+            Exit::Cancelled => "the run was cancelled",
+            Exit::Guard => "a guard stopped the changes",
+            Exit::TestsFailed => "tests failed",
+            Exit::Usage => "the command line is wrong",
+            Exit::Invalid => "a runbook, environment or project file is wrong",
+            Exit::Unreachable => "a target cannot be reached",
+            Exit::StoreBusy => "the data directory is in use by another process",
+            Exit::Store => "the data directory cannot be used, or its content is damaged",
+            Exit::NotAllowed => "not allowed",
+        }
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> ExitCode {
+        ExitCode::from(exit.code())
+    }
+}
