@@ -1,0 +1,339 @@
+//! [`MemoryStore`]: the semantics of a real store without a disk, for plans, runbook tests and simulators.
+//!
+//! It can fail on request: [`MemoryStore::inject`] picks the n-th write from now and what happens to it. A crash makes the
+//! handle dead, as a process is; [`MemoryStore::restart`] gives the next process's handle to what had become durable.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use farrier_model::{Digest, Entry, Event, RunId, Text};
+use uuid::Uuid;
+
+use crate::rules::{self, Head, Moment};
+use crate::{
+    Audit, Batch, Claim, Clock, NewRun, RunFilter, RunRow, Store, StoreError, Timing, Violation, timestamp,
+};
+
+/// What happens to a write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Fault {
+    /// The process dies before the write is durable.
+    CrashBefore,
+    /// The process dies after the write is durable, before anyone hears of it.
+    CrashAfter,
+    /// The write becomes durable and the answer is lost: [`StoreError::Ambiguous`].
+    AnswerLost,
+    /// The write does not arrive, and nobody can tell: [`StoreError::Ambiguous`].
+    RequestLost,
+    /// The write does not happen, and says so: [`StoreError::Unavailable`].
+    FailOnce,
+}
+
+/// Runs in memory. Clones are handles of the same process to the same runs.
+#[derive(Debug, Clone)]
+pub struct MemoryStore {
+    shared: Arc<Mutex<Shared>>,
+    /// The process that this handle belongs to.
+    generation: i64,
+    clock: Clock,
+    timing: Timing,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    generation: i64,
+    crashed: bool,
+    runs: HashMap<RunId, Run>,
+    bundles: HashMap<Digest, (Text, BTreeMap<Text, Text>)>,
+    writes: u64,
+    faults: BTreeMap<u64, Fault>,
+}
+
+#[derive(Debug)]
+struct Run {
+    new: NewRun,
+    created_at: i64,
+    head: Head,
+    entries: Vec<Entry>,
+    once: HashSet<(&'static str, String, u32)>,
+    /// Where each batch stands: index of its first entry, and their number.
+    batches: HashMap<Uuid, (usize, usize)>,
+}
+
+impl Default for MemoryStore {
+    fn default() -> MemoryStore {
+        MemoryStore::new(Clock::system())
+    }
+}
+
+impl MemoryStore {
+    /// An empty store in its first generation.
+    pub fn new(clock: Clock) -> MemoryStore {
+        let shared = Shared { generation: 1, ..Shared::default() };
+        MemoryStore {
+            shared: Arc::new(Mutex::new(shared)),
+            generation: 1,
+            clock,
+            timing: Timing::default(),
+        }
+    }
+
+    /// The same handle with other lease times.
+    pub fn timing(mut self, timing: Timing) -> MemoryStore {
+        self.timing = timing;
+        self
+    }
+
+    /// Makes `fault` happen to the `nth` write from now; 1 is the next one.
+    pub fn inject(&self, nth: u64, fault: Fault) {
+        let mut shared = self.lock();
+        let at = shared.writes + nth;
+        shared.faults.insert(at, fault);
+    }
+
+    /// How many faults are still to come: a sweep over "the n-th write fails" is over when its fault did not happen.
+    pub fn pending_faults(&self) -> usize {
+        self.lock().faults.len()
+    }
+
+    /// How many writes there were: creations, claims, appends, heartbeats, releases and bundles.
+    pub fn writes(&self) -> u64 {
+        self.lock().writes
+    }
+
+    /// What the next process sees: everything durable, a new generation, all older handles dead.
+    pub fn restart(&self) -> MemoryStore {
+        let mut shared = self.lock();
+        shared.generation += 1;
+        shared.crashed = false;
+        MemoryStore {
+            shared: self.shared.clone(),
+            generation: shared.generation,
+            clock: self.clock.clone(),
+            timing: self.timing,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        // A panic of another holder cannot leave a run half written: every write decides first and then stores.
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read(&self) -> Result<MutexGuard<'_, Shared>, StoreError> {
+        let shared = self.lock();
+        if shared.crashed || shared.generation != self.generation {
+            return Err(StoreError::Closed);
+        }
+        Ok(shared)
+    }
+
+    fn moment(&self) -> Moment {
+        Moment { now: self.clock.now_ms(), generation: self.generation, timing: self.timing }
+    }
+
+    /// One transaction: `act` decides and stores. `run` is named when an answer is lost.
+    fn write<T>(
+        &self,
+        run: Option<RunId>,
+        act: impl FnOnce(&mut Shared, Moment) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let mut shared = self.read()?;
+        shared.writes += 1;
+        let count = shared.writes;
+        let fault = shared.faults.remove(&count);
+        let lost = || match run {
+            Some(run) => StoreError::Ambiguous { run },
+            None => StoreError::Unavailable { message: "the answer was lost".into() },
+        };
+        match fault {
+            Some(Fault::CrashBefore) => {
+                shared.crashed = true;
+                return Err(StoreError::Closed);
+            }
+            Some(Fault::RequestLost) => return Err(lost()),
+            Some(Fault::FailOnce) => {
+                return Err(StoreError::Unavailable { message: "a fault was injected".into() });
+            }
+            Some(Fault::CrashAfter | Fault::AnswerLost) | None => {}
+        }
+        let answer = act(&mut shared, self.moment());
+        match fault {
+            Some(Fault::CrashAfter) => {
+                shared.crashed = true;
+                Err(StoreError::Closed)
+            }
+            Some(Fault::AnswerLost) => Err(lost()),
+            _ => answer,
+        }
+    }
+}
+
+impl Shared {
+    fn run(&mut self, run: RunId) -> Result<&mut Run, StoreError> {
+        self.runs.get_mut(&run).ok_or(StoreError::NoRun { run })
+    }
+}
+
+impl Run {
+    fn row(&self) -> RunRow {
+        let Run { new, head, .. } = self;
+        RunRow {
+            id: new.id,
+            runbook: new.runbook.clone(),
+            bundle: new.bundle,
+            environment: new.environment.clone(),
+            title: new.title.clone(),
+            state: head.state,
+            owner: head.owner.clone(),
+            epoch: head.epoch,
+            lease_until: head.lease_until.map(timestamp),
+            created_at: timestamp(self.created_at),
+            updated_at: timestamp(head.updated_at),
+            finished_at: head.finished_at.map(timestamp),
+            parent: new.parent,
+            reason: head.reason.clone(),
+            seq: head.seq,
+        }
+    }
+}
+
+#[async_trait]
+impl Store for MemoryStore {
+    async fn create_run(&self, new: NewRun) -> Result<bool, StoreError> {
+        rules::check_new(&new)?;
+        self.write(Some(new.id), |shared, moment| {
+            if shared.runs.contains_key(&new.id) {
+                return Ok(false);
+            }
+            let run = Run {
+                created_at: moment.now,
+                head: Head::created(moment.now),
+                entries: rules::entries(vec![new.created.clone()], 1, 0, moment.now),
+                once: HashSet::new(),
+                batches: HashMap::new(),
+                new,
+            };
+            shared.runs.insert(run.new.id, run);
+            Ok(true)
+        })
+    }
+
+    async fn claim(&self, run: RunId, owner: &str) -> Result<Claim, StoreError> {
+        self.write(Some(run), |shared, moment| {
+            let stored = shared.run(run)?;
+            let head = stored.head.claim(run, owner, moment)?;
+            let claimed = vec![Event::Claimed { owner: owner.to_string() }];
+            stored.entries.extend(rules::entries(claimed, head.seq, head.epoch, moment.now));
+            stored.head = head;
+            Ok(Claim { run, epoch: stored.head.epoch, next_seq: stored.head.seq + 1 })
+        })
+    }
+
+    async fn append_batch(&self, claim: &Claim, batch: Batch) -> Result<Vec<Entry>, StoreError> {
+        let run = claim.run;
+        self.write(Some(run), |shared, moment| {
+            let stored = shared.run(run)?;
+            if let Some((first, count)) = stored.batches.get(&batch.entry_id) {
+                let entries = &stored.entries[*first..first + count];
+                rules::same_batch(run, entries, &batch)?;
+                return Ok(entries.to_vec());
+            }
+            let head = stored.head.append(claim, &batch, moment)?;
+            let mut once = HashSet::new();
+            for key in batch.events.iter().filter_map(rules::once_only) {
+                if stored.once.contains(&key) || once.contains(&key) {
+                    return Err(rules::refusal(run, key.0));
+                }
+                once.insert(key);
+            }
+            stored.once.extend(once);
+            if !batch.events.is_empty() {
+                stored.batches.insert(batch.entry_id, (stored.entries.len(), batch.events.len()));
+            }
+            let entries = rules::entries(batch.events, stored.head.seq + 1, claim.epoch, moment.now);
+            stored.entries.extend(entries.iter().cloned());
+            stored.head = head;
+            Ok(entries)
+        })
+    }
+
+    async fn heartbeat(&self, claims: &[Claim]) -> Result<Vec<RunId>, StoreError> {
+        self.write(None, |shared, moment| {
+            let mut fenced = Vec::new();
+            for claim in claims {
+                let stored = shared.runs.get_mut(&claim.run);
+                match stored.and_then(|run| run.head.heartbeat(claim, moment).map(|head| (run, head))) {
+                    Some((run, head)) => run.head = head,
+                    None => fenced.push(claim.run),
+                }
+            }
+            Ok(fenced)
+        })
+    }
+
+    async fn release(&self, claim: &Claim) -> Result<(), StoreError> {
+        self.write(Some(claim.run), |shared, _| {
+            let stored = shared.run(claim.run)?;
+            if let Some(head) = stored.head.release(claim) {
+                stored.head = head;
+            }
+            Ok(())
+        })
+    }
+
+    async fn journal_after(&self, run: RunId, after: i64) -> Result<Vec<Entry>, StoreError> {
+        let mut shared = self.read()?;
+        let entries = &shared.run(run)?.entries;
+        let first = usize::try_from(after).unwrap_or(0).min(entries.len());
+        Ok(entries[first..].to_vec())
+    }
+
+    async fn run(&self, run: RunId) -> Result<Option<RunRow>, StoreError> {
+        Ok(self.read()?.runs.get(&run).map(Run::row))
+    }
+
+    async fn runs(&self, filter: RunFilter) -> Result<Vec<RunRow>, StoreError> {
+        let shared = self.read()?;
+        let prefix = filter.id_prefix.unwrap_or_default().to_lowercase();
+        let mut rows: Vec<RunRow> = shared
+            .runs
+            .values()
+            .filter(|run| filter.states.is_empty() || filter.states.contains(&run.head.state))
+            .filter(|run| filter.runbook.as_ref().is_none_or(|runbook| *runbook == run.new.runbook))
+            .filter(|run| filter.parent.is_none_or(|parent| run.new.parent == Some(parent)))
+            .filter(|run| prefix.is_empty() || run.new.id.to_string().starts_with(&prefix))
+            .map(Run::row)
+            .filter(|row| {
+                filter.before.is_none_or(|(at, id)| (row.created_at.as_millisecond(), row.id) < (at.as_millisecond(), id))
+            })
+            .collect();
+        rows.sort_unstable_by_key(|row| std::cmp::Reverse((row.created_at, row.id)));
+        rows.truncate(filter.limit.unwrap_or(usize::MAX));
+        Ok(rows)
+    }
+
+    async fn put_bundle(
+        &self,
+        digest: Digest,
+        root: &str,
+        sources: &BTreeMap<Text, Text>,
+    ) -> Result<(), StoreError> {
+        self.write(None, |shared, _| {
+            shared.bundles.entry(digest).or_insert_with(|| (root.into(), sources.clone()));
+            Ok(())
+        })
+    }
+
+    async fn bundle(&self, digest: Digest) -> Result<Option<(Text, BTreeMap<Text, Text>)>, StoreError> {
+        Ok(self.read()?.bundles.get(&digest).cloned())
+    }
+
+    async fn audit(&self, run: RunId) -> Result<Audit, StoreError> {
+        Ok(Audit { entries: self.journal(run).await?, violations: Vec::new() })
+    }
+
+    async fn audit_storage(&self) -> Result<Vec<Violation>, StoreError> {
+        self.read().map(|_| Vec::new())
+    }
+}
