@@ -1,0 +1,200 @@
+//! The run as a whole: the barrier, undo in reverse order, `finally`, and the last event.
+
+use farrier_model::event::ParkCause;
+use farrier_model::{Event, Failure, FailureKind, NodeEvent, NodeState, RunState, Text, Value, ids};
+use farrier_runbook::graph::{GuardAction, OnFailure, Undo};
+
+use super::{Decider, Step, WorkKind};
+use crate::guard::{self, GuardFinding};
+use crate::run::{NodeRef, Phase};
+
+impl Decider<'_> {
+    pub(super) fn proceed(&mut self, by: String, accepted: Vec<Text>) -> Step {
+        if !self.run.memory.at_barrier {
+            return Ok(());
+        }
+        self.run.memory.at_barrier = false;
+        for guard in accepted {
+            self.emit(Event::Resumed { by: by.clone(), accepted: Some(guard) })?;
+        }
+        let open: Vec<GuardFinding> = self
+            .findings()
+            .into_iter()
+            .filter(|finding| !finding.passed && !self.run.accepted.contains(&*finding.guard))
+            .collect();
+        if let Some(stopped) = open.iter().find(|finding| finding.otherwise == GuardAction::Stop) {
+            self.run.stop = Some(OnFailure::Stop);
+            self.run.first_failure = Some(Failure::new(FailureKind::Guard, stopped.sentence()));
+            return Ok(());
+        }
+        if let Some(asks) = open.first() {
+            let (reason, guard) = (asks.sentence(), Some(asks.guard.as_str().into()));
+            return self.emit(Event::Parked { reason, cause: ParkCause::Guard, guard });
+        }
+        let total = self.run.memory.total;
+        self.emit(Event::WritesAllowed {
+            creates: total.create,
+            updates: total.update + total.run + total.send,
+            deletes: total.delete,
+        })
+    }
+
+    /// What every guard says of everything that is planned.
+    pub(super) fn findings(&self) -> Vec<GuardFinding> {
+        let graph = &self.run.graph;
+        let mut findings: Vec<GuardFinding> =
+            graph.guards.iter().map(|guard| guard::check(guard, None, self.run.memory.total)).collect();
+        for step in graph.indices() {
+            let spec = graph.step(step);
+            if !spec.guards.is_empty() {
+                let counts = self.step_counts(step);
+                findings.extend(spec.guards.iter().map(|guard| guard::check(guard, Some(&spec.id), counts)));
+            }
+        }
+        findings
+    }
+
+    /// Nothing is at work and nothing is ready. True when something became ready by what was decided here.
+    pub(super) fn quiet(&mut self) -> Step<bool> {
+        if self.run.memory.at_barrier {
+            self.decision.barrier = Some(self.findings());
+            return Ok(false);
+        }
+        let something_planned = self.run.nodes().any(|node| {
+            let node = self.run.node(node);
+            !node.state.is_settled()
+                && (node.planned.is_some() || matches!(node.phase, Phase::Deferred { .. }))
+        });
+        if !self.run.writes_allowed && something_planned {
+            if !self.run.stopping() {
+                self.run.memory.at_barrier = true;
+                self.decision.barrier = Some(self.findings());
+                return Ok(false);
+            }
+            if self.limits.plan_only {
+                self.decision.barrier = Some(self.findings());
+                return Ok(false);
+            }
+            if self.run.memory.finally_open {
+                self.emit(Event::WritesAllowed { creates: 0, updates: 0, deletes: 0 })?;
+                return Ok(true);
+            }
+        }
+        let wants_undo = self.run.stop == Some(OnFailure::Undo) && self.run.cancelled_by.is_none();
+        if wants_undo && !self.run.committed {
+            if self.run.undo_started.is_none() && !self.undo_candidates().is_empty() {
+                let reason = self.run.first_failure.as_ref().map_or_else(String::new, ToString::to_string);
+                self.emit(Event::UndoStarted { reason })?;
+            }
+            if self.run.undo_started.is_some()
+                && let Some(node) = self.undo_candidates().first().copied()
+            {
+                return self.undo(node).map(|()| false);
+            }
+        }
+        if !self.run.memory.finally_open {
+            self.run.memory.finally_open = true;
+            self.skip_the_rest()?;
+            let declined = self.run.cancelled_by.is_some() && !self.run.writes_allowed;
+            let graph = self.run.graph.clone();
+            if !declined && graph.main_steps() < graph.len() {
+                let finally = graph.indices().skip(graph.main_steps()).map(NodeRef::step);
+                for node in finally {
+                    let run_node = self.run.node_mut(node);
+                    if matches!(run_node.phase, Phase::Deferred { .. } | Phase::WouldSkip) {
+                        run_node.phase = Phase::Idle;
+                    }
+                    if !run_node.state.is_settled() {
+                        self.run.memory.dirty.insert(node);
+                    }
+                }
+                return Ok(true);
+            }
+        }
+        self.finish()?;
+        Ok(false)
+    }
+
+    /// After an early finish, what has not started is skipped.
+    pub(super) fn skip_the_rest(&mut self) -> Step {
+        let Some(reason) = self.run.finished_early.clone() else { return Ok(()) };
+        let graph = self.run.graph.clone();
+        for step in graph.indices().take(graph.main_steps()) {
+            let node = NodeRef::step(step);
+            if self.run.node(node).state == NodeState::Pending {
+                self.emit_node(node, 0, NodeEvent::Skipped { reason: reason.clone().into() })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Nodes whose effect stands and is to be reversed, the last to succeed first; one whose undo has begun leads.
+    pub(super) fn undo_candidates(&self) -> Vec<NodeRef> {
+        let graph = &self.run.graph;
+        let mut nodes: Vec<NodeRef> = self
+            .run
+            .nodes()
+            .filter(|node| {
+                let spec = graph.step(node.step);
+                let run_node = self.run.node(*node);
+                !spec.finally
+                    && !matches!(spec.undo, Undo::None)
+                    && !run_node.effects.is_empty()
+                    && matches!(run_node.state, NodeState::Succeeded | NodeState::Failed | NodeState::Undoing)
+            })
+            .collect();
+        nodes.sort_by_key(|node| {
+            let run_node = self.run.node(*node);
+            (run_node.state != NodeState::Undoing, std::cmp::Reverse(run_node.order))
+        });
+        nodes
+    }
+
+    pub(super) fn undo(&mut self, node: NodeRef) -> Step {
+        let attempt = self.run.node(node).attempt + 1;
+        let effect_id = ids::effect_id(self.run.id, &self.run.name(node), "undo");
+        self.emit_node(node, attempt, NodeEvent::UndoIntent { effect_id })?;
+        let run_node = self.run.node(node);
+        let kind = WorkKind::Undo {
+            changes: run_node.effects.clone(),
+            output: run_node.output.clone().unwrap_or_default(),
+        };
+        self.hand_out(node, kind, None)
+    }
+
+    pub(super) fn finish(&mut self) -> Step {
+        let finally_failed = self
+            .run
+            .graph
+            .indices()
+            .skip(self.run.graph.main_steps())
+            .any(|step| self.run.step(step).node.state == NodeState::Failed);
+        let mut state = match self.run.provisional_state() {
+            RunState::Succeeded if finally_failed => RunState::Degraded,
+            state => state,
+        };
+        let mut failure = self.run.first_failure.clone();
+        let mut outputs = Value::Null;
+        if matches!(state, RunState::Succeeded | RunState::Degraded)
+            && let Some(template) = self.run.graph.clone().outputs.clone()
+        {
+            let evaluated = self.run.outputs_scope().and_then(|scope| {
+                template.eval(&scope).map_err(|error| {
+                    Failure::new(FailureKind::Input, format!("in `outputs`: {}", error.message))
+                })
+            });
+            match evaluated {
+                Ok(value) => outputs = value,
+                Err(_) if self.run.finished_early.is_some() => {}
+                Err(error) => {
+                    state = RunState::Failed;
+                    failure = failure.or(Some(error));
+                }
+            }
+        }
+        if state == RunState::Succeeded {
+            failure = None;
+        }
+        self.emit(Event::Finished { state, outputs, failure })
+    }
+}
