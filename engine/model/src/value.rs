@@ -754,7 +754,14 @@ mod bridge {
                 Value::Int(number) => visitor.visit_i64(*number),
                 Value::Float(number) => visitor.visit_f64(*number),
                 Value::Text(text) => visitor.visit_str(text),
-                Value::List(items) => visitor.visit_seq(ListReader { items, next: 0 }),
+                Value::List(items) => {
+                    let mut reader = ListReader { items, next: 0 };
+                    let read = visitor.visit_seq(&mut reader)?;
+                    match reader.items.len() - reader.next {
+                        0 => Ok(read),
+                        more => Err(ValueError(format!("the list has {more} items too many"))),
+                    }
+                }
                 Value::Map(map) => visitor.visit_map(MapReader { map, next: 0 }),
                 Value::Unknown(step) => Err(ValueError(format!("known only after step `{step}`"))),
             }
@@ -807,7 +814,7 @@ mod bridge {
         items: &'v Arc<List>,
         next: usize,
     }
-    impl<'de> SeqAccess<'de> for ListReader<'_> {
+    impl<'de> SeqAccess<'de> for &mut ListReader<'_> {
         type Error = ValueError;
         fn next_element_seed<T: de::DeserializeSeed<'de>>(
             &mut self,
@@ -893,6 +900,14 @@ mod tests {
         assert!(Arc::ptr_eq(inner, original), "the list is shared on the way out");
         assert_eq!(back, typed);
         assert_eq!(Value::from_json(&value.to_json()).unwrap(), value);
+    }
+
+    #[test]
+    fn a_list_that_is_too_long_for_its_type_is_an_error() {
+        let list = Value::list(vec![Value::Int(1), Value::Int(2), Value::Int(3)]);
+        assert!(list.read::<(i64, i64)>().is_err());
+        assert_eq!(list.read::<(i64, i64, i64)>().unwrap(), (1, 2, 3));
+        assert_eq!(list.read::<Vec<i64>>().unwrap(), [1, 2, 3]);
     }
 
     #[test]

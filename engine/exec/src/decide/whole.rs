@@ -115,14 +115,25 @@ impl Decider<'_> {
         Ok(false)
     }
 
-    /// After an early finish, what has not started is skipped.
+    /// What has not started and never will: skipped after an early finish, blocked below a step that failed. Steps
+    /// that a stopped run just did not come to stay pending.
     pub(super) fn skip_the_rest(&mut self) -> Step {
-        let Some(reason) = self.run.finished_early.clone() else { return Ok(()) };
         let graph = self.run.graph.clone();
-        for step in graph.indices().take(graph.main_steps()) {
+        for step in graph.order().iter().copied().filter(|step| !graph.step(*step).finally) {
             let node = NodeRef::step(step);
-            if self.run.node(node).state == NodeState::Pending {
-                self.emit_node(node, 0, NodeEvent::Skipped { reason: reason.clone().into() })?;
+            if self.run.node(node).state != NodeState::Pending {
+                continue;
+            }
+            if let Some(reason) = self.run.finished_early.clone() {
+                self.emit_node(node, 0, NodeEvent::Skipped { reason: reason.into() })?;
+                continue;
+            }
+            let failed = graph.needs(step).find(|(on, need)| {
+                self.run.step(*on).node.state.is_settled() && !self.run.need_met(*on, *need)
+            });
+            if let Some((on, _)) = failed {
+                let by = self.run.name(NodeRef::step(on));
+                self.emit_node(node, 0, NodeEvent::Blocked { by })?;
             }
         }
         Ok(())
