@@ -38,6 +38,7 @@ pub struct MemoryStore {
     generation: i64,
     clock: Clock,
     timing: Timing,
+    turns: u32,
 }
 
 #[derive(Debug, Default)]
@@ -76,12 +77,20 @@ impl MemoryStore {
             generation: 1,
             clock,
             timing: Timing::default(),
+            turns: 0,
         }
     }
 
     /// The same handle with other lease times.
     pub fn timing(mut self, timing: Timing) -> MemoryStore {
         self.timing = timing;
+        self
+    }
+
+    /// The same handle, on which other tasks get so many turns before an append becomes durable, as they do while a disk
+    /// is at work: whoever acts on what is not durable yet is found out.
+    pub fn slow(mut self, turns: u32) -> MemoryStore {
+        self.turns = turns;
         self
     }
 
@@ -112,6 +121,7 @@ impl MemoryStore {
             generation: shared.generation,
             clock: self.clock.clone(),
             timing: self.timing,
+            turns: self.turns,
         }
     }
 
@@ -231,6 +241,9 @@ impl Store for MemoryStore {
     }
 
     async fn append_batch(&self, claim: &Claim, batch: Batch) -> Result<Vec<Entry>, StoreError> {
+        for _ in 0..self.turns {
+            tokio::task::yield_now().await;
+        }
         let run = claim.run;
         self.write(Some(run), |shared, moment| {
             let stored = shared.run(run)?;

@@ -34,7 +34,7 @@ pub struct State {
     pub ledger: Vec<String>,
     /// Effect ids that keyed targets remember.
     pub keys: Vec<String>,
-    /// How many attempts at an object fail before one passes.
+    /// How many attempts at an object fail before one passes; `undo OBJECT` stands for attempts at undoing it.
     pub failing: HashMap<String, u32>,
     /// Die at the n-th effect from now: before it (`false`) or after it (`true`).
     pub die_at_effect: Option<(u32, bool)>,
@@ -249,6 +249,12 @@ macro_rules! writing_action {
             async fn undo(&self, cx: &WriteCx, changes: &[Change]) -> Result<(), Failure> {
                 let world = cx.writer(&self.target).await?;
                 for change in changes {
+                    if let Some(left) = world.state.lock().unwrap().failing.get_mut(&format!("undo {}", change.object))
+                        && *left > 0
+                    {
+                        *left -= 1;
+                        return Err(Failure::new(FailureKind::Refused, "it cannot be taken back"));
+                    }
                     let now = world.state.lock().unwrap().objects.get(&*change.object).cloned().unwrap_or_default();
                     if now == change.before {
                         continue;
@@ -350,7 +356,7 @@ impl Bench {
         let clock = simulated_clock();
         Bench {
             registry: registry(),
-            store: MemoryStore::new(clock.clone()),
+            store: MemoryStore::new(clock.clone()).slow(20),
             clock,
             world: World::named(name),
             name: name.to_owned(),
