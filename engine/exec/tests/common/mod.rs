@@ -188,7 +188,8 @@ macro_rules! writing_action {
                 let world = cx.reader(&self.target).await?;
                 let before = world.state.lock().unwrap().objects.get(&self.object).cloned().unwrap_or_default();
                 let output = Output { value: self.value.clone() };
-                if before == self.value {
+                // Nobody can see whether a `once` effect has happened.
+                if before == self.value && $effect != Effect::Once {
                     return Ok(Planned::known(output).considered(1));
                 }
                 let kind = match (before.is_null(), self.value.is_null()) {
