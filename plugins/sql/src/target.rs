@@ -426,7 +426,12 @@ async fn create(path: &Path, script: &Path) -> Result<(), Failure> {
         .await
         .map_err(|error| fail(format!("cannot read the `init` script {}: {error}", script.display())))?;
     if let Some(folder) = path.parent() {
-        tokio::fs::create_dir_all(folder)
+        // New folders are their owner's alone: a database may hold what others must not read, and one of the folders
+        // may be where runs are kept, which is refused when others can enter it.
+        tokio::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)
             .await
             .map_err(|error| fail(format!("cannot make the folder {}: {error}", folder.display())))?;
     }

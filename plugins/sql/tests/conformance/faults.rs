@@ -1,5 +1,7 @@
 //! What happens when the database, the network or someone else gets in the way.
 
+use std::os::unix::fs::PermissionsExt as _;
+
 use farrier_action::model::FailureKind;
 use farrier_testkit::proxy::{CutProxy, Direction};
 use serde_json::json;
@@ -252,6 +254,14 @@ async fn a_database_made_from_a_script(mut world: World) {
     assert!(ask(&world).await.unwrap_err().message.contains("absent.sql"));
     world.targets = world::targets(world.folder.path(), json!({ "url": "sqlite:demo.db" }));
     assert!(ask(&world).await.unwrap_err().message.contains("no SQLite database"));
+    // Folders on the way become their owner's alone.
+    let deep = json!({ "url": "sqlite:runs/demo/demo.db", "init": "good.sql" });
+    world.targets = world::targets(world.folder.path(), deep);
+    assert_eq!(ask(&world).await.unwrap().as_list().unwrap().len(), 2);
+    for made in ["runs", "runs/demo"] {
+        let mode = std::fs::metadata(folder.join(made)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700, "{made}");
+    }
     // Many at once make one database.
     let many: Vec<_> = (0..8)
         .map(|_| {
