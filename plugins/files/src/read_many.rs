@@ -305,13 +305,21 @@ homes:
         let records = cells.into_iter().map(|cells| Value::record(self.read.names.clone(), cells));
         texts.files = Value::map(keys.iter().cloned().zip(records));
         let mut planned = Planned::known(texts);
-        if let Some(Texts { notes, .. }) = &planned.output
-            && !notes.is_empty()
-        {
-            planned.notes.push(format!("{} files are there and could not be read", notes.len()));
-        }
+        planned.notes.extend(planned.output.as_ref().and_then(|texts| remark(&texts.notes)));
         Ok(planned)
     }
+}
+
+/// What a plan says of files that gave no text: how many, and the first of them.
+fn remark(notes: &[Note]) -> Option<String> {
+    let Note { key, name, note } = notes.first()?;
+    let many = match notes.len() {
+        1 => "1 text could not be read".to_owned(),
+        many => format!("{many} texts could not be read; the first"),
+    };
+    // A star stands for all texts of an item.
+    let what = if name == "*" { format!("`{key}`") } else { format!("`{name}` of `{key}`") };
+    Some(format!("{many}: {what}: {note}"))
 }
 
 /// What is to be read, worked out before the disk is touched.
@@ -543,6 +551,21 @@ mod tests {
         let kept = read(dir.path(), ROOTS, &input(TOOLS), &[]).await.unwrap();
         let text = kept.get("files").and_then(|files| files.get("tools.a")?.get("description"));
         assert_eq!(text, Some(&Value::text("one\r\ntwo\n\nfour 🦊\n")));
+    }
+
+    #[test]
+    fn plans_say_how_many_texts_are_missing_and_name_the_first() {
+        let note = |name: &str| Note { key: "tools.a".into(), name: name.into(), note: "it is a folder".into() };
+        for (notes, expected) in [
+            (vec![], None),
+            (vec![note("description")], Some("1 text could not be read: `description` of `tools.a`: it is a folder")),
+            (
+                vec![note("*"), note("toolinfo")],
+                Some("2 texts could not be read; the first: `tools.a`: it is a folder"),
+            ),
+        ] {
+            assert_eq!(remark(&notes).as_deref(), expected);
+        }
     }
 
     #[tokio::test]
