@@ -22,9 +22,9 @@ pub(super) struct Check {
 
 #[derive(Debug, Default, Serialize)]
 struct Counted {
-    runbooks: usize,
-    tests: usize,
-    environments: usize,
+    runbooks: u64,
+    tests: u64,
+    environments: u64,
 }
 
 impl Check {
@@ -35,7 +35,7 @@ impl Check {
         let compiled: Compiled;
         if self.files.is_empty() {
             let workspace = app.workspace()?;
-            counted.runbooks = workspace.runbook_files().len();
+            counted.runbooks = workspace.runbook_files().len() as u64;
             compiled = workspace.compile(catalog)?;
             for path in workspace.environment_files() {
                 counted.environments += 1;
@@ -50,7 +50,7 @@ impl Check {
                 let bytes = std::fs::read(&path).map_err(|error| Problem::file(&path, error))?;
                 let file = diagnostics.add_file(shown(&path), &bytes);
                 if let Some(tests) = read_tests(file, &bytes, catalog, &mut diagnostics) {
-                    counted.tests += tests.tests.len();
+                    counted.tests += tests.tests.len() as u64;
                     let name = path.file_name().unwrap_or_default().to_string_lossy();
                     let name = name.trim_end_matches(".test.yaml");
                     if let Some(graph) = compiled.graphs.get(name) {
@@ -60,7 +60,7 @@ impl Check {
                 found.push(diagnostics);
             }
         } else {
-            counted.runbooks = self.files.len();
+            counted.runbooks = self.files.len() as u64;
             compiled = compile_files(&self.files, catalog)?;
         }
         found.insert(0, compiled.diagnostics);
@@ -72,8 +72,10 @@ impl Check {
             }
             if !errors {
                 render::line(&format!(
-                    "{} runbooks, {} tests, {} environments: no mistakes",
-                    counted.runbooks, counted.tests, counted.environments
+                    "{}, {}, {}: no mistakes",
+                    render::many(counted.runbooks, "runbook"),
+                    render::many(counted.tests, "test"),
+                    render::many(counted.environments, "environment")
                 ))?;
             }
         } else {

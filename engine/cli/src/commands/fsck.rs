@@ -19,13 +19,13 @@ impl Fsck {
                 render::line(&violation.to_string())?;
             }
             render::line(&format!(
-                "{} runs, {} events: {}",
-                report.runs,
-                report.entries,
+                "{}, {}: {}",
+                render::many(report.runs, "run"),
+                render::many(report.entries, "event"),
                 if report.violations.is_empty() {
                     "everything is whole".to_owned()
                 } else {
-                    format!("{} violations", report.violations.len())
+                    render::many(report.violations.len() as u64, "violation")
                 }
             ))?;
         } else {

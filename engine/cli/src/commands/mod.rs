@@ -27,7 +27,7 @@ use farrier_store::StoreError;
 use crate::exit::Exit;
 use crate::plugins;
 use crate::project::Workspace;
-use crate::render::Format;
+use crate::render::{self, Format};
 
 /// Plan, run and inspect runbooks: declarative maintenance with a true dry run and runs that survive crashes.
 #[derive(Debug, Parser)]
@@ -113,6 +113,7 @@ impl Choice {
         check_inputs(graph, &given).map_err(|problems| Problem::Inputs {
             runbook: graph.name.to_string(),
             problems: problems.iter().map(ToString::to_string).collect(),
+            known: graph.inputs.iter().map(|input| input.name.to_string()).collect(),
         })
     }
 }
@@ -133,7 +134,10 @@ impl App {
 /// Runs the chosen command.
 pub fn dispatch(cli: Cli) -> Result<Exit, Problem> {
     if let Command::Completions { shell } = cli.command {
-        clap_complete::generate(shell, &mut Cli::command(), "farrier", &mut std::io::stdout());
+        // Made whole first: the generator would panic when its reader goes away, as in `| head`.
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut Cli::command(), "farrier", &mut script);
+        render::line(String::from_utf8_lossy(&script).trim_end())?;
         return Ok(Exit::Ok);
     }
     let registry = Arc::new(plugins::registry().map_err(|error| Problem::Other(error.into()))?);
@@ -208,6 +212,8 @@ pub enum Problem {
         runbook: String,
         /// One sentence each.
         problems: Vec<String>,
+        /// Those there are.
+        known: Vec<String>,
     },
     /// Mistakes in authored files, with their places.
     #[error("{}", .0.render(crate::render::style::Style::stderr().has_colour()))]
@@ -292,15 +298,19 @@ impl Problem {
                 None if known.is_empty() => "the project has no runbook yet; see `runbooks:` in farrier.yaml".into(),
                 None => format!("there are: {}", known.join(", ")),
             }),
-            Problem::NoEnvironment { known, .. } => Some(if known.is_empty() {
-                "the project has no environment yet; see `environments:` in farrier.yaml".into()
-            } else {
-                format!("there are: {}", known.join(", "))
+            Problem::NoEnvironment { name, known } => Some(match nearest(name, known) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None if known.is_empty() => {
+                    "the project has no environment yet; see `environments:` in farrier.yaml".into()
+                }
+                None => format!("there are: {}", known.join(", ")),
             }),
             Problem::Targets { .. } => Some("bind what is missing under `targets:` in the environment file".into()),
-            Problem::Inputs { runbook, .. } => {
-                Some(format!("give them with `-i KEY=VALUE`; `farrier graph {runbook}` lists them"))
-            }
+            Problem::Inputs { known, .. } => Some(if known.is_empty() {
+                "leave `-i` out: the runbook has no inputs".into()
+            } else {
+                format!("give them with `-i KEY=VALUE`; there are: {}", known.join(", "))
+            }),
             Problem::Mistakes(_) => Some("`farrier explain CODE` tells more about a code".into()),
             Problem::Store(StoreError::Busy { .. }) => {
                 Some("wait for that process to end; `farrier runs` and `farrier show` work meanwhile".into())

@@ -284,7 +284,7 @@ fn describe(event: &Event) -> String {
                 NodeEvent::Skipped { reason } => reason.to_string(),
                 NodeEvent::Blocked { by } => format!("by {by}"),
                 NodeEvent::Intent { changes, effect, .. } => {
-                    format!("attempt {attempt}, {} changes, {}", changes.len(), effect.name())
+                    format!("attempt {attempt}, {}, {}", render::many(changes.len() as u64, "change"), effect.name())
                 }
                 NodeEvent::Succeeded { changed, .. } if *changed > 0 => format!("{changed} changed"),
                 NodeEvent::Failed { failure, retry_at, .. } => {

@@ -38,6 +38,11 @@ pub fn data<T: Serialize>(format: Format, data: &T) -> anyhow::Result<bool> {
     Ok(true)
 }
 
+/// `1 run`, `2 runs`.
+pub fn many(count: u64, one: &str) -> String {
+    if count == 1 { format!("1 {one}") } else { format!("{count} {one}s") }
+}
+
 /// Prints one line to standard output. A reader that went away (`| head`) ends the program quietly.
 pub fn line(text: &str) -> anyhow::Result<()> {
     use std::io::Write;
