@@ -21,8 +21,14 @@ pub fn measure(report: &mut Report, binary: &Path) -> Result<()> {
     let (check, check_worst) = report.times(|| {
         run(Command::new(binary).arg("-C").arg(folder.path()).arg("check")).map(|cost| cost.time)
     })?;
-    report.row("`farrier check` of 500 runbooks of updatetools' size", &show(check), &show(check_worst), "limit 300 ms");
-    let (start, start_worst) = report.times(|| run(Command::new(binary).arg("--version")).map(|cost| cost.time))?;
+    report.row(
+        "`farrier check` of 500 runbooks of updatetools' size",
+        &show(check),
+        &show(check_worst),
+        "limit 300 ms",
+    );
+    let (start, start_worst) =
+        report.times(|| run(Command::new(binary).arg("--version")).map(|cost| cost.time))?;
     report.row("`farrier --version`", &show(start), &show(start_worst), "limit 10 ms");
     let size = std::fs::metadata(binary)?.len();
     report.row("size of the binary", &format!("{:.1} MB", size as f64 / 1e6), "", "limit 40 MB");

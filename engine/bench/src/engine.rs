@@ -21,7 +21,12 @@ use crate::report::{Report, show};
 /// Measures chains and fans.
 pub fn measure(report: &mut Report) -> Result<()> {
     let fsync = commit_time()?;
-    report.row("one commit of one event (SQLite, WAL, synchronous=FULL)", &show(fsync), "", "this disk's own speed");
+    report.row(
+        "one commit of one event (SQLite, WAL, synchronous=FULL)",
+        &show(fsync),
+        "",
+        "this disk's own speed",
+    );
     for (name, steps, chain) in
         [("chain of 1,000", 1_000, true), ("chain of 10,000", 10_000, true), ("fan of 10,000", 10_000, false)]
     {
@@ -45,8 +50,7 @@ pub fn measure(report: &mut Report) -> Result<()> {
 }
 
 fn text(steps: usize, chain: bool) -> String {
-    let mut text =
-        String::from("runbook: noops\nsummary: nothing\nowner: nobody\nrisk: read_only\nsteps:\n");
+    let mut text = String::from("runbook: noops\nsummary: nothing\nowner: nobody\nrisk: read_only\nsteps:\n");
     for at in 0..steps {
         let needs = if chain && at > 0 { format!("needs: [s{}], ", at - 1) } else { String::new() };
         let _ = writeln!(text, "  s{at}: {{ uses: flow.note, {needs}with: {{ message: x }} }}");
@@ -59,12 +63,14 @@ fn run_noops(steps: usize, chain: bool) -> Result<(Duration, Vec<Duration>)> {
     let mut registry = ActionRegistry::default();
     farrier_plugin_flow::register(&mut registry)?;
     let sources = BTreeMap::from([(Text::from("noops"), Text::from(text(steps, chain)))]);
-    let bundle = compile_bundle("noops", &sources, registry.catalog()).map_err(|d| anyhow!("{}", d.render(false)))?;
+    let bundle =
+        compile_bundle("noops", &sources, registry.catalog()).map_err(|d| anyhow!("{}", d.render(false)))?;
     let start = Start {
         bundle: Arc::new(bundle),
         world: World {
             environment: "bench".into(),
             targets: Arc::new(Targets::new(PathBuf::from("/"), Vec::new(), BTreeMap::new())),
+            guards: Vec::new(),
         },
         inputs: Value::map::<&str>([]),
         trigger: Trigger::Manual { by: "bench".into() },

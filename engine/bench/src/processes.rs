@@ -19,32 +19,55 @@ pub fn measure(report: &mut Report, binary: &Path) -> Result<()> {
     let mut ninja = String::from("rule t\n  command = /bin/true\n");
     let mut names = String::new();
     for at in 0..PROCESSES {
-        let _ = writeln!(runbook, "  t{at}: {{uses: host.run,with: {{target: l,argv: [/bin/true]}},undo: none}}");
+        let _ =
+            writeln!(runbook, "  t{at}: {{uses: host.run,with: {{target: l,argv: [/bin/true]}},undo: none}}");
         let _ = writeln!(ninja, "build t{at}: t");
         let _ = write!(names, " t{at}");
     }
     let project = folder.path().join("farrier");
     write(&project.join("farrier.yaml"), "runbooks: [runbooks]\nenvironments: [environments]\n")?;
     write(&project.join("runbooks/trues.yaml"), &runbook)?;
-    write(&project.join("environments/here.yaml"), "environment: here\ntargets: { l: { kind: host, local: true } }\n")?;
+    write(
+        &project.join("environments/here.yaml"),
+        "environment: here\ntargets: { l: { kind: host, local: true } }\n",
+    )?;
     write(&folder.path().join("ninja/build.ninja"), &ninja)?;
-    write(&folder.path().join("make/Makefile"), &format!("all:{names}\n.PHONY: all{names}\nt%:\n\t@/bin/true\n{names}:\n\t@/bin/true\n"))?;
+    write(
+        &folder.path().join("make/Makefile"),
+        &format!("all:{names}\n.PHONY: all{names}\nt%:\n\t@/bin/true\n{names}:\n\t@/bin/true\n"),
+    )?;
 
     let (ours, ours_worst) = report.times(|| {
         let mut command = Command::new(binary);
-        command
-            .args(["-C"])
-            .arg(&project)
-            .args(["run", "trues", "--env", "here", "--yes", "--quiet", "--parallel", "2"]);
+        command.args(["-C"]).arg(&project).args([
+            "run",
+            "trues",
+            "--env",
+            "here",
+            "--yes",
+            "--quiet",
+            "--parallel",
+            "2",
+        ]);
         run(&mut command).map(|cost| cost.time)
     })?;
     let (ninja, ninja_worst) = report
-        .times(|| run(Command::new("ninja").args(["-j2", "-C"]).arg(folder.path().join("ninja"))).map(|cost| cost.time))
+        .times(|| {
+            run(Command::new("ninja").args(["-j2", "-C"]).arg(folder.path().join("ninja")))
+                .map(|cost| cost.time)
+        })
         .context("ninja is needed: apt-get install ninja-build")?;
-    let (make, make_worst) = report
-        .times(|| run(Command::new("make").args(["-j2", "-s", "-C"]).arg(folder.path().join("make"))).map(|cost| cost.time))?;
+    let (make, make_worst) = report.times(|| {
+        run(Command::new("make").args(["-j2", "-s", "-C"]).arg(folder.path().join("make")))
+            .map(|cost| cost.time)
+    })?;
     let against = format!("{} of ninja, {} of make", ratio(ours, ninja), ratio(ours, make));
-    report.row("10,000 `/bin/true`, two at a time, intent and outcome of each durable", &show(ours), &show(ours_worst), &against);
+    report.row(
+        "10,000 `/bin/true`, two at a time, intent and outcome of each durable",
+        &show(ours),
+        &show(ours_worst),
+        &against,
+    );
     report.row("the same with ninja -j2, no journal", &show(ninja), &show(ninja_worst), "");
     report.row("the same with GNU make -j2, no journal", &show(make), &show(make_worst), "");
     Ok(())

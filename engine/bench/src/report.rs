@@ -46,7 +46,8 @@ impl Report {
     pub fn finish(&self) -> String {
         let mut text = String::new();
         let _ = writeln!(text, "Machine: {}.\n", machine());
-        let _ = writeln!(text, "| what | median | worst of {} | held against |\n|---|---|---|---|", self.rounds);
+        let _ =
+            writeln!(text, "| what | median | worst of {} | held against |\n|---|---|---|---|", self.rounds);
         for [what, median, worst, against] in &self.rows {
             let _ = writeln!(text, "| {what} | {median} | {worst} | {against} |");
         }
@@ -73,12 +74,17 @@ pub fn ratio(time: Duration, other: Duration) -> String {
 fn machine() -> String {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let cpu = read("/proc/cpuinfo");
-    let model = cpu.lines().find(|line| line.starts_with("model name")).and_then(|line| line.split(": ").nth(1));
+    let model =
+        cpu.lines().find(|line| line.starts_with("model name")).and_then(|line| line.split(": ").nth(1));
     let memory = read("/proc/meminfo");
     let memory = memory.split_whitespace().nth(1).and_then(|kb| kb.parse::<u64>().ok()).unwrap_or(0) >> 20;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let kernel = read("/proc/sys/kernel/osrelease");
-    format!("{cores} cores of {}, {memory} GiB, Linux {}", model.unwrap_or("an unknown processor"), kernel.trim())
+    format!(
+        "{cores} cores of {}, {memory} GiB, Linux {}",
+        model.unwrap_or("an unknown processor"),
+        kernel.trim()
+    )
 }
 
 /// Runs a command to its end, watching its memory. Fails when it fails.
@@ -103,7 +109,10 @@ pub fn run(command: &mut Command) -> Result<Cost> {
     let mut peak = 0;
     let status = loop {
         if let Ok(text) = std::fs::read_to_string(&status_file) {
-            let high = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).and_then(|rest| rest.split_whitespace().next());
+            let high = text
+                .lines()
+                .find_map(|line| line.strip_prefix("VmHWM:"))
+                .and_then(|rest| rest.split_whitespace().next());
             peak = high.and_then(|kb| kb.parse::<u64>().ok()).map_or(peak, |kb| peak.max(kb * 1024));
         }
         if let Some(status) = child.try_wait().with_context(|| format!("cannot wait for {shown}"))? {

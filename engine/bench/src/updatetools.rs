@@ -18,7 +18,12 @@ pub fn measure(report: &mut Report, binary: &Path, python: &str) -> Result<()> {
         times.push(one_size(report, binary, python, tools)?);
     }
     if let [small, large] = times[..] {
-        report.row("updatetools: growth of time from 3,500 to 35,000 tools", &ratio(large.time, small.time), "", "linear is 10×");
+        report.row(
+            "updatetools: growth of time from 3,500 to 35,000 tools",
+            &ratio(large.time, small.time),
+            "",
+            "linear is 10×",
+        );
     }
     Ok(())
 }
@@ -33,7 +38,8 @@ fn one_size(report: &mut Report, binary: &Path, python: &str, tools: usize) -> R
     let mariadb = MariaDb::shared();
     let database = mariadb.fresh_database();
     database.exec(&Dialect::MariaDb.schema());
-    let tables = oracle::expected(&ldif, &homes, "tools", 1).tables().map_err(|refused| anyhow!("{refused:?}"))?;
+    let tables =
+        oracle::expected(&ldif, &homes, "tools", 1).tables().map_err(|refused| anyhow!("{refused:?}"))?;
     database.exec(&tables.insert_sql(Dialect::MariaDb));
 
     let project = folder.path().join("project");

@@ -58,7 +58,10 @@ impl Workspace {
         Ok(Workspace { root, project, files })
     }
 
-    fn matching<'a>(&'a self, patterns: &'a [farrier_runbook::At<String>]) -> impl Iterator<Item = &'a PathBuf> {
+    fn matching<'a>(
+        &'a self,
+        patterns: &'a [farrier_runbook::At<String>],
+    ) -> impl Iterator<Item = &'a PathBuf> {
         self.files.iter().filter(move |file| {
             let relative = file.strip_prefix(&self.root).unwrap_or(file).to_string_lossy();
             patterns.iter().any(|pattern| matches(pattern, &relative))
@@ -98,8 +101,10 @@ impl Workspace {
             name = stem;
         }
         if !files.iter().any(|file| file.file_stem().is_some_and(|stem| stem.to_string_lossy() == name)) {
-            let known: Vec<String> =
-                files.iter().map(|file| file.file_stem().unwrap_or_default().to_string_lossy().into_owned()).collect();
+            let known: Vec<String> = files
+                .iter()
+                .map(|file| file.file_stem().unwrap_or_default().to_string_lossy().into_owned())
+                .collect();
             return Err(Problem::NoRunbook { name, known });
         }
         let compiled = compile_files(&files, catalog)?;
@@ -112,7 +117,10 @@ impl Workspace {
         let stem_is = |file: &&PathBuf| file.file_stem().is_some_and(|stem| stem.to_string_lossy() == name);
         let path = files.iter().find(stem_is).ok_or_else(|| Problem::NoEnvironment {
             name: name.to_owned(),
-            known: files.iter().filter_map(|f| f.file_stem().map(|s| s.to_string_lossy().into_owned())).collect(),
+            known: files
+                .iter()
+                .filter_map(|f| f.file_stem().map(|s| s.to_string_lossy().into_owned()))
+                .collect(),
         })?;
         let bytes = std::fs::read(path).map_err(|error| Problem::file(path, error))?;
         let mut diagnostics = Diagnostics::new();
@@ -155,7 +163,20 @@ impl Site {
         World {
             environment: self.environment.name.as_str().into(),
             targets: Arc::new(bind(&self.folder, targets)),
+            guards: self.environment.guards.clone(),
         }
+    }
+
+    /// Checks that this version can give the environment what it wants before a run.
+    pub fn may_run(&self, bundle: &Bundle) -> Result<(), Problem> {
+        let needed = self.environment.approvals.needed(bundle.graph().risk);
+        if needed > 0 {
+            return Err(Problem::NotYet(format!(
+                "environment `{}` wants {needed} approvals for such a run, and this version cannot collect them",
+                self.environment.name
+            )));
+        }
+        Ok(())
     }
 
     /// Checks that the environment has what a runbook uses.
@@ -168,13 +189,23 @@ impl Site {
                     Some((kind, group)) if kind == &*used.kind && group == used.group => {}
                     Some((kind, group)) => {
                         let is = if group { format!("a group of `{kind}`") } else { format!("`{kind}`") };
-                        let wants = if used.group { format!("a group of `{}`", used.kind) } else { format!("`{}`", used.kind) };
-                        missing.insert(alias.to_string(), format!("`{alias}` is {is}, and `{}` needs {wants}", graph.name));
+                        let wants = if used.group {
+                            format!("a group of `{}`", used.kind)
+                        } else {
+                            format!("`{}`", used.kind)
+                        };
+                        missing.insert(
+                            alias.to_string(),
+                            format!("`{alias}` is {is}, and `{}` needs {wants}", graph.name),
+                        );
                     }
                     None => {
                         missing.insert(
                             alias.to_string(),
-                            format!("`{alias}` (of kind `{}`), which `{}` uses, is missing", used.kind, graph.name),
+                            format!(
+                                "`{alias}` (of kind `{}`), which `{}` uses, is missing",
+                                used.kind, graph.name
+                            ),
                         );
                     }
                 }

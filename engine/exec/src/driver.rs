@@ -16,7 +16,7 @@ use farrier_model::time::Timestamp;
 use farrier_model::{
     Change, ChangeKind, Entry, Event, Failure, FailureKind, Fidelity, NodeName, RunId, RunState, Text, Value,
 };
-use farrier_runbook::graph::{Bundle, Graph};
+use farrier_runbook::graph::{Bundle, Graph, Guard};
 use farrier_runbook::inputs::{Given, check_inputs};
 use farrier_store::{Claim, Clock, NewRun, Store, StoreError};
 use futures_util::future::BoxFuture;
@@ -172,6 +172,8 @@ pub struct World {
     pub environment: Text,
     /// Its targets.
     pub targets: Arc<Targets>,
+    /// What it allows at most, besides the runbook's own guards.
+    pub guards: Vec<Guard>,
 }
 
 /// How a run ended, or why it stopped for now.
@@ -361,6 +363,7 @@ impl Driver {
             takeovers: self.options.takeovers,
         };
         run.targets = target_groups(&start.world.targets);
+        run.environment_guards.clone_from(&start.world.guards);
         let tasks = Arc::new(TaskCx {
             run: run.id,
             graph: run.graph.clone(),

@@ -13,7 +13,7 @@ use farrier_model::{
     Change, Effect, Entry, Event, Failure, IllegalEvent, NodeEvent, NodeName, NodeState, RunId, RunState,
     Text, Value,
 };
-use farrier_runbook::graph::{Graph, Need, OnFailure, Step, StepIndex};
+use farrier_runbook::graph::{Graph, Guard, Need, OnFailure, Step, StepIndex};
 
 use crate::guard::Counts;
 
@@ -192,6 +192,8 @@ pub struct Run {
     pub claims: u32,
     /// Members of the environment's groups of targets, by alias; not part of the journal.
     pub targets: Value,
+    /// What the environment allows at most, besides the runbook's own guards; not part of the journal.
+    pub environment_guards: Vec<Guard>,
     /// The guard that parked it.
     pub asking_guard: Option<Text>,
     pub(crate) steps: Vec<StepRun>,
@@ -270,6 +272,7 @@ impl Run {
             parked: None,
             claims: 0,
             targets: Value::Null,
+            environment_guards: Vec::new(),
             asking_guard: None,
             steps,
             index: Arc::new(index),
@@ -574,6 +577,11 @@ impl Run {
     /// How many changes were made, over all nodes.
     pub fn changed(&self) -> u64 {
         self.nodes().map(|node| self.node(node).changed).sum()
+    }
+
+    /// The guards over the whole run: the runbook's, then the environment's.
+    pub(crate) fn run_guards(&self) -> impl Iterator<Item = &Guard> {
+        self.graph.guards.iter().chain(&self.environment_guards)
     }
 
     /// Whether a need is met by where its step stands.

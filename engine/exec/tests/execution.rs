@@ -365,6 +365,27 @@ steps:
 }
 
 #[tokio::test]
+async fn an_environment_can_allow_less_than_the_runbook() {
+    let bench = Bench::new("environment_guard");
+    let rest = "guards:
+  - { count: [create], at_most: 5, otherwise: stop }
+steps:
+  a: { uses: fake.set, with: { target: world, object: a, value: v }, undo: none }
+";
+    let mut start = bench.start(&[runbook("environment_guard", "recoverable", rest)], Value::map::<&str>([]));
+    start.world.guards.push(farrier_runbook::graph::Guard {
+        count: Vec::new(),
+        at_most: Some(0),
+        share: None,
+        otherwise: farrier_runbook::graph::GuardAction::Stop,
+        text: "at_most: 0".into(),
+    });
+    let ended = bench.run(&start).await.unwrap();
+    assert_eq!(ended.failure.unwrap().kind, FailureKind::Guard);
+    assert!(bench.world.state().ledger.is_empty());
+}
+
+#[tokio::test]
 async fn guards_count_again_when_unknown_parts_become_known() {
     let bench = Bench::new("late_guard");
     let rest = "guards:

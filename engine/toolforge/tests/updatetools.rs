@@ -81,7 +81,7 @@ impl Rig {
         let clock = Clock::from_fn(|| jiff::Timestamp::from_second(NOW).unwrap());
         let start = Start {
             bundle: Arc::new(runbook(&registry)),
-            world: Site { environment: "test".into(), targets: Arc::new(targets) },
+            world: Site { environment: "test".into(), targets: Arc::new(targets), guards: Vec::new() },
             inputs: Value::map([("project", Value::text("tools"))]),
             trigger: Trigger::Manual { by: "test".into() },
         };

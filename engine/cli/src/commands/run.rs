@@ -72,6 +72,7 @@ impl RunArgs {
         let bundle = workspace.bundle(&self.choice.runbook, catalog)?;
         let site = workspace.site(&self.choice.env, catalog)?;
         site.check(&bundle, &app.registry)?;
+        site.may_run(&bundle)?;
         let inputs = self.choice.inputs(bundle.graph())?;
         let store = workspace.store(Some(&site), Mode::Owner).await?;
         let start = Start {
@@ -134,14 +135,18 @@ pub(super) async fn open_run(
     let journal = store.journal(row.id).await?;
     let created = journal.first().map(|entry| entry.event.clone());
     let Some(farrier_model::Event::Created { bundle, inputs, trigger, .. }) = created else {
-        return Err(Problem::Other(anyhow::anyhow!("the journal of run {} does not begin with `created`", row.id)));
+        return Err(Problem::Other(anyhow::anyhow!(
+            "the journal of run {} does not begin with `created`",
+            row.id
+        )));
     };
     let (root, sources) = store
         .bundle(bundle)
         .await?
         .ok_or_else(|| Problem::Other(anyhow::anyhow!("the store has lost the texts of run {}", row.id)))?;
     let catalog = app.registry.catalog();
-    let bundle = compile_bundle(&root, &sources, catalog).map_err(|mistakes| Problem::Mistakes(Box::new(mistakes)))?;
+    let bundle =
+        compile_bundle(&root, &sources, catalog).map_err(|mistakes| Problem::Mistakes(Box::new(mistakes)))?;
     let site = workspace.site(&row.environment, catalog)?;
     site.check(&bundle, &app.registry)?;
     let start = Start { bundle: Arc::new(bundle), world: site.world(), inputs, trigger };
@@ -171,7 +176,9 @@ impl Session {
         let (stop, cancel) = watch::channel(None);
         tokio::spawn(async move {
             if tokio::signal::ctrl_c().await.is_ok() {
-                eprintln!("stopping: what is at work finishes, nothing new begins; press Ctrl-C again to leave at once");
+                eprintln!(
+                    "stopping: what is at work finishes, nothing new begins; press Ctrl-C again to leave at once"
+                );
                 let _ = stop.send(Some(user()));
             }
             if tokio::signal::ctrl_c().await.is_ok() {
@@ -255,7 +262,9 @@ fn print_end(start: &Start, ended: &Ended) -> Result<(), Problem> {
     };
     let verdict = match ended.state {
         RunState::Succeeded => style.good("succeeded"),
-        RunState::Degraded | RunState::Parked | RunState::Cancelled | RunState::Undone => style.warn(past(ended.state)),
+        RunState::Degraded | RunState::Parked | RunState::Cancelled | RunState::Undone => {
+            style.warn(past(ended.state))
+        }
         _ => style.bad(past(ended.state)),
     };
     render::line(&format!("{name} {verdict}: {changed}"))?;
@@ -295,6 +304,8 @@ fn exit_of(ended: &Ended) -> Exit {
             Some(failure) if failure.kind == FailureKind::Unreachable => Exit::Unreachable,
             _ => Exit::Failed,
         },
-        RunState::Parked | RunState::Queued | RunState::Running | RunState::Waiting | RunState::Undoing => Exit::Parked,
+        RunState::Parked | RunState::Queued | RunState::Running | RunState::Waiting | RunState::Undoing => {
+            Exit::Parked
+        }
     }
 }

@@ -54,7 +54,10 @@ impl TestArgs {
                 if compiled.graphs.contains_key(runbook) || compiled.diagnostics.has_errors() {
                     Problem::Mistakes(Box::new(compiled.diagnostics.clone()))
                 } else {
-                    Problem::Usage(format!("{} tests the runbook `{runbook}`, which does not exist", shown(&path)))
+                    Problem::Usage(format!(
+                        "{} tests the runbook `{runbook}`, which does not exist",
+                        shown(&path)
+                    ))
                 }
             })?;
             let tests = load(app, &path, &bundle)?;
@@ -146,10 +149,9 @@ fn sandbox(app: &App, file: &Path, test: &Test) -> Result<Sandbox, Problem> {
             )));
         }
     }
-    let folder = tempfile::Builder::new()
-        .prefix("farrier-test-")
-        .tempdir()
-        .map_err(|error| Problem::Other(anyhow::Error::new(error).context("cannot make a temporary folder")))?;
+    let folder = tempfile::Builder::new().prefix("farrier-test-").tempdir().map_err(|error| {
+        Problem::Other(anyhow::Error::new(error).context("cannot make a temporary folder"))
+    })?;
     // One level deep, so that paths such as `../.farrier/…` stay inside.
     let copy = folder.path().join("a").join("b").join("c");
     copy_tree(&from, &copy).map_err(|error| Problem::file(&from, error))?;
@@ -225,15 +227,21 @@ async fn run_case(app: &App, file: &Path, bundle: &Arc<Bundle>, test: &Test) -> 
     };
     let start = Start {
         bundle: bundle.clone(),
-        world: World { environment: "test".into(), targets: Arc::new(sandbox.targets) },
+        world: World { environment: "test".into(), targets: Arc::new(sandbox.targets), guards: Vec::new() },
         inputs,
         trigger: Trigger::Manual { by: "test".into() },
     };
     let store = Arc::new(MemoryStore::default());
     let (_stop, cancel) = watch::channel(None);
     let options = Options { interpose: Some(Arc::new(StandIns::of(test))), ..Options::default() };
-    let driver =
-        Driver::new(app.registry.clone(), store.clone(), Clock::system(), options, Arc::new(Unobserved), cancel);
+    let driver = Driver::new(
+        app.registry.clone(),
+        store.clone(),
+        Clock::system(),
+        options,
+        Arc::new(Unobserved),
+        cancel,
+    );
 
     let mut differences = Vec::new();
     if let Some(expected) = &test.plan {
@@ -246,13 +254,15 @@ async fn run_case(app: &App, file: &Path, bundle: &Arc<Bundle>, test: &Test) -> 
         let run = Run::replay(ended.run, bundle.graph().clone(), &journal)
             .map_err(|error| Problem::Other(error.into()))?;
         let undone = undone(&journal.iter().map(|entry| &entry.event).collect::<Vec<_>>());
-        let message = ended.failure.as_ref().map(ToString::to_string).or(ended.parked.clone()).unwrap_or_default();
+        let message =
+            ended.failure.as_ref().map(ToString::to_string).or(ended.parked.clone()).unwrap_or_default();
         differences.extend(compare_run(expected, &run, &message, &undone));
         if let Some(settled) = &expected.settled {
             let plan = driver.plan(&start).await?;
             if plan.is_empty() != **settled {
                 let counts = render::plan::counts(plan.summary, Style::plain());
-                differences.push(format!("settled: expected {}, but planning again finds {counts}", **settled));
+                differences
+                    .push(format!("settled: expected {}, but planning again finds {counts}", **settled));
             }
         }
         let report = farrier_store::fsck(&*store).await?;
@@ -277,10 +287,14 @@ fn compare_plan(expected: &ExpectedPlan, plan: &Plan) -> Vec<String> {
     match (&expected.fails, &plan.failure) {
         (Some(wanted), Some(failure)) => {
             if !failure.to_string().contains(wanted.as_str()) {
-                differences.push(format!("plan: expected a failure with `{wanted}`, but it failed with `{failure}`"));
+                differences.push(format!(
+                    "plan: expected a failure with `{wanted}`, but it failed with `{failure}`"
+                ));
             }
         }
-        (Some(wanted), None) => differences.push(format!("plan: expected a failure with `{wanted}`, but it succeeded")),
+        (Some(wanted), None) => {
+            differences.push(format!("plan: expected a failure with `{wanted}`, but it succeeded"))
+        }
         (None, Some(failure)) => differences.push(format!("plan: failed with `{failure}`")),
         (None, None) => {}
     }
@@ -309,7 +323,13 @@ fn compare_plan(expected: &ExpectedPlan, plan: &Plan) -> Vec<String> {
 
 fn counts_of(step: &PlanStep) -> Counts {
     let counts = step.counts;
-    Counts { create: counts.create, update: counts.update, delete: counts.delete, run: counts.run, send: counts.send }
+    Counts {
+        create: counts.create,
+        update: counts.update,
+        delete: counts.delete,
+        run: counts.run,
+        send: counts.send,
+    }
 }
 
 fn compare_run(expected: &Expected, run: &Run, message: &str, undone: &[String]) -> Vec<String> {
@@ -321,7 +341,8 @@ fn compare_run(expected: &Expected, run: &Run, message: &str, undone: &[String])
     }
     for (step, wanted) in expected.steps.iter() {
         let wanted = NodeState::from(**wanted);
-        let found = step.parse::<NodeName>().ok().and_then(|name| run.find(&name)).map(|node| run.node(node).state);
+        let found =
+            step.parse::<NodeName>().ok().and_then(|name| run.find(&name)).map(|node| run.node(node).state);
         if found != Some(wanted) {
             let found = found.map_or("no such step", NodeState::name);
             differences.push(format!("step `{step}`: expected {}, found {found}", wanted.name()));
@@ -342,7 +363,11 @@ fn compare_run(expected: &Expected, run: &Run, message: &str, undone: &[String])
         let wanted = node.to_value();
         let found = run.outputs.get(name.as_str()).cloned().unwrap_or(Value::Null);
         if found != wanted {
-            differences.push(format!("output `{name}`: expected {}, found {}", wanted.to_json(), found.to_json()));
+            differences.push(format!(
+                "output `{name}`: expected {}, found {}",
+                wanted.to_json(),
+                found.to_json()
+            ));
         }
     }
     if let Some(wanted) = &expected.undone {
@@ -378,4 +403,3 @@ fn say(counts: Counts) -> String {
 fn list(names: &[&str]) -> String {
     if names.is_empty() { "none".into() } else { names.join(", ") }
 }
-

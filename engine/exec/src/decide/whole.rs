@@ -43,7 +43,7 @@ impl Decider<'_> {
     pub(super) fn findings(&self) -> Vec<GuardFinding> {
         let graph = &self.run.graph;
         let mut findings: Vec<GuardFinding> =
-            graph.guards.iter().map(|guard| guard::check(guard, None, self.run.memory.total)).collect();
+            self.run.run_guards().map(|guard| guard::check(guard, None, self.run.memory.total)).collect();
         for step in graph.indices() {
             let spec = graph.step(step);
             if !spec.guards.is_empty() {

@@ -149,7 +149,7 @@ impl Decider<'_> {
         let spec = graph.step(node.step);
         self.count(node, planned.counts());
         let mut findings: Vec<GuardFinding> =
-            graph.guards.iter().map(|guard| guard::check(guard, None, self.run.memory.total)).collect();
+            self.run.run_guards().map(|guard| guard::check(guard, None, self.run.memory.total)).collect();
         let step_counts = self.step_counts(node.step);
         findings.extend(spec.guards.iter().map(|guard| guard::check(guard, Some(&spec.id), step_counts)));
         for finding in findings {

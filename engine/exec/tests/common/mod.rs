@@ -382,6 +382,7 @@ impl Bench {
             world: Place {
                 environment: "test".into(),
                 targets: Arc::new(Targets::new(PathBuf::from("/"), vec![binding], BTreeMap::new())),
+                guards: Vec::new(),
             },
             inputs,
             trigger: Trigger::Manual { by: "tester".into() },
