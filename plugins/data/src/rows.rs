@@ -103,9 +103,6 @@ impl JsonSchema for Row {
 pub struct Table {
     /// The rows, in the order of the list.
     #[schemars(schema_with = "rows_schema")]
-    pub value: Value,
-    /// The same rows.
-    #[schemars(schema_with = "rows_schema")]
     pub rows: Value,
     /// How many rows there are.
     pub count: u64,
@@ -173,8 +170,7 @@ impl Rows {
             rows.push(Value::record(self.row.names.clone(), cells));
         }
         let count = rows.len() as u64;
-        let value = Value::list(rows);
-        Ok(Some(Table { rows: value.clone(), value, count }))
+        Ok(Some(Table { rows: Value::list(rows), count }))
     }
 
     /// `scope` with every lookup under its name; nothing when a key in one is not known yet.
@@ -268,7 +264,6 @@ mod tests {
         let expected = json(
             "[{'name': 'tools.a', 'text': 'tools/1', 'who': 'x y'}, {'name': 'tools.b', 'text': 'tools/2', 'who': ''}]",
         );
-        assert_eq!(table.get("value"), Some(&expected));
         assert_eq!(table.get("rows"), Some(&expected));
         assert_eq!(table.get("count"), Some(&Value::Int(2)));
     }
@@ -304,7 +299,7 @@ mod tests {
             ("", "${ account.cn in group }", "false"),
         ] {
             let table = rows(&JOIN.replace("MORE", more).replace("CELL", cell)).unwrap().unwrap();
-            assert_eq!(table.value.as_list().unwrap()[1].get("who"), Some(&json(expected)), "{cell}");
+            assert_eq!(table.rows.as_list().unwrap()[1].get("who"), Some(&json(expected)), "{cell}");
         }
     }
 
@@ -321,7 +316,7 @@ mod tests {
         assert!(failure.help.unwrap().contains("duplicates"));
         for (word, expected) in [("first", "one"), ("last", "two")] {
             let table = rows(&text(&format!(", 'duplicates': '{word}'"))).unwrap().unwrap();
-            assert_eq!(table.value, json(&format!("[{{'name': '{expected}'}}]")));
+            assert_eq!(table.rows, json(&format!("[{{'name': '{expected}'}}]")));
         }
     }
 
@@ -343,16 +338,16 @@ mod tests {
     fn where_chooses_items() {
         let table =
             rows("{'from': [1, 2, 3, 4], 'as': 'n', 'where': 'n % 2 == 0', 'row': {'n': '${ n }'}}").unwrap();
-        assert_eq!(table.unwrap().value, json("[{'n': 2}, {'n': 4}]"));
+        assert_eq!(table.unwrap().rows, json("[{'n': 2}, {'n': 4}]"));
         let table = rows("{'from': [], 'as': 'n', 'row': {'n': '${ n }'}}").unwrap().unwrap();
-        assert_eq!((table.value, table.count), (json("[]"), 0));
+        assert_eq!((table.rows, table.count), (json("[]"), 0));
     }
 
     #[test]
     fn what_is_known_later_stays_unknown() {
         let table =
             rows("{'from': [1], 'as': 'n', 'row': {'n': '${ n }', 'later': '${ steps.later.x }'}}").unwrap();
-        let row = table.unwrap().value.as_list().unwrap()[0].clone();
+        let row = table.unwrap().rows.as_list().unwrap()[0].clone();
         assert_eq!(row.get("n"), Some(&Value::Int(1)));
         assert_eq!(row.get("later"), Some(&Value::Unknown("later".into())));
         for text in [
@@ -371,7 +366,7 @@ mod tests {
         let action: Rows = input.read().unwrap();
         let Value::Map(original) = action.from[1].get("a").unwrap() else { panic!() };
         let table = action.table(&scope()).unwrap().unwrap();
-        let rows = table.value.as_list().unwrap();
+        let rows = table.rows.as_list().unwrap();
         for column in ["c", "d"] {
             let Some(Value::Map(cell)) = rows[1].get(column) else { panic!() };
             assert!(Arc::ptr_eq(cell, original), "{column}");
@@ -407,55 +402,10 @@ mod tests {
     fn the_schema_lets_the_compiler_check_column_names() {
         let registry = crate::testing::registry();
         let spec = &registry.catalog().actions["data.rows"];
-        assert_eq!(spec.output["properties"]["value"]["items"]["x-farrier"], "keys_of:row");
+        assert_eq!(spec.output["properties"]["rows"]["items"]["x-farrier"], "keys_of:row");
         assert_eq!(spec.input["properties"]["row"]["x-farrier"], "item_template");
         assert_eq!(spec.input["properties"]["where"]["x-farrier"], "item_expression", "{}", spec.input);
         let lookup = &spec.input["properties"]["lookup"]["additionalProperties"];
         assert_eq!(lookup["properties"]["key"]["x-farrier"], "item_expression", "{}", spec.input);
-    }
-
-    /// Run with `--nocapture --ignored` to see what a large table costs; a figure, not an assertion.
-    #[test]
-    #[ignore = "a measurement"]
-    fn measure_a_large_table() {
-        const ITEMS: usize = 35_000;
-        let keys: Arc<[Text]> = ["cn", "uidNumber", "homeDirectory", "member"].map(Text::from).into();
-        let items = (0..ITEMS)
-            .map(|i| {
-                let member =
-                    Value::list(vec![Value::text(format!("uid=person{i},ou=people,dc=example,dc=org"))]);
-                let cells = vec![
-                    Value::text(format!("tools.tool{i}")),
-                    Value::Int(50_000 + i as i64),
-                    Value::text(format!("/data/project/tool{i}")),
-                    member,
-                ];
-                Value::record(keys.clone(), cells)
-            })
-            .collect();
-        let list = Value::list(items);
-        let row = json(
-            "{'name': '${ account.cn }', 'id': '${ account.uidNumber }', 'home': '${ account.homeDirectory }',
-              'maintainers': '${ group[account.cn].member | map(\\\"rdn\\\") | join(\\\" \\\") }',
-              'tool': '${ account.cn | after(\\\".\\\") }', 'title': 'tool ${ account.cn }'}",
-        );
-        let lookup =
-            Value::map([("group", Value::map([("in", list.clone()), ("key", Value::text("group.cn"))]))]);
-        let input =
-            Value::map([("from", list), ("as", Value::text("account")), ("lookup", lookup), ("row", row)]);
-        let resident = || {
-            let status = std::fs::read_to_string("/proc/self/status").unwrap();
-            let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
-            line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() * 1024.0
-        };
-        let before = resident();
-        let started = std::time::Instant::now();
-        let table = input.read::<Rows>().unwrap().table(&scope()).unwrap().unwrap();
-        let took = started.elapsed();
-        assert_eq!(table.count, ITEMS as u64);
-        println!(
-            "{ITEMS} rows of 6: {took:?}, {:.0} bytes a cell",
-            (resident() - before) / (ITEMS * 6) as f64
-        );
     }
 }

@@ -670,44 +670,4 @@ mod tests {
         assert_eq!(spec.output["properties"]["files"]["additionalProperties"]["x-farrier"], "keys_of:read");
         assert_eq!(spec.input["properties"]["read"]["x-farrier"], "item_template");
     }
-
-    /// Run with `--nocapture --ignored`; a figure, not an assertion.
-    #[tokio::test]
-    #[ignore = "a measurement"]
-    async fn measure_many_missing_files() {
-        const ITEMS: usize = 35_000;
-        let dir = tempfile::tempdir().unwrap();
-        for i in 0..ITEMS {
-            fs::create_dir_all(dir.path().join(format!("homes/tool{i}"))).unwrap();
-        }
-        let items = Value::list((0..ITEMS).map(|i| Value::text(format!("tool{i}"))).collect());
-        let mut input: Vec<(Text, Value)> = input(
-            "'key': 'account', 'folder': ['${ account }'],
-             'read': {'description': '.description', 'toolinfo': ['toolinfo.json', 'public_html/toolinfo.json']}",
-        )
-        .as_map()
-        .unwrap()
-        .iter()
-        .map(|(key, value)| (key.clone(), value.clone()))
-        .collect();
-        input.push(("items".into(), items));
-        let action: ReadMany = Value::map(input).read().unwrap();
-        let binding = Binding { alias: "homes".into(), kind: "files".into(), config: json(ROOTS) };
-        let targets = Arc::new(Targets::new(dir.path().to_owned(), vec![binding], BTreeMap::new()));
-        let registry = registry();
-        let case = Case {
-            registry: &registry,
-            action: "files.read_many",
-            input: Value::Null,
-            targets,
-            scope: Scope::default(),
-            observe: Box::new(|| Box::pin(async { World::new() })),
-            disturb: None,
-            bad_inputs: Vec::new(),
-        };
-        let started = std::time::Instant::now();
-        let planned = Action::plan(&action, &case.read_cx()).await.unwrap();
-        assert_eq!(planned.output.unwrap().folders, ITEMS as u64);
-        println!("{ITEMS} folders, {} opens of missing files: {:?}", ITEMS * 3, started.elapsed());
-    }
 }

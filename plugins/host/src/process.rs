@@ -302,22 +302,4 @@ mod tests {
         let spec = Spec { stdin: Some(&text), ..shell("exit 3", &[]) };
         assert_eq!(run(spec).await.unwrap().status.code(), Some(3));
     }
-
-    /// Run with `--nocapture --ignored`; a figure, not an assertion.
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    #[ignore = "a measurement"]
-    async fn measure_many_small_commands() {
-        use futures_util::StreamExt;
-        const COMMANDS: u32 = 10_000;
-        let ballast = vec![1_u8; 256 << 20];
-        let started = std::time::Instant::now();
-        futures_util::stream::iter(0..COMMANDS)
-            .for_each_concurrent(8, |_| async {
-                let spec = Spec { program: "/bin/true".into(), arguments: Vec::new(), ..shell("", &[]) };
-                assert!(tokio::spawn(async { run(spec).await }).await.unwrap().unwrap().status.success());
-            })
-            .await;
-        let rate = f64::from(COMMANDS) / started.elapsed().as_secs_f64();
-        println!("{rate:.0} commands a second with {} MiB resident", ballast.len() >> 20);
-    }
 }

@@ -229,9 +229,6 @@ struct Lookup {
 struct RowsOut {
     /// One row for each item.
     #[schemars(schema_with = "rows")]
-    value: u8,
-    /// The same.
-    #[schemars(schema_with = "rows")]
     rows: u8,
 }
 
