@@ -224,6 +224,16 @@ impl Diagnostics {
         self.list.truncate(len);
     }
 
+    /// The same files with nothing wrong yet, for a part of the work that is done beside others.
+    pub(crate) fn of_same_files(&self) -> Diagnostics {
+        Diagnostics { sources: self.sources.clone(), list: Vec::new() }
+    }
+
+    /// Adds what was found by a part of the work on the same files.
+    pub(crate) fn extend(&mut self, part: Diagnostics) {
+        self.list.extend(part.list);
+    }
+
     /// Takes what was pushed since there were `len`.
     pub(crate) fn split_off(&mut self, len: usize) -> Vec<Diagnostic> {
         self.list.split_off(len)

@@ -18,7 +18,7 @@ mod types;
 mod with;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use farrier_model::spec::{Catalog, Risk};
 use farrier_model::{Digest, Text};
@@ -85,6 +85,46 @@ struct File {
     authored: Option<authored::Runbook>,
 }
 
+/// Files for one more thread; fewer are not worth starting it.
+const FILES_PER_THREAD: usize = 16;
+
+/// Does `each` for every item, on all cores when there are many; results and mistakes are in the items' order.
+fn for_all<T: Sync, R: Send>(
+    items: &[T],
+    out: &mut Diagnostics,
+    each: impl Fn(&T, &mut Diagnostics) -> R + Sync,
+) -> Vec<R> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = cores.min(items.len() / FILES_PER_THREAD);
+    if threads < 2 {
+        return items.iter().map(|item| each(item, out)).collect();
+    }
+    let base = &*out;
+    let parts: Vec<(Vec<R>, Diagnostics)> = std::thread::scope(|scope| {
+        let each = &each;
+        let workers: Vec<_> = items
+            .chunks(items.len().div_ceil(threads))
+            .map(|chunk| {
+                scope.spawn(move || {
+                    let mut found = base.of_same_files();
+                    let results: Vec<R> = chunk.iter().map(|item| each(item, &mut found)).collect();
+                    (results, found)
+                })
+            })
+            .collect();
+        workers
+            .into_iter()
+            .map(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .collect()
+    });
+    let mut results = Vec::with_capacity(items.len());
+    for (part, found) in parts {
+        results.extend(part);
+        out.extend(found);
+    }
+    results
+}
+
 /// One runbook names another as a child.
 pub(crate) struct ChildUse {
     pub(crate) name: Text,
@@ -110,18 +150,27 @@ pub fn compile(sources: &[Source], catalog: &Catalog) -> Compiled {
             );
             continue;
         }
-        let node = parse(id, source.text.as_bytes(), &mut out);
-        let authored = node.as_ref().and_then(|node| read::<authored::Runbook>(node, &mut out));
-        files.insert(name.clone(), File { name, id, text: source.text.clone(), node, authored });
+        files.insert(name.clone(), File { name, id, text: source.text.clone(), node: None, authored: None });
     }
+    let unread: Vec<(FileId, Text)> = files.values().map(|file| (file.id, file.text.clone())).collect();
+    let read_files = for_all(&unread, &mut out, |(id, text), out| {
+        let node = parse(*id, text.as_bytes(), out);
+        let authored = node.as_ref().and_then(|node| read::<authored::Runbook>(node, out));
+        (node, authored)
+    });
+    for (file, (node, authored)) in files.values_mut().zip(read_files) {
+        file.node = node;
+        file.authored = authored;
+    }
+    let list: Vec<&File> = files.values().collect();
 
     let mut heads: BTreeMap<Text, head::Head> = BTreeMap::new();
     let mut interfaces: BTreeMap<Text, Interface> = BTreeMap::new();
-    for file in files.values() {
-        let head = match (&file.node, &file.authored) {
-            (Some(node), Some(authored)) => Some(head::check(&file.name, node, authored, catalog, &mut out)),
-            _ => None,
-        };
+    let checked = for_all(&list, &mut out, |file, out| match (&file.node, &file.authored) {
+        (Some(node), Some(authored)) => Some(head::check(&file.name, node, authored, catalog, out)),
+        _ => None,
+    });
+    for (file, head) in list.iter().zip(checked) {
         let interface = Interface {
             inputs: head.as_ref().filter(|head| head.inputs_good).map(|head| head.inputs.clone()),
             outputs: file.authored.as_ref().map(|authored| {
@@ -142,11 +191,17 @@ pub fn compile(sources: &[Source], catalog: &Catalog) -> Compiled {
     let mut graphs: BTreeMap<Text, Arc<Graph>> = BTreeMap::new();
     let mut children: BTreeMap<Text, Vec<ChildUse>> = BTreeMap::new();
     let mut good: BTreeSet<Text> = BTreeSet::new();
-    for (name, head) in heads {
-        let Some(file) = files.get(&name) else { continue };
-        let (Some(node), Some(authored)) = (&file.node, &file.authored) else { continue };
-        let digest = Digest::of(&*file.text);
-        let (graph, uses) = steps::check(head, digest, node, authored, &project, &mut out);
+    let heads: Vec<(Text, Mutex<Option<head::Head>>)> =
+        heads.into_iter().map(|(name, head)| (name, Mutex::new(Some(head)))).collect();
+    let built = for_all(&heads, &mut out, |(name, head), out| {
+        let file = files.get(name)?;
+        let (Some(node), Some(authored)) = (&file.node, &file.authored) else { return None };
+        // Each head is taken once, by whichever thread has its file.
+        let head = head.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        Some(steps::check(head, Digest::of(&*file.text), node, authored, &project, out))
+    });
+    for ((name, _), built) in heads.into_iter().zip(built) {
+        let (Some(file), Some((graph, uses))) = (files.get(&name), built) else { continue };
         children.insert(name.clone(), uses);
         if let Some(graph) = graph.filter(|_| !out.has_errors_in(file.id)) {
             graphs.insert(name.clone(), Arc::new(graph));
