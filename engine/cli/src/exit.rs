@@ -115,3 +115,27 @@ impl From<Exit> for ExitCode {
         ExitCode::from(exit.code())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_manual_has_every_code() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../site/manual/running.md");
+        let page = std::fs::read_to_string(path).unwrap();
+        let rows: String =
+            Exit::ALL.iter().map(|exit| format!("| {} | {} |\n", exit.code(), exit.about())).collect();
+        let table = format!("| code | meaning |\n|---|---|\n{rows}");
+        let (_, from_table) = page.split_once("| code | meaning |\n").unwrap();
+        let from_table: String = from_table.split_inclusive('\n').take_while(|line| line.starts_with('|')).collect();
+        assert_eq!(format!("| code | meaning |\n{from_table}"), table, "the table of running.md");
+    }
+
+    #[test]
+    fn no_two_codes_are_equal() {
+        let mut codes = Exit::ALL.map(Exit::code);
+        codes.sort_unstable();
+        assert!(codes.windows(2).all(|pair| pair[0] < pair[1]), "{codes:?}");
+    }
+}

@@ -46,7 +46,9 @@ impl Confirm for Ask {
                 accepted.push(finding.guard.as_str().into());
             } else if terminal {
                 eprintln!("{}", style.warn(&finding.sentence()));
-                if !read_line("Let these changes pass all the same? Type `accept`: ").is_some_and(|line| line == "accept") {
+                if !read_line("Let these changes pass all the same? Type `accept`: ")
+                    .is_some_and(|line| line == "accept")
+                {
                     return Answer::Decline;
                 }
                 accepted.push(finding.guard.as_str().into());
@@ -60,7 +62,8 @@ impl Confirm for Ask {
             return Answer::Decline;
         }
         let confirmed = if self.risk == Risk::Destructive {
-            let question = format!("This runbook can destroy. Type `{}` to make these changes: ", plan.runbook);
+            let question =
+                format!("This runbook can destroy. Type `{}` to make these changes: ", plan.runbook);
             read_line(&question).is_some_and(|line| line == *plan.runbook)
         } else {
             read_line("Make these changes? [y/N] ")

@@ -56,7 +56,9 @@ fn report(problem: &Problem) {
 }
 
 fn start_logging(filter: Option<&str>) {
-    let Some(filter) = filter.map(str::to_owned).or_else(|| std::env::var("FARRIER_LOG").ok()) else { return };
+    let Some(filter) = filter.map(str::to_owned).or_else(|| std::env::var("FARRIER_LOG").ok()) else {
+        return;
+    };
     let _ = tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
         .with_writer(std::io::stderr)

@@ -19,6 +19,8 @@ pub fn registry() -> Result<ActionRegistry, RegistryError> {
 
 #[cfg(test)]
 mod tests {
+    use farrier_model::spec::{ActionSpec, MARK, Risk};
+
     #[test]
     fn no_name_is_taken_twice_and_every_action_is_documented() {
         let registry = super::registry().unwrap();
@@ -30,5 +32,85 @@ mod tests {
         for (kind, spec) in &registry.catalog().targets {
             assert!(!spec.summary.is_empty(), "target kind `{kind}` has no documentation");
         }
+    }
+
+    /// Steps that examples speak of, each with the output that they use.
+    const OTHERS: [(&str, &str); 4] = [
+        (
+            "accounts",
+            "{ uses: ldap.search, with: { target: people, base: dc=org, filter: (cn=*), \
+             attributes: { cn: string, uidNumber: int, homeDirectory: string } } }",
+        ),
+        (
+            "groups",
+            "{ uses: ldap.search, with: { target: people, base: dc=org, filter: (cn=*), \
+             attributes: { cn: string, member: list of dn } } }",
+        ),
+        (
+            "recorded",
+            "{ uses: sql.query, with: { target: records, sql: SELECT username, last_seen FROM a, \
+             columns: { username: string, last_seen: string } } }",
+        ),
+        (
+            "present",
+            "{ uses: sql.query, with: { target: records, sql: SELECT username, last_seen FROM b, \
+             columns: { username: string, last_seen: string } } }",
+        ),
+    ];
+
+    /// A runbook around an example: the targets that it names, the input and the steps that it speaks of.
+    fn around(spec: &ActionSpec) -> String {
+        let id = spec.example.split(':').next().unwrap();
+        let mut targets = String::new();
+        for (field, schema) in spec.input["properties"].as_object().into_iter().flatten() {
+            let kind = schema[MARK].as_str().and_then(|mark| mark.strip_prefix("target:"));
+            let alias = spec.example.split_once(&format!("{field}: ")).map(|(_, rest)| {
+                rest.split(|letter: char| !letter.is_alphanumeric() && letter != '_').next().unwrap()
+            });
+            if let (Some(kind), Some(alias)) = (kind, alias) {
+                targets.push_str(&format!("  {alias}: {kind}\n"));
+            }
+        }
+        let mut steps = String::new();
+        for (other, text) in OTHERS {
+            if id != other && spec.example.contains(&format!("steps.{other}.")) {
+                steps.push_str(&format!("  {other}: {text}\n"));
+                let (alias, kind) = if text.contains("ldap.") { ("people", "ldap") } else { ("records", "sql") };
+                if !targets.contains(alias) {
+                    targets.push_str(&format!("  {alias}: {kind}\n"));
+                }
+            }
+        }
+        for line in spec.example.lines() {
+            steps.push_str(&format!("  {line}\n"));
+        }
+        let risk = match spec.risk {
+            Risk::ReadOnly => "read_only",
+            Risk::Recoverable => "recoverable",
+            Risk::Destructive => "destructive",
+        };
+        let targets = if targets.is_empty() { String::new() } else { format!("targets:\n{targets}") };
+        let inputs = if spec.example.contains("inputs.project") {
+            "inputs: { project: { type: string, default: tools } }\n"
+        } else {
+            ""
+        };
+        format!(
+            "runbook: example\nsummary: An example\nowner: someone\nrisk: {risk}\n{targets}{inputs}steps:\n{steps}"
+        )
+    }
+
+    #[test]
+    fn every_example_compiles() {
+        let registry = super::registry().unwrap();
+        let mut wrong = Vec::new();
+        for (name, spec) in &registry.catalog().actions {
+            let text = around(spec);
+            let sources = [("example".into(), text.as_str().into())].into();
+            if let Err(diagnostics) = farrier_runbook::compile_bundle("example", &sources, registry.catalog()) {
+                wrong.push(format!("{name}:\n{text}\n{}", diagnostics.render(false)));
+            }
+        }
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     }
 }

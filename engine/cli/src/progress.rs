@@ -77,12 +77,16 @@ impl Observer for Progress {
                     let took = state.running.remove(&key).map(|since| since.elapsed());
                     if *changed > 0 && !self.quiet {
                         let took = took.map_or_else(String::new, |took| format!(" in {}", short(took)));
-                        self.line(&mut state, &format!("{indent}{} {node}: {changed} changed{took}", style.good("✓")));
+                        self.line(
+                            &mut state,
+                            &format!("{indent}{} {node}: {changed} changed{took}", style.good("✓")),
+                        );
                     }
                 }
                 NodeEvent::Failed { failure, retry_at, .. } => {
                     state.running.remove(&key);
-                    let again = retry_at.map_or_else(String::new, |at| format!("; attempt {} at {at}", attempt + 1));
+                    let again =
+                        retry_at.map_or_else(String::new, |at| format!("; attempt {} at {at}", attempt + 1));
                     self.line(&mut state, &format!("{indent}{} {node}: {failure}{again}", style.bad("✗")));
                 }
                 NodeEvent::InDoubt { reason } => {
@@ -92,7 +96,10 @@ impl Observer for Progress {
                     self.line(&mut state, &format!("{indent}{} {node}: undone", style.warn("↩")));
                 }
                 NodeEvent::UndoFailed { failure } => {
-                    self.line(&mut state, &format!("{indent}{} {node}: undo failed: {failure}", style.bad("✗")));
+                    self.line(
+                        &mut state,
+                        &format!("{indent}{} {node}: undo failed: {failure}", style.bad("✗")),
+                    );
                 }
                 NodeEvent::Skipped { .. }
                 | NodeEvent::Blocked { .. }

@@ -1,5 +1,7 @@
 //! `farrier actions`: what steps can use.
 
+mod markdown;
+
 use clap::Args;
 use farrier_model::spec::{ActionSpec, MARK, Risk};
 use serde::Serialize;
@@ -12,7 +14,11 @@ use crate::render::{self, table};
 #[derive(Debug, Args)]
 pub(super) struct Actions {
     /// One action, explained.
+    #[arg(conflicts_with = "markdown")]
     name: Option<String>,
+    /// Every action and target kind as a page of the manual.
+    #[arg(long)]
+    markdown: bool,
 }
 
 #[derive(Serialize)]
@@ -46,6 +52,10 @@ impl<'a> ActionView<'a> {
 
 impl Actions {
     pub(super) fn run(&self, app: &App) -> Result<Exit, Problem> {
+        if self.markdown {
+            render::line(markdown::page(app.registry.catalog()).trim_end())?;
+            return Ok(Exit::Ok);
+        }
         let actions = &app.registry.catalog().actions;
         let Some(name) = &self.name else {
             let views: Vec<ActionView<'_>> = actions.values().map(ActionView::of).collect();
@@ -61,7 +71,8 @@ impl Actions {
         };
         let spec = actions.get(name.as_str()).ok_or_else(|| {
             let known: Vec<String> = actions.keys().map(ToString::to_string).collect();
-            let near = nearest(name, &known).map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
+            let near =
+                nearest(name, &known).map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
             Problem::Usage(format!("there is no action `{name}`{near}"))
         })?;
         let view = ActionView::of(spec);
@@ -109,9 +120,12 @@ fn kind(schema: &serde_json::Value) -> String {
     match &schema["type"] {
         serde_json::Value::String(kind) if kind == "array" => format!("list of {}", kind_of_items(schema)),
         serde_json::Value::String(kind) => kind.clone(),
-        serde_json::Value::Array(kinds) => {
-            kinds.iter().filter_map(serde_json::Value::as_str).filter(|k| *k != "null").collect::<Vec<_>>().join(" or ")
-        }
+        serde_json::Value::Array(kinds) => kinds
+            .iter()
+            .filter_map(serde_json::Value::as_str)
+            .filter(|k| *k != "null")
+            .collect::<Vec<_>>()
+            .join(" or "),
         _ if schema["enum"].is_array() || schema["oneOf"].is_array() => "choice".into(),
         _ => "any".into(),
     }

@@ -14,8 +14,12 @@ pub(super) struct Explain {
 
 impl Explain {
     pub(super) fn run(&self, _: &App) -> Result<Exit, Problem> {
-        let page = farrier_runbook::explain(&self.code.to_uppercase())
-            .ok_or_else(|| Problem::Usage(format!("there is no error code `{}`; codes look like `E0302` and stand beside each mistake", self.code)))?;
+        let page = farrier_runbook::explain(&self.code.to_uppercase()).ok_or_else(|| {
+            Problem::Usage(format!(
+                "there is no error code `{}`; codes look like `E0302` and stand beside each mistake",
+                self.code
+            ))
+        })?;
         render::line(page.trim_end())?;
         Ok(Exit::Ok)
     }

@@ -290,12 +290,15 @@ impl Problem {
     /// What to type next.
     pub fn help(&self) -> Option<String> {
         match self {
-            Problem::NoProject { .. } => {
-                Some("create one with `runbooks:` and `environments:`, or name the project's folder with `-C`".into())
-            }
+            Problem::NoProject { .. } => Some(
+                "create one with `runbooks:` and `environments:`, or name the project's folder with `-C`"
+                    .into(),
+            ),
             Problem::NoRunbook { name, known } => Some(match nearest(name, known) {
                 Some(near) => format!("did you mean `{near}`?"),
-                None if known.is_empty() => "the project has no runbook yet; see `runbooks:` in farrier.yaml".into(),
+                None if known.is_empty() => {
+                    "the project has no runbook yet; see `runbooks:` in farrier.yaml".into()
+                }
                 None => format!("there are: {}", known.join(", ")),
             }),
             Problem::NoEnvironment { name, known } => Some(match nearest(name, known) {
@@ -305,7 +308,9 @@ impl Problem {
                 }
                 None => format!("there are: {}", known.join(", ")),
             }),
-            Problem::Targets { .. } => Some("bind what is missing under `targets:` in the environment file".into()),
+            Problem::Targets { .. } => {
+                Some("bind what is missing under `targets:` in the environment file".into())
+            }
             Problem::Inputs { known, .. } => Some(if known.is_empty() {
                 "leave `-i` out: the runbook has no inputs".into()
             } else {
@@ -315,7 +320,9 @@ impl Problem {
             Problem::Store(StoreError::Busy { .. }) => {
                 Some("wait for that process to end; `farrier runs` and `farrier show` work meanwhile".into())
             }
-            Problem::Store(StoreError::Owned { .. }) => Some("wait until it lets go of the run, then try again".into()),
+            Problem::Store(StoreError::Owned { .. }) => {
+                Some("wait until it lets go of the run, then try again".into())
+            }
             Problem::NoRun(_) => Some("`farrier runs` lists them".into()),
             _ => None,
         }

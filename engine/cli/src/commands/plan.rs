@@ -53,7 +53,10 @@ impl PlanArgs {
         if app.output == Format::Table {
             render::line(draw(&plan, Style::stdout(), Shown { all: self.all }).trim_end())?;
             if plan.failure.is_none() && !plan.is_empty() && plan.finished_early.is_none() {
-                eprintln!("\nto make these changes: farrier run {} --env {}", self.choice.runbook, self.choice.env);
+                eprintln!(
+                    "\nto make these changes: farrier run {} --env {}",
+                    self.choice.runbook, self.choice.env
+                );
             }
         } else {
             render::data(app.output, &plan)?;

@@ -54,7 +54,11 @@ impl Resolve {
         store.release(&claim).await?;
         store.close().await;
         let short = &row.id.to_string()[..13];
-        render::line(&format!("step `{}` counts as {}", self.node, if self.applied { "applied" } else { "not applied" }))?;
+        render::line(&format!(
+            "step `{}` counts as {}",
+            self.node,
+            if self.applied { "applied" } else { "not applied" }
+        ))?;
         eprintln!("next: farrier resume {short}");
         Ok(Exit::Ok)
     }

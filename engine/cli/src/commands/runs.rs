@@ -87,7 +87,10 @@ impl Runs {
                 ]
             })
             .collect();
-        render::line(&table::draw(&["RUN", "STATE", "STARTED (UTC)", "ENVIRONMENT", "TITLE", "REASON"], &lines))?;
+        render::line(&table::draw(
+            &["RUN", "STATE", "STARTED (UTC)", "ENVIRONMENT", "TITLE", "REASON"],
+            &lines,
+        ))?;
         Ok(Exit::Ok)
     }
 }
@@ -164,7 +167,10 @@ impl Show {
         render::line(&format!("{} {}", style.bold(view.row.title), view.row.id))?;
         let finished = view.row.finished_at.as_deref().map_or(String::new(), |at| format!(", ended {at}"));
         let state = if view.row.state.is_final() { past(view.row.state) } else { view.row.state.name() };
-        render::line(&format!("  {state} in {}; started {}{finished}", view.row.environment, view.row.created_at))?;
+        render::line(&format!(
+            "  {state} in {}; started {}{finished}",
+            view.row.environment, view.row.created_at
+        ))?;
         for reason in view.failure.iter().chain(&view.parked) {
             render::line(&format!("  {}", style.bad(reason)))?;
         }
@@ -193,7 +199,10 @@ impl Show {
                 render::line(&format!("      {} {}", change.kind.name(), change.object))?;
             }
             if step.changes.len() > shown {
-                render::line(&format!("      … and {} more (all of them with --all)", step.changes.len() - shown))?;
+                render::line(&format!(
+                    "      … and {} more (all of them with --all)",
+                    step.changes.len() - shown
+                ))?;
             }
         }
         if let Some(outputs) = view.outputs.as_map() {
@@ -211,7 +220,9 @@ impl Show {
                 step.node
             ),
             (RunState::Parked, None) => eprintln!("next: farrier resume {short}"),
-            (state, _) if !state.is_final() => eprintln!("next: if nothing works on it any more, farrier resume {short}"),
+            (state, _) if !state.is_final() => {
+                eprintln!("next: if nothing works on it any more, farrier resume {short}")
+            }
             _ => {}
         }
         Ok(Exit::Ok)
@@ -221,7 +232,10 @@ impl Show {
 async fn replay(app: &App, store: &SqliteStore, row: &RunRow) -> Result<Run, Problem> {
     let journal = store.journal(row.id).await?;
     let Some(Event::Created { bundle, .. }) = journal.first().map(|entry| &entry.event) else {
-        return Err(Problem::Other(anyhow::anyhow!("the journal of run {} does not begin with `created`", row.id)));
+        return Err(Problem::Other(anyhow::anyhow!(
+            "the journal of run {} does not begin with `created`",
+            row.id
+        )));
     };
     let (root, sources) = store
         .bundle(*bundle)
@@ -284,7 +298,11 @@ fn describe(event: &Event) -> String {
                 NodeEvent::Skipped { reason } => reason.to_string(),
                 NodeEvent::Blocked { by } => format!("by {by}"),
                 NodeEvent::Intent { changes, effect, .. } => {
-                    format!("attempt {attempt}, {}, {}", render::many(changes.len() as u64, "change"), effect.name())
+                    format!(
+                        "attempt {attempt}, {}, {}",
+                        render::many(changes.len() as u64, "change"),
+                        effect.name()
+                    )
                 }
                 NodeEvent::Succeeded { changed, .. } if *changed > 0 => format!("{changed} changed"),
                 NodeEvent::Failed { failure, retry_at, .. } => {

@@ -1,6 +1,7 @@
 //! `farrier schema`: JSON Schemas for editors, made from the types that read the files.
 
 use clap::{Args, ValueEnum};
+use farrier_model::spec::Catalog;
 use farrier_runbook::schema;
 
 use super::{App, Problem};
@@ -28,14 +29,40 @@ enum Kind {
 
 impl SchemaArgs {
     pub(super) fn run(&self, app: &App) -> Result<Exit, Problem> {
-        let catalog = app.registry.catalog();
-        let schema = match self.kind {
+        let schema = self.kind.schema(app.registry.catalog());
+        render::line(&serde_json::to_string_pretty(&schema).map_err(anyhow::Error::from)?)?;
+        Ok(Exit::Ok)
+    }
+}
+
+impl Kind {
+    fn schema(self, catalog: &Catalog) -> serde_json::Value {
+        match self {
             Kind::Runbook => schema::runbook_schema(catalog),
             Kind::Environment => schema::environment_schema(catalog),
             Kind::Project => schema::project_schema(),
             Kind::Tests => schema::tests_schema(catalog),
-        };
-        render::line(&serde_json::to_string_pretty(&schema).map_err(anyhow::Error::from)?)?;
-        Ok(Exit::Ok)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_published_schemas_are_current() {
+        let registry = crate::plugins::registry().unwrap();
+        for kind in Kind::value_variants() {
+            let name = kind.to_possible_value().unwrap().get_name().to_owned();
+            let path = format!("{}/../../site/schema/{name}.json", env!("CARGO_MANIFEST_DIR"));
+            let stored = std::fs::read_to_string(&path).unwrap_or_default();
+            let current = serde_json::to_string_pretty(&kind.schema(registry.catalog())).unwrap() + "\n";
+            assert!(
+                current == stored,
+                "{name}.json is not what the code says; make it again with \
+                 `cargo run -- schema {name} > site/schema/{name}.json`"
+            );
+        }
     }
 }

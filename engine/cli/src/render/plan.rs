@@ -23,14 +23,24 @@ pub struct Shown {
 pub fn draw(plan: &Plan, style: Style, shown: Shown) -> String {
     let mut text = String::new();
     let inputs = inputs(&plan.inputs);
-    let _ = writeln!(text, "{} {} in {}{inputs}", style.bold("Plan of"), style.bold(&plan.runbook), plan.environment);
+    let _ = writeln!(
+        text,
+        "{} {} in {}{inputs}",
+        style.bold("Plan of"),
+        style.bold(&plan.runbook),
+        plan.environment
+    );
     text.push('\n');
     draw_steps(&mut text, plan, style, shown, 1);
     if !plan.guards.is_empty() {
         text.push('\n');
         for finding in &plan.guards {
             let mark = if finding.passed { style.good("within guard") } else { style.bad("beyond guard") };
-            let limit = if finding.limit == u64::MAX { "no limit".to_owned() } else { format!("limit {}", finding.limit) };
+            let limit = if finding.limit == u64::MAX {
+                "no limit".to_owned()
+            } else {
+                format!("limit {}", finding.limit)
+            };
             let _ = writeln!(text, "  {mark}  {} ({} counted, {limit})", finding.guard, finding.count);
         }
     }
@@ -42,7 +52,8 @@ pub fn draw(plan: &Plan, style: Style, shown: Shown) -> String {
 fn inputs(inputs: &Value) -> String {
     match inputs.as_map() {
         Some(map) if !map.is_empty() => {
-            let pairs: Vec<String> = map.iter().map(|(key, value)| format!("{key}={}", short(value, false))).collect();
+            let pairs: Vec<String> =
+                map.iter().map(|(key, value)| format!("{key}={}", short(value, false))).collect();
             format!(", {}", pairs.join(", "))
         }
         _ => String::new(),
@@ -57,7 +68,14 @@ fn draw_steps(text: &mut String, plan: &Plan, style: Style, shown: Shown, depth:
     }
 }
 
-fn draw_step(text: &mut String, step: &PlanStep, style: Style, shown: Shown, depth: usize, widths: (usize, usize)) {
+fn draw_step(
+    text: &mut String,
+    step: &PlanStep,
+    style: Style,
+    shown: Shown,
+    depth: usize,
+    widths: (usize, usize),
+) {
     let indent = "  ".repeat(depth);
     let uses = style.dim(&format!("{:width$}", step.uses, width = widths.1));
     let _ = writeln!(text, "{indent}{:width$}  {uses}  {}", step.id, what(step, style), width = widths.0);
@@ -85,16 +103,20 @@ fn draw_step(text: &mut String, step: &PlanStep, style: Style, shown: Shown, dep
         draw_step(text, item, style, shown, depth + 2, (item_width, 0));
     }
     if loud.len() > limit {
-        let _ = writeln!(text, "{indent}    … and {} more items (all of them with --all)", loud.len() - limit);
+        let _ =
+            writeln!(text, "{indent}    … and {} more items (all of them with --all)", loud.len() - limit);
     }
     if !quiet.is_empty() && !loud.is_empty() {
-        let _ = writeln!(text, "{indent}    {}", style.dim(&format!("{} items without changes", quiet.len())));
+        let _ =
+            writeln!(text, "{indent}    {}", style.dim(&format!("{} items without changes", quiet.len())));
     }
 }
 
 fn what(step: &PlanStep, style: Style) -> String {
     let fidelity = |text: String| match step.fidelity {
-        Fidelity::Exact | Fidelity::Described => format!("{text} {}", style.dim(&format!("[{}]", step.fidelity.name()))),
+        Fidelity::Exact | Fidelity::Described => {
+            format!("{text} {}", style.dim(&format!("[{}]", step.fidelity.name())))
+        }
         _ => text,
     };
     match &step.state {
@@ -147,12 +169,22 @@ fn draw_change(text: &mut String, change: &Change, style: Style, shown: Shown, d
             for (field, new) in after.iter() {
                 let old = before.get(field).unwrap_or(&Value::Null);
                 if old != new {
-                    let _ = writeln!(text, "{indent}    {field}: {} → {}", short(old, shown.all), short(new, shown.all));
+                    let _ = writeln!(
+                        text,
+                        "{indent}    {field}: {} → {}",
+                        short(old, shown.all),
+                        short(new, shown.all)
+                    );
                 }
             }
         }
         (ChangeKind::Update, ..) => {
-            let _ = writeln!(text, "{indent}    {} → {}", short(&change.before, shown.all), short(&change.after, shown.all));
+            let _ = writeln!(
+                text,
+                "{indent}    {} → {}",
+                short(&change.before, shown.all),
+                short(&change.after, shown.all)
+            );
         }
         (ChangeKind::Create, _, Some(after)) if shown.all => {
             for (field, new) in after.iter() {
@@ -166,7 +198,9 @@ fn draw_change(text: &mut String, change: &Change, style: Style, shown: Shown, d
 /// A value on one line.
 fn short(value: &Value, all: bool) -> String {
     let text = match value {
-        Value::Text(text) if text.is_empty() || text.contains(|c: char| c.is_whitespace() || c.is_control()) => {
+        Value::Text(text)
+            if text.is_empty() || text.contains(|c: char| c.is_whitespace() || c.is_control()) =>
+        {
             value.to_json()
         }
         other => other.to_string(),
@@ -180,7 +214,8 @@ fn short(value: &Value, all: bool) -> String {
 
 fn summary(plan: &Plan, style: Style) -> String {
     if let Some(failure) = &plan.failure {
-        return format!("{} {failure}\n", style.bad("The plan is not complete:"));
+        let help = failure.help.as_ref().map_or_else(String::new, |help| format!("  {help}\n"));
+        return format!("{} {failure}\n{help}", style.bad("The plan is not complete:"));
     }
     if let Some(reason) = &plan.finished_early {
         return format!("Nothing to do: {reason}.\n");

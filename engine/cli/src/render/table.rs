@@ -25,7 +25,13 @@ pub fn draw(heading: &[&str], rows: &[Vec<String>]) -> String {
 mod tests {
     #[test]
     fn columns_line_up() {
-        let rows = vec![vec!["a".into(), "long cell".into(), String::new()], vec!["bcd".into(), "x".into(), "y".into()]];
-        assert_eq!(super::draw(&["ID", "NAME", "Z"], &rows), "ID   NAME       Z\na    long cell\nbcd  x          y");
+        let rows = vec![
+            vec!["a".into(), "long cell".into(), String::new()],
+            vec!["bcd".into(), "x".into(), "y".into()],
+        ];
+        assert_eq!(
+            super::draw(&["ID", "NAME", "Z"], &rows),
+            "ID   NAME       Z\na    long cell\nbcd  x          y"
+        );
     }
 }
