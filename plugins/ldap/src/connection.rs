@@ -1,4 +1,4 @@
-//! A directory server: one multiplexed connection, opened again when it broke.
+//! A directory server: one multiplexed connection, opened again when it broke, and more for paged searches at once.
 //!
 //! **Rules.** Nothing is sent over a connection that others can read: `ldaps://`, StartTLS (required, not tried), a
 //! socket file, or loopback. Certificates are always verified. Referrals are never followed. Every wait has an end.
@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::future::Future;
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -19,7 +19,7 @@ use ldap3::controls::{Assertion, Control, ControlType, MakeCritical, PagedResult
 use ldap3::{Ldap, LdapConnAsync, LdapConnSettings, LdapError, LdapResult, Mod, ResultEntry, SearchOptions};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
 use url::{Host, Url};
 
 use crate::directory::{Attribute, Directory, Each, Edit, Entry, Query, Refusal, Scope, WritableDirectory};
@@ -28,6 +28,9 @@ use crate::filter::Filter;
 
 /// The Assertion control, RFC 4528.
 const ASSERTION: &str = "1.3.6.1.1.12";
+
+/// How many paged searches go on at once, each over a connection of its own.
+const PAGED_AT_ONCE: usize = 4;
 
 /// Where a server is and how to speak to it.
 #[derive(Debug, Clone)]
@@ -109,6 +112,10 @@ pub(crate) struct Connection {
     settings: Settings,
     tls: Option<Arc<rustls::ClientConfig>>,
     live: Mutex<Option<Ldap>>,
+    /// Connections that no paged search uses now. OpenLDAP remembers one position in one paged search per connection,
+    /// so that a second one at the same time would end both.
+    idle: std::sync::Mutex<Vec<Ldap>>,
+    paging: Semaphore,
     asserts: bool,
 }
 
@@ -123,9 +130,17 @@ impl Connection {
                 Some(tls_config(ca_file.as_deref())?)
             }
         };
-        let connection = Connection { settings, tls, live: Mutex::new(None), asserts: false };
+        let connection = Connection {
+            settings,
+            tls,
+            live: Mutex::new(None),
+            idle: std::sync::Mutex::default(),
+            paging: Semaphore::new(PAGED_AT_ONCE),
+            asserts: false,
+        };
         let ldap = connection.connect().await?;
-        Ok(Connection { live: Mutex::new(Some(ldap)), ..connection })
+        let idle = std::sync::Mutex::new(vec![ldap.clone()]);
+        Ok(Connection { live: Mutex::new(Some(ldap)), idle, ..connection })
     }
 
     /// Opens a connection to write with, and asks what the server can compare by itself.
@@ -157,6 +172,17 @@ impl Connection {
         let ldap = self.connect().await?;
         *live = Some(ldap.clone());
         Ok((ldap, true))
+    }
+
+    /// A connection that no other paged search uses, and whether it is a new one.
+    async fn take_idle(&self) -> Result<(Ldap, bool), Failure> {
+        loop {
+            let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let Some(mut ldap) = idle else { return Ok((self.connect().await?, true)) };
+            if !ldap.is_closed() {
+                return Ok((ldap, false));
+            }
+        }
     }
 
     async fn connect(&self) -> Result<Ldap, Failure> {
@@ -244,15 +270,12 @@ impl Connection {
     /// One request of a search: hands over its entries and returns the cookie of the next page, if there is one.
     async fn page(
         &self,
+        (mut ldap, opened_now): (Ldap, bool),
         query: &Query,
         request: Request<'_>,
         each: &mut Each<'_>,
         doing: &str,
     ) -> Result<(Vec<u8>, usize), Interrupted> {
-        let (mut ldap, opened_now) = self
-            .handle()
-            .await
-            .map_err(|failure| Interrupted { refusal: failure.into(), ask_again: false })?;
         ldap.with_timeout(self.settings.timeout);
         let seconds = i32::try_from(self.settings.timeout.as_secs()).unwrap_or(i32::MAX);
         ldap.with_search_options(SearchOptions::new().timelimit(seconds.max(1)));
@@ -387,20 +410,34 @@ impl Directory for Connection {
         let mut cookie = Vec::new();
         let mut room = query.size_limit;
         let mut first = true;
+        let paged = query.page_size.is_some();
+        // The semaphore is never closed.
+        let _turn = if paged { self.paging.acquire().await.ok() } else { None };
+        let (mut ldap, mut opened_now) = if paged { self.take_idle().await? } else { self.handle().await? };
         loop {
             // One entry more than there is room for tells that there are more.
             let page_size =
                 query.page_size.map(|size| size.min(room.map_or(usize::MAX, |room| room + 1)).max(1));
             let request = Request { base: &base, filter: &filter, page_size, cookie: &cookie, room };
-            let answer = match self.page(query, request, each, &doing).await {
+            let answer = match self.page((ldap.clone(), opened_now), query, request, each, &doing).await {
                 // A cookie belongs to the connection that gave it, so a later page cannot be asked for again.
                 Err(Interrupted { ask_again: true, .. }) if first => {
-                    self.page(query, request, each, &doing).await
+                    (ldap, opened_now) = if paged {
+                        // What broke one broke the others.
+                        self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                        self.take_idle().await?
+                    } else {
+                        self.handle().await?
+                    };
+                    self.page((ldap.clone(), opened_now), query, request, each, &doing).await
                 }
                 answer => answer,
             };
             let (next, taken) = answer.map_err(|interrupted| interrupted.refusal)?;
             if next.is_empty() {
+                if paged {
+                    self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(ldap);
+                }
                 return Ok(());
             }
             first = false;

@@ -81,6 +81,22 @@ async fn a_server_that_is_down_is_unreachable_and_comes_back() {
     assert_eq!(count(&reader, &search(Some(7), None)).await, Ok(20), "the same reader connects again");
 }
 
+/// OpenLDAP remembers one position per connection: searches that took turns on one would end each other.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_paged_searches_at_once_each_get_everything() {
+    let place = Place::server_with(Options { entries: crowd(60), size_limit: Some(5), ..Options::default() });
+    let reader = std::sync::Arc::new(place.reader().await);
+    let searches: Vec<_> = (1..=12)
+        .map(|number| {
+            let reader = reader.clone();
+            tokio::spawn(async move { count(&reader, &search(Some(number % 5 + 1), None)).await })
+        })
+        .collect();
+    for found in searches {
+        assert_eq!(found.await.unwrap(), Ok(60));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_limit_of_the_server_is_an_error_and_never_a_part() {
     let limits = "limits dn.exact=cn=proxyagent,ou=profile,dc=wikimedia,dc=org size.soft=5 size.hard=5 size.prtotal=12\n";
