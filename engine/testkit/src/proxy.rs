@@ -419,7 +419,7 @@ mod tests {
         crate::wait_until("the first part", || proxy.forwarded(Direction::ToServer) == 12);
         stream.write_all(b"ETE\n").unwrap();
         assert_eq!(stream.read(&mut [0; 10]).unwrap_or(0), 0);
-        assert_eq!(*lock(&server.got), "SELECT\n");
+        crate::wait_until("the part before", || *lock(&server.got) == "SELECT\nx DEL");
         assert_eq!(ask(proxy.address(), "DELETE\n"), "done: DELETE\n");
     }
 

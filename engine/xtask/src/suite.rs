@@ -1,0 +1,226 @@
+//! What each chore runs, in order.
+
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use farrier_testkit::mariadb::{self, MariaDb};
+use farrier_testkit::postgres::{self, Postgres};
+
+use crate::parts::{Counts, Outcome, Report};
+use crate::{dependencies, packages, tidy, tools};
+
+/// The kinds of files that `farrier schema KIND` describes. The results stand in `site/schema/KIND.json`.
+const SCHEMAS: &[&str] = &["runbook", "environment", "project", "tests"];
+
+/// The servers that the tests share, ended when dropped.
+#[derive(Default)]
+struct Servers {
+    mariadb: Option<MariaDb>,
+    postgres: Option<Postgres>,
+}
+
+impl Servers {
+    /// Names the servers to the tests that `command` runs.
+    fn named_to<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        if let Some(server) = &self.mariadb {
+            command.env(mariadb::URL_VARIABLE, server.url());
+        }
+        if let Some(server) = &self.postgres {
+            command.env(postgres::URL_VARIABLE, server.url());
+        }
+        command
+    }
+}
+
+/// Everything.
+pub(crate) fn test(root: &Path) -> Report {
+    let mut report = house_rules(root);
+    format_and_lint(&mut report, root);
+    report.run("packages", packages::ensure_installed);
+    let mut servers = Servers::default();
+    report.run("servers", || {
+        servers.mariadb = Some(MariaDb::try_start().context("cannot start MariaDB")?);
+        servers.postgres = Some(Postgres::try_start().context("cannot start PostgreSQL")?);
+        Ok(Outcome::Passed)
+    });
+    let mut counts = Counts::default();
+    let has_nextest = tools::has_cargo_command(root, "nextest");
+    report.run(if has_nextest { "tests (nextest)" } else { "tests" }, || {
+        let arguments = if has_nextest {
+            "nextest run --workspace --no-fail-fast"
+        } else {
+            "test --workspace --lib --bins --tests --no-fail-fast"
+        };
+        run_tests(servers.named_to(&mut tools::cargo(root, arguments)), &mut counts)
+    });
+    report.run("tests in documentation", || {
+        run_tests(
+            servers.named_to(&mut tools::cargo(root, "test --workspace --doc --no-fail-fast")),
+            &mut counts,
+        )
+    });
+    report.count(counts);
+    report.run("stopping servers", || {
+        drop(servers);
+        Ok(Outcome::Passed)
+    });
+    report.run("documentation", || {
+        let mut command = tools::cargo(root, "doc --workspace --no-deps --document-private-items --quiet");
+        // Private items may be linked: these pages are for the people who work on them.
+        tools::show(command.env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private_intra_doc_links"))?;
+        Ok(Outcome::Passed)
+    });
+    report.run("generated files", || generated_are_current(root));
+    report.run("cargo deny", || {
+        if !tools::has_cargo_command(root, "deny") {
+            return Ok(Outcome::NotRun(
+                "cargo-deny is not installed: advisories were not checked".to_owned(),
+            ));
+        }
+        tools::show(&mut tools::cargo(root, "deny check"))?;
+        Ok(Outcome::Passed)
+    });
+    report
+}
+
+/// What a developer runs before a commit.
+pub(crate) fn check(root: &Path) -> Report {
+    let mut report = house_rules(root);
+    format_and_lint(&mut report, root);
+    let mut counts = Counts::default();
+    report.run("unit tests", || {
+        run_tests(&mut tools::cargo(root, "test --workspace --lib --bins"), &mut counts)
+    });
+    report.count(counts);
+    report.run("tests with servers", || Ok(Outcome::NotRun("`cargo xtask test` runs them".to_owned())));
+    report
+}
+
+/// The house rules alone.
+pub(crate) fn house_rules(root: &Path) -> Report {
+    let mut report = Report::default();
+    report.run("house rules", || none(tidy::breaches(root)?));
+    report.run("dependency direction", || none(dependencies::direction(root)?));
+    report.run("licences and bans", || none(dependencies::licences_and_bans(root)?));
+    report
+}
+
+/// Writes the generated files.
+pub(crate) fn generate(root: &Path) -> Result<()> {
+    let folder = root.join("site/schema");
+    std::fs::create_dir_all(&folder).with_context(|| format!("cannot make `{}`", folder.display()))?;
+    for kind in SCHEMAS {
+        let file = folder.join(format!("{kind}.json"));
+        std::fs::write(&file, schema(root, kind)?)
+            .with_context(|| format!("cannot write `{}`", file.display()))?;
+    }
+    Ok(())
+}
+
+/// Runs the benchmark program.
+pub(crate) fn bench(root: &Path, arguments: &[String]) -> Result<ExitCode> {
+    let mut command = tools::cargo(root, "run --release --package farrier-bench --");
+    let status = command.args(arguments).stdin(Stdio::inherit()).status().context("cannot start cargo")?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn format_and_lint(report: &mut Report, root: &Path) {
+    report.run("formatting", || {
+        tools::show(&mut tools::cargo(root, "fmt --all --check"))?;
+        Ok(Outcome::Passed)
+    });
+    report.run("lints", || {
+        tools::show(&mut tools::cargo(root, "clippy --workspace --all-targets --quiet -- -D warnings"))?;
+        Ok(Outcome::Passed)
+    });
+}
+
+fn run_tests(command: &mut Command, counts: &mut Counts) -> Result<Outcome> {
+    let (found, succeeded) = tools::run_tests(command)?;
+    counts.passed += found.passed;
+    counts.failed += found.failed;
+    counts.skipped += found.skipped;
+    let all = found.passed + found.failed;
+    Ok(match (succeeded, found.failed) {
+        (true, 0) if all > 0 => Outcome::Passed,
+        (true, 0) => Outcome::Failed("no test ran".to_owned()),
+        (_, 0) => Outcome::Failed("the tests do not build, or a test program ended early".to_owned()),
+        (_, failed) => Outcome::Failed(format!("{failed} of {all} tests failed")),
+    })
+}
+
+fn none(breaches: Vec<String>) -> Result<Outcome> {
+    for breach in &breaches {
+        eprintln!("{breach}");
+    }
+    Ok(match breaches.len() {
+        0 => Outcome::Passed,
+        1 => Outcome::Failed(breaches.concat()),
+        more => Outcome::Failed(format!("{more} breaches, listed above")),
+    })
+}
+
+fn generated_are_current(root: &Path) -> Result<Outcome> {
+    let mut stale = Vec::new();
+    for kind in SCHEMAS {
+        let file = format!("site/schema/{kind}.json");
+        let written = std::fs::read_to_string(root.join(&file)).unwrap_or_default();
+        if written != schema(root, kind)? {
+            stale.push(file);
+        }
+    }
+    if stale.is_empty() {
+        return Ok(Outcome::Passed);
+    }
+    Ok(Outcome::Failed(format!("not as the code is now: {}; run `cargo xtask generate`", stale.join(", "))))
+}
+
+fn schema(root: &Path, kind: &str) -> Result<String> {
+    let text =
+        tools::capture(&mut tools::cargo(root, &format!("run --quiet --package farrier -- schema {kind}")))?;
+    ensure!(text.trim_start().starts_with('{'), "`farrier schema {kind}` does not print a schema");
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(script: &str) -> (Outcome, Counts) {
+        let mut counts = Counts::default();
+        let outcome = run_tests(Command::new("sh").args(["-c", script]), &mut counts).unwrap();
+        (outcome, counts)
+    }
+
+    #[test]
+    fn tests_pass_only_when_some_ran_and_none_failed() {
+        let passed = outcome("echo 'test result: ok. 3 passed; 0 failed; 1 ignored'");
+        assert_eq!(passed, (Outcome::Passed, Counts { passed: 3, failed: 0, skipped: 1 }));
+        let cases = [
+            ("echo 'test result: FAILED. 2 passed; 1 failed; 0 ignored'; exit 101", "1 of 3 tests failed"),
+            ("true", "no test ran"),
+            ("exit 101", "the tests do not build, or a test program ended early"),
+        ];
+        for (script, why) in cases {
+            assert_eq!(outcome(script).0, Outcome::Failed(why.to_owned()), "{script}");
+        }
+    }
+
+    #[test]
+    fn breaches_fail_a_part() {
+        assert_eq!(none(Vec::new()).unwrap(), Outcome::Passed);
+        assert_eq!(none(vec!["one".into()]).unwrap(), Outcome::Failed("one".into()));
+        assert_eq!(
+            none(vec!["one".into(), "two".into()]).unwrap(),
+            Outcome::Failed("2 breaches, listed above".into())
+        );
+    }
+
+    #[test]
+    fn servers_are_named_to_tests_only_when_they_run() {
+        let mut command = Command::new("true");
+        Servers::default().named_to(&mut command);
+        assert_eq!(command.get_envs().count(), 0);
+    }
+}
