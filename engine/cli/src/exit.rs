@@ -128,7 +128,8 @@ mod tests {
             Exit::ALL.iter().map(|exit| format!("| {} | {} |\n", exit.code(), exit.about())).collect();
         let table = format!("| code | meaning |\n|---|---|\n{rows}");
         let (_, from_table) = page.split_once("| code | meaning |\n").unwrap();
-        let from_table: String = from_table.split_inclusive('\n').take_while(|line| line.starts_with('|')).collect();
+        let from_table: String =
+            from_table.split_inclusive('\n').take_while(|line| line.starts_with('|')).collect();
         assert_eq!(format!("| code | meaning |\n{from_table}"), table, "the table of running.md");
     }
 

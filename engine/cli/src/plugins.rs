@@ -48,12 +48,12 @@ mod tests {
         ),
         (
             "recorded",
-            "{ uses: sql.query, with: { target: records, sql: SELECT username, last_seen FROM a, \
+            "{ uses: sql.query, with: { target: records, sql: SELECT * FROM a, \
              columns: { username: string, last_seen: string } } }",
         ),
         (
             "present",
-            "{ uses: sql.query, with: { target: records, sql: SELECT username, last_seen FROM b, \
+            "{ uses: sql.query, with: { target: records, sql: SELECT * FROM b, \
              columns: { username: string, last_seen: string } } }",
         ),
     ];
@@ -75,7 +75,8 @@ mod tests {
         for (other, text) in OTHERS {
             if id != other && spec.example.contains(&format!("steps.{other}.")) {
                 steps.push_str(&format!("  {other}: {text}\n"));
-                let (alias, kind) = if text.contains("ldap.") { ("people", "ldap") } else { ("records", "sql") };
+                let (alias, kind) =
+                    if text.contains("ldap.") { ("people", "ldap") } else { ("records", "sql") };
                 if !targets.contains(alias) {
                     targets.push_str(&format!("  {alias}: {kind}\n"));
                 }
@@ -107,7 +108,8 @@ mod tests {
         for (name, spec) in &registry.catalog().actions {
             let text = around(spec);
             let sources = [("example".into(), text.as_str().into())].into();
-            if let Err(diagnostics) = farrier_runbook::compile_bundle("example", &sources, registry.catalog()) {
+            if let Err(diagnostics) = farrier_runbook::compile_bundle("example", &sources, registry.catalog())
+            {
                 wrong.push(format!("{name}:\n{text}\n{}", diagnostics.render(false)));
             }
         }

@@ -66,13 +66,13 @@ impl Action for Index {
     const RISK: Risk = Risk::ReadOnly;
     const PURE: bool = true;
     const EXAMPLE: &'static str = "\
-pods_by_node:
+names_by_number:
   uses: data.index
   with:
-    from: ${ steps.pods.items }
-    as: pod
-    key: pod.node
-    value: pod.name
+    from: ${ steps.accounts.entries }
+    as: account
+    key: account.uidNumber
+    value: account.cn
     duplicates: list
 ";
     type Output = Indexed;

@@ -82,6 +82,7 @@ evidence:
     argv: [ps, -eo, 'pid,stat,user,etimes,args', --no-headers]
     read_only: true
   timeout: 20s
+  undo: none
 ";
     type Output = Ran;
 

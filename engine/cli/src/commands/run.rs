@@ -287,7 +287,6 @@ fn print_end(start: &Start, ended: &Ended) -> Result<(), Problem> {
         RunState::Parked if ended.guard.is_some() => {
             eprintln!("next: farrier show {short}; then `farrier resume {short} --accept-guards --yes`");
         }
-        RunState::Parked => eprintln!("next: farrier show {short}"),
         _ => eprintln!("next: farrier show {short}"),
     }
     Ok(())

@@ -298,7 +298,7 @@ fn compare_plan(expected: &ExpectedPlan, plan: &Plan) -> Vec<String> {
         (None, Some(failure)) => differences.push(format!("plan: failed with `{failure}`")),
         (None, None) => {}
     }
-    for (step, wanted) in expected.changes.iter() {
+    for (step, wanted) in &expected.changes {
         let found = plan.steps.iter().find(|shown| *shown.id == **step).map(counts_of).unwrap_or_default();
         if found != *wanted {
             differences.push(format!("plan: step `{step}`: expected {}, found {}", say(*wanted), say(found)));
@@ -339,7 +339,7 @@ fn compare_run(expected: &Expected, run: &Run, message: &str, undone: &[String])
         let why = if message.is_empty() { String::new() } else { format!(": {message}") };
         differences.push(format!("state: expected {}, found {}{why}", wanted.name(), run.state.name()));
     }
-    for (step, wanted) in expected.steps.iter() {
+    for (step, wanted) in &expected.steps {
         let wanted = NodeState::from(**wanted);
         let found =
             step.parse::<NodeName>().ok().and_then(|name| run.find(&name)).map(|node| run.node(node).state);
@@ -348,7 +348,7 @@ fn compare_run(expected: &Expected, run: &Run, message: &str, undone: &[String])
             differences.push(format!("step `{step}`: expected {}, found {found}", wanted.name()));
         }
     }
-    for (step, wanted) in expected.changes.iter() {
+    for (step, wanted) in &expected.changes {
         let kinds = run
             .nodes()
             .filter(|node| *run.name(*node).step == ***step)
@@ -359,7 +359,7 @@ fn compare_run(expected: &Expected, run: &Run, message: &str, undone: &[String])
             differences.push(format!("step `{step}`: expected {}, found {}", say(*wanted), say(found)));
         }
     }
-    for (name, node) in expected.outputs.iter() {
+    for (name, node) in &expected.outputs {
         let wanted = node.to_value();
         let found = run.outputs.get(name.as_str()).cloned().unwrap_or(Value::Null);
         if found != wanted {

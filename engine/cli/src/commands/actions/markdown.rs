@@ -86,7 +86,8 @@ fn table(page: &mut String, title: &str, schema: &Json) {
 }
 
 fn fields(schema: &Json, path: &str, rows: &mut Vec<[String; 3]>) {
-    let required: Vec<&str> = schema["required"].as_array().into_iter().flatten().filter_map(Json::as_str).collect();
+    let required: Vec<&str> =
+        schema["required"].as_array().into_iter().flatten().filter_map(Json::as_str).collect();
     for (name, field) in schema["properties"].as_object().into_iter().flatten() {
         let optional = !required.contains(&name.as_str());
         let name = format!("{path}{name}");
