@@ -46,9 +46,8 @@ impl Confirm for Ask {
                 accepted.push(finding.guard.as_str().into());
             } else if terminal {
                 eprintln!("{}", style.warn(&finding.sentence()));
-                if !read_line("Let these changes pass all the same? Type `accept`: ")
-                    .is_some_and(|line| line == "accept")
-                {
+                let answer = read_line("Let these changes pass all the same? Type `accept`: ");
+                if answer.as_deref() != Some("accept") {
                     return Answer::Decline;
                 }
                 accepted.push(finding.guard.as_str().into());

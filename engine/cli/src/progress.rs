@@ -43,11 +43,12 @@ impl Progress {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         erase(&mut state);
     }
+}
 
-    fn line(&self, state: &mut State, text: &str) {
-        erase(state);
-        eprintln!("{text}");
-    }
+/// Prints a line that stays.
+fn line(state: &mut State, text: &str) {
+    erase(state);
+    eprintln!("{text}");
 }
 
 fn erase(state: &mut State) {
@@ -69,7 +70,7 @@ impl Observer for Progress {
                     state.running.insert(key, Instant::now());
                     if !self.quiet && !self.terminal {
                         let many = if changes.len() == 1 { "change" } else { "changes" };
-                        self.line(&mut state, &format!("{indent}{node}: making {} {many}", changes.len()));
+                        line(&mut state, &format!("{indent}{node}: making {} {many}", changes.len()));
                     }
                 }
                 NodeEvent::Succeeded { changed, .. } => {
@@ -77,7 +78,7 @@ impl Observer for Progress {
                     let took = state.running.remove(&key).map(|since| since.elapsed());
                     if *changed > 0 && !self.quiet {
                         let took = took.map_or_else(String::new, |took| format!(" in {}", short(took)));
-                        self.line(
+                        line(
                             &mut state,
                             &format!("{indent}{} {node}: {changed} changed{took}", style.good("✓")),
                         );
@@ -87,19 +88,16 @@ impl Observer for Progress {
                     state.running.remove(&key);
                     let again =
                         retry_at.map_or_else(String::new, |at| format!("; attempt {} at {at}", attempt + 1));
-                    self.line(&mut state, &format!("{indent}{} {node}: {failure}{again}", style.bad("✗")));
+                    line(&mut state, &format!("{indent}{} {node}: {failure}{again}", style.bad("✗")));
                 }
                 NodeEvent::InDoubt { reason } => {
-                    self.line(&mut state, &format!("{indent}{} {node}: in doubt: {reason}", style.warn("?")));
+                    line(&mut state, &format!("{indent}{} {node}: in doubt: {reason}", style.warn("?")));
                 }
                 NodeEvent::UndoDone => {
-                    self.line(&mut state, &format!("{indent}{} {node}: undone", style.warn("↩")));
+                    line(&mut state, &format!("{indent}{} {node}: undone", style.warn("↩")));
                 }
                 NodeEvent::UndoFailed { failure } => {
-                    self.line(
-                        &mut state,
-                        &format!("{indent}{} {node}: undo failed: {failure}", style.bad("✗")),
-                    );
+                    line(&mut state, &format!("{indent}{} {node}: undo failed: {failure}", style.bad("✗")));
                 }
                 NodeEvent::Skipped { .. }
                 | NodeEvent::Blocked { .. }

@@ -93,7 +93,7 @@ impl Workspace {
         let mut files = self.runbook_files();
         let mut name = name.to_owned();
         let given = Path::new(&name).to_path_buf();
-        if name.ends_with(".yaml") {
+        if given.extension().is_some_and(|extension| extension == "yaml") {
             let path = given.canonicalize().map_err(|error| Problem::file(&given, error))?;
             let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
             files.retain(|file| file.file_stem().unwrap_or_default().to_string_lossy() != stem);

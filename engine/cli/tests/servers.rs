@@ -7,7 +7,7 @@ mod common;
 
 use std::fs;
 
-use common::{Project, directory, expected_tables, planned, site};
+use common::{Project, directory, expected_tables, planned, rows, rows_of, same_rows, site};
 use farrier_testkit::mariadb::MariaDb;
 use farrier_toolforge::{Dialect, DriftCounts, World};
 use serde_json::{Value, json};
@@ -15,18 +15,12 @@ use serde_json::{Value, json};
 /// When the old rows were written.
 const BEFORE: i64 = 1_700_000_000;
 
-/// Every row as `id`, then texts in hexadecimal, then, for tools, the time of its last change.
-const TOOLS: &str = "SELECT id, LOWER(HEX(name)), LOWER(HEX(home)), LOWER(HEX(description)), LOWER(HEX(toolinfo)), \
-                     LOWER(HEX(maintainers)), updated FROM tools ORDER BY id";
-const USERS: &str =
-    "SELECT id, LOWER(HEX(name)), LOWER(HEX(wikitech)), LOWER(HEX(home)) FROM users ORDER BY id";
-
 #[test]
 fn a_toolforge_of_3500_tools() {
     let world = World::generate(3_500, 11);
     let project = Project::demo();
     let now = expected_tables(&world, 0);
-    let counts = DriftCounts { added: 40, changed: 300, removed: 15, renamed: 5 };
+    let counts = DriftCounts { added: 40, changed: 300, removed: 8, renamed: 4 };
     let drifted = now.drifted(counts, 11, BEFORE);
     let database = MariaDb::shared().fresh_database();
     database.exec(&Dialect::MariaDb.schema());
@@ -36,7 +30,7 @@ fn a_toolforge_of_3500_tools() {
     site(&project, &world, &server, &server.url(), &database.url());
     let mark = server.mark();
     let before = server.dump();
-    let tables_before = database.exec(TOOLS) + &database.exec(USERS);
+    let tables_before = rows_of(&database);
 
     let plan =
         project.farrier(&["plan", "updatetools", "--env", "test", "--detailed-exitcode", "-o", "json"]);
@@ -47,39 +41,20 @@ fn a_toolforge_of_3500_tools() {
     let sum = |kind: &str| plan["summary"][kind].as_u64().unwrap();
     assert_eq!(sum("create") + sum("update") + sum("delete"), total as u64);
     assert_eq!(database.writes(), [""; 0], "a plan writes nothing");
-    assert!(database.exec(TOOLS) + &database.exec(USERS) == tables_before, "a plan changes nothing");
+    same_rows(&rows_of(&database), &tables_before, "after a plan");
 
     let run = ["run", "updatetools", "--env", "test", "--yes"];
     let ended = project.farrier(&run).expect(0).says(&format!("updatetools succeeded: {total} changes made"));
     ended.says(&format!("tools: {}", now.tools.len())).says(&format!("users: {}", now.users.len()));
     // Each row is what the oracle says; the time of the last change is the run's on the rows that were written alone.
-    let texts = |text: &Option<String>| text.as_deref().map_or("NULL".to_owned(), hex::encode);
-    let found = database.exec(TOOLS);
-    let found: Vec<&str> = found.lines().collect();
-    let mut tools: Vec<_> = now.tools.iter().collect();
-    tools.sort_by_key(|row| row.id);
-    assert_eq!(found.len(), tools.len());
+    same_rows(&rows_of(&database), &rows(&now), "after the run");
     let started = farrier_started(&project.show_last());
-    for (found, row) in found.iter().zip(tools) {
-        let written = drifted.tools.created.contains(&row.name) || drifted.tools.updated.contains(&row.name);
-        let updated = if written { started } else { BEFORE };
-        let (name, home) = (hex::encode(&row.name), hex::encode(&row.home));
-        let [description, toolinfo, maintainers] =
-            [&row.description, &row.toolinfo, &row.maintainers].map(texts);
-        let expected =
-            format!("{}\t{name}\t{home}\t{description}\t{toolinfo}\t{maintainers}\t{updated}", row.id);
-        assert_eq!(*found, expected, "{}", row.name);
+    for line in database.exec("SELECT name, updated FROM tools").lines() {
+        let (name, updated) = line.split_once('\t').unwrap();
+        let is_in = |names: &Vec<String>| names.iter().any(|known| known == name);
+        let written = is_in(&drifted.tools.created) || is_in(&drifted.tools.updated);
+        assert_eq!(updated, (if written { started } else { BEFORE }).to_string(), "{name}");
     }
-    let mut users: Vec<_> = now.users.iter().collect();
-    users.sort_by_key(|row| row.id);
-    let expected: Vec<String> = users
-        .iter()
-        .map(|row| {
-            let [name, wikitech, home] = [&row.name, &row.wikitech, &row.home].map(hex::encode);
-            format!("{}\t{name}\t{wikitech}\t{home}", row.id)
-        })
-        .collect();
-    assert_eq!(database.exec(USERS).lines().collect::<Vec<_>>(), expected);
     let view = project.show_last();
     for (step, differences) in [("tools_table", &drifted.tools), ("users_table", &drifted.users)] {
         assert_eq!(&planned(&view, step), differences, "what `show` tells");
@@ -139,9 +114,9 @@ fn reading_needs_no_right_to_write() {
     site(&project, &world, &server, &server.url(), &database.reader_url());
     let plan = project.farrier(&["plan", "updatetools", "--env", "test", "-o", "json"]).expect(0).json();
     assert_eq!(planned(&plan, "tools_table"), drifted.tools);
-    let before = database.exec(TOOLS);
+    let before = rows_of(&database);
     let failed = project.farrier(&["run", "updatetools", "--env", "test", "--yes"]).expect(10);
     failed.says("catalogue").complains("✗ tools_table");
-    assert!(database.exec(TOOLS) == before);
+    same_rows(&rows_of(&database), &before, "after a run that may not write");
     assert_eq!(project.show_last()["state"], json!("failed"));
 }

@@ -221,7 +221,7 @@ impl Show {
             ),
             (RunState::Parked, None) => eprintln!("next: farrier resume {short}"),
             (state, _) if !state.is_final() => {
-                eprintln!("next: if nothing works on it any more, farrier resume {short}")
+                eprintln!("next: if nothing works on it any more, farrier resume {short}");
             }
             _ => {}
         }

@@ -293,7 +293,7 @@ fn compare_plan(expected: &ExpectedPlan, plan: &Plan) -> Vec<String> {
             }
         }
         (Some(wanted), None) => {
-            differences.push(format!("plan: expected a failure with `{wanted}`, but it succeeded"))
+            differences.push(format!("plan: expected a failure with `{wanted}`, but it succeeded"));
         }
         (None, Some(failure)) => differences.push(format!("plan: failed with `{failure}`")),
         (None, None) => {}

@@ -16,6 +16,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use farrier_testkit::DEADLINE;
+use farrier_testkit::mariadb::Database;
 use farrier_testkit::slapd::{self, Slapd};
 use farrier_toolforge::{Differences, Tables, World, oracle};
 use serde_json::{Value, json};
@@ -242,10 +243,12 @@ pub fn expected_tables(world: &World, now: i64) -> Tables {
     oracle::expected(&world.ldif(), homes.path(), &world.project, now).tables().unwrap()
 }
 
-/// Writes the homes of `world` and an environment `test` that leads to a directory (as the reader of `server`, at
+/// Writes the homes of `world`, once, and an environment `test` that leads to a directory (as the reader of `server`, at
 /// `directory`) and to a database (its address with user and password).
 pub fn site(project: &Project, world: &World, server: &Slapd, directory: &str, database: &str) {
-    world.write_homes(&project.path("homes")).unwrap();
+    if !project.path("homes").exists() {
+        world.write_homes(&project.path("homes")).unwrap();
+    }
     let (scheme, rest) = database.split_once("://").unwrap();
     let (account, place) = rest.split_once('@').unwrap();
     let (user, password) = account.split_once(':').unwrap();
@@ -260,6 +263,48 @@ pub fn site(project: &Project, world: &World, server: &Slapd, directory: &str, d
             "password": project.secret("database.secret", password),
         },
     }));
+}
+
+/// The statements whose rows [`rows`] describes: numbers, then texts in hexadecimal, without the time of the last change.
+pub const SELECTS: [&str; 2] = [
+    "SELECT id, LOWER(HEX(name)), LOWER(HEX(home)), LOWER(HEX(description)), LOWER(HEX(toolinfo)), \
+     LOWER(HEX(maintainers)) FROM tools ORDER BY id",
+    "SELECT id, LOWER(HEX(name)), LOWER(HEX(wikitech)), LOWER(HEX(home)) FROM users ORDER BY id",
+];
+
+/// What the tables `tools` and `users` hold.
+pub fn rows(tables: &Tables) -> [Vec<String>; 2] {
+    let optional = |text: &Option<String>| text.as_deref().map_or("NULL".to_owned(), hex::encode);
+    let mut tools: Vec<_> = tables.tools.iter().collect();
+    tools.sort_by_key(|row| row.id);
+    let tools = tools.into_iter().map(|row| {
+        let [name, home] = [&row.name, &row.home].map(hex::encode);
+        let texts = [&row.description, &row.toolinfo, &row.maintainers].map(optional).join("\t");
+        format!("{}\t{name}\t{home}\t{texts}", row.id)
+    });
+    let mut users: Vec<_> = tables.users.iter().collect();
+    users.sort_by_key(|row| row.id);
+    let users = users.into_iter().map(|row| {
+        let [name, wikitech, home] = [&row.name, &row.wikitech, &row.home].map(hex::encode);
+        format!("{}\t{name}\t{wikitech}\t{home}", row.id)
+    });
+    [tools.collect(), users.collect()]
+}
+
+/// What the tables of a database hold, in the form of [`rows`].
+pub fn rows_of(database: &Database) -> [Vec<String>; 2] {
+    SELECTS.map(|select| database.exec(select).lines().map(ToOwned::to_owned).collect())
+}
+
+/// Compares what two tables hold, and names the first row that differs.
+#[track_caller]
+pub fn same_rows(found: &[Vec<String>; 2], expected: &[Vec<String>; 2], when: &str) {
+    for (table, (found, expected)) in ["tools", "users"].iter().zip(found.iter().zip(expected)) {
+        for (one, other) in found.iter().zip(expected) {
+            assert_eq!(one, other, "a row of `{table}`, {when}");
+        }
+        assert_eq!(found.len(), expected.len(), "rows of `{table}`, {when}");
+    }
 }
 
 /// The changes of a step in a plan or in what `show` says of a run, by the names in their objects.
