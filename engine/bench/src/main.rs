@@ -3,6 +3,8 @@
 //! Every figure that has a peer is a ratio to that peer in the same run. `cargo xtask bench` builds the release binary and
 //! starts this. Each group can be run alone: `cargo xtask bench engine`.
 
+#![allow(unreachable_pub, reason = "a binary has no callers; `pub` says what a module offers to the others")]
+
 mod check;
 mod engine;
 mod processes;

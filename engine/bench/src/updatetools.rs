@@ -34,7 +34,7 @@ fn one_size(report: &mut Report, binary: &Path, python: &str, tools: usize) -> R
     let homes = folder.path().join("homes");
     world.write_homes(&homes)?;
     let ldif = world.ldif();
-    let slapd = Slapd::start(Options { entries: ldif.clone(), ..Options::default() });
+    let slapd = Slapd::start(Options { entries: world.ldif_to_add(), ..Options::default() });
     let mariadb = MariaDb::shared();
     let database = mariadb.fresh_database();
     database.exec(&Dialect::MariaDb.schema());

@@ -5,6 +5,8 @@
 //! were appended (`stopping_at_every_write_of_a_mixed_run_changes_nothing_in_the_end` and the simulator then find doubled
 //! effects); parking a `once` step in doubt (both sweeps find effects that happened twice).
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests fail as tests do")]
+
 mod common;
 
 use std::sync::Arc;

@@ -1,5 +1,7 @@
 //! What runs do: needs, conditions, items, retries, checks, failures, undo, guards, children. In-memory store, fakes.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests fail as tests do")]
+
 mod common;
 
 use std::sync::Mutex;

@@ -3,6 +3,8 @@
 //! The number of seeds is `FARRIER_SIM_SEEDS` (300 by default; the full test run sets 10,000). A failing seed is named in
 //! the message and runs alone with `FARRIER_SIM_SEED=n`.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests fail as tests do")]
+
 mod common;
 
 use common::{Bench, runbook};
@@ -169,7 +171,8 @@ async fn simulate(seed: u64) {
         }
         match ended {
             Some(ended) if ended.state == RunState::Parked => {
-                if resolve(&bench, &start, ended.run).await.is_err() {
+                let answered = resolve(&bench, &start, ended.run).await;
+                if answered.is_err() {
                     bench.store = bench.store.restart();
                 }
             }
@@ -261,7 +264,7 @@ fn every_seed_keeps_the_laws() {
                     .unwrap();
                 for seed in range.filter(|seed| seed % workers == worker) {
                     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                        runtime.block_on(simulate(seed))
+                        runtime.block_on(simulate(seed));
                     }));
                     if let Err(panic) = outcome {
                         eprintln!("seed {seed} failed; run it alone with FARRIER_SIM_SEED={seed}");

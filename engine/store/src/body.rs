@@ -326,7 +326,8 @@ mod tests {
     /// The same large inputs in two runs are one blob, although the effect ids differ.
     #[test]
     fn large_intents_of_two_runs_share_a_blob() {
-        let (one, two) = (Row::of(&intent("run1", 100_000)).unwrap(), Row::of(&intent("run2", 100_000)).unwrap());
+        let (one, two) =
+            (Row::of(&intent("run1", 100_000)).unwrap(), Row::of(&intent("run2", 100_000)).unwrap());
         assert_eq!(one.blob, two.blob);
         assert_ne!(one.body, two.body);
         assert_eq!(read_back(&two), intent("run2", 100_000));
@@ -341,7 +342,10 @@ mod tests {
             (read_event(said.node, None, said.kind, said.body, None), "a node without an attempt"),
             (read_event(said.node, said.attempt, said.kind, None, None), "the body is missing"),
             (read_event(said.node, said.attempt, said.kind, Some("{"), None), "the body cannot be read"),
-            (read_event(said.node, said.attempt, said.kind, None, Some(b"no")), "the body cannot be decompressed"),
+            (
+                read_event(said.node, said.attempt, said.kind, None, Some(b"no")),
+                "the body cannot be decompressed",
+            ),
             (read_event(Some("a[b"), said.attempt, said.kind, said.body, None), "`a[b` is not a node name"),
         ];
         for (result, expected) in cases {
@@ -392,5 +396,4 @@ mod tests {
         };
         assert!(looks_large(&[output]));
     }
-
 }

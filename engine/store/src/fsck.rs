@@ -245,11 +245,9 @@ impl Check {
                 }
                 seen.undo_intents.push(attempt);
             }
-            NodeEvent::UndoDone | NodeEvent::UndoFailed { .. } => {
-                if !seen.undo_intents.contains(&attempt) {
-                    let message = format!("`{name}`: `{}` of attempt {attempt} has no intent", event.name());
-                    self.violation("I9", message);
-                }
+            NodeEvent::UndoDone | NodeEvent::UndoFailed { .. } if !seen.undo_intents.contains(&attempt) => {
+                let message = format!("`{name}`: `{}` of attempt {attempt} has no intent", event.name());
+                self.violation("I9", message);
             }
             _ => {}
         }
@@ -298,10 +296,7 @@ mod tests {
 
     fn failed(attempt: u32, retry: bool) -> Event {
         let failure = Failure::new(FailureKind::Exit, "no");
-        node(
-            attempt,
-            NodeEvent::Failed { failure, retry_at: retry.then(|| timestamp(5)), continued: false },
-        )
+        node(attempt, NodeEvent::Failed { failure, retry_at: retry.then(|| timestamp(5)), continued: false })
     }
 
     fn in_doubt(attempt: u32) -> Event {
@@ -315,9 +310,13 @@ mod tests {
     /// Runs the checks over events with their epochs; the row agrees with the journal.
     fn check(state: RunState, events: Vec<(i64, Event)>) -> Vec<&'static str> {
         let at = timestamp(0);
-        let entries: Vec<Entry> =
-            events.into_iter().zip(1..).map(|((epoch, event), seq)| Entry { seq, epoch, at, event }).collect();
-        let row = row(state, entries.len() as i64, entries.iter().map(|entry| entry.epoch).max().unwrap_or(0));
+        let entries: Vec<Entry> = events
+            .into_iter()
+            .zip(1..)
+            .map(|((epoch, event), seq)| Entry { seq, epoch, at, event })
+            .collect();
+        let row =
+            row(state, entries.len() as i64, entries.iter().map(|entry| entry.epoch).max().unwrap_or(0));
         check_run(&row, &entries).iter().map(|violation| violation.invariant).collect()
     }
 
@@ -347,27 +346,48 @@ mod tests {
         events
     }
 
+    /// What it is, the run's state, and epochs with events.
+    type Sound = (&'static str, RunState, Vec<(i64, Event)>);
+    /// The same, and the invariants that are broken.
+    type Broken = (&'static str, RunState, Vec<(i64, Event)>, &'static [&'static str]);
+
     #[test]
     fn sound_journals_are_clean() {
         use Effect::{Keyed, Once, Probed, Repeatable};
-        let cases: Vec<(&str, RunState, Vec<(i64, Event)>)> = vec![
+        let cases: Vec<Sound> = vec![
             ("never claimed", RunState::Queued, vec![(0, created())]),
             ("nothing to change", RunState::Running, begun(vec![(1, succeeded(1, 0))])),
             ("plain", RunState::Running, begun(vec![(1, intent(1, Once, "k")), (1, succeeded(1, 3))])),
             (
                 "retry after failure",
                 RunState::Running,
-                begun(vec![(1, intent(1, Once, "k")), (1, failed(1, true)), (1, intent(2, Once, "k")), (1, succeeded(2, 1))]),
+                begun(vec![
+                    (1, intent(1, Once, "k")),
+                    (1, failed(1, true)),
+                    (1, intent(2, Once, "k")),
+                    (1, succeeded(2, 1)),
+                ]),
             ),
             (
                 "repeated after a crash",
                 RunState::Running,
-                begun(vec![(1, intent(1, Repeatable, "k")), (2, claimed()), (2, in_doubt(1)), (2, intent(2, Repeatable, "k"))]),
+                begun(vec![
+                    (1, intent(1, Repeatable, "k")),
+                    (2, claimed()),
+                    (2, in_doubt(1)),
+                    (2, intent(2, Repeatable, "k")),
+                ]),
             ),
             (
                 "submitted again under the same key",
                 RunState::Running,
-                begun(vec![(1, intent(1, Keyed, "k")), (2, claimed()), (2, in_doubt(1)), (2, intent(2, Keyed, "k")), (2, succeeded(2, 1))]),
+                begun(vec![
+                    (1, intent(1, Keyed, "k")),
+                    (2, claimed()),
+                    (2, in_doubt(1)),
+                    (2, intent(2, Keyed, "k")),
+                    (2, succeeded(2, 1)),
+                ]),
             ),
             (
                 "probed: not applied, then again",
@@ -417,8 +437,13 @@ mod tests {
     fn each_broken_promise_is_named() {
         use Effect::{Keyed, Once, Probed};
         let running = RunState::Running;
-        let cases: Vec<(&str, RunState, Vec<(i64, Event)>, &[&str])> = vec![
-            ("two successes", running, begun(vec![(1, succeeded(1, 0)), (1, succeeded(2, 0))]), &["transition", "I1"]),
+        let cases: Vec<Broken> = vec![
+            (
+                "two successes",
+                running,
+                begun(vec![(1, succeeded(1, 0)), (1, succeeded(2, 0))]),
+                &["transition", "I1"],
+            ),
             (
                 "intent after success",
                 running,
@@ -435,13 +460,23 @@ mod tests {
             (
                 "once guessed after a crash",
                 running,
-                begun(vec![(1, intent(1, Once, "k")), (2, claimed()), (2, in_doubt(1)), (2, intent(2, Once, "k"))]),
+                begun(vec![
+                    (1, intent(1, Once, "k")),
+                    (2, claimed()),
+                    (2, in_doubt(1)),
+                    (2, intent(2, Once, "k")),
+                ]),
                 &["I4"],
             ),
             (
                 "probed not asked",
                 running,
-                begun(vec![(1, intent(1, Probed, "k")), (2, claimed()), (2, in_doubt(1)), (2, intent(2, Probed, "k"))]),
+                begun(vec![
+                    (1, intent(1, Probed, "k")),
+                    (2, claimed()),
+                    (2, in_doubt(1)),
+                    (2, intent(2, Probed, "k")),
+                ]),
                 &["I4"],
             ),
             (

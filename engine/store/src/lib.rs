@@ -251,11 +251,7 @@ pub struct Timing {
 
 impl Default for Timing {
     fn default() -> Timing {
-        Timing {
-            ttl: Duration::from_secs(15),
-            margin: Duration::from_secs(3),
-            grace: Duration::from_secs(5),
-        }
+        Timing { ttl: Duration::from_secs(15), margin: Duration::from_secs(3), grace: Duration::from_secs(5) }
     }
 }
 

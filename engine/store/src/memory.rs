@@ -318,7 +318,9 @@ impl Store for MemoryStore {
             .filter(|run| prefix.is_empty() || run.new.id.to_string().starts_with(&prefix))
             .map(Run::row)
             .filter(|row| {
-                filter.before.is_none_or(|(at, id)| (row.created_at.as_millisecond(), row.id) < (at.as_millisecond(), id))
+                filter.before.is_none_or(|(at, id)| {
+                    (row.created_at.as_millisecond(), row.id) < (at.as_millisecond(), id)
+                })
             })
             .collect();
         rows.sort_unstable_by_key(|row| std::cmp::Reverse((row.created_at, row.id)));

@@ -98,7 +98,8 @@ impl Head {
         if !lease_holds && batch.events.iter().any(Event::needs_lease) {
             return Err(fenced);
         }
-        let mut head = Head { seq: self.seq + batch.events.len() as i64, updated_at: moment.now, ..self.clone() };
+        let mut head =
+            Head { seq: self.seq + batch.events.len() as i64, updated_at: moment.now, ..self.clone() };
         let invalid = |message: String| Err(StoreError::Invalid { run, message });
         let mut finished = None;
         for (index, event) in batch.events.iter().enumerate() {
@@ -174,7 +175,8 @@ pub(crate) fn check_new(new: &NewRun) -> Result<(), StoreError> {
     if fits {
         Ok(())
     } else {
-        let message = "the first event must be `created`, with the runbook, bundle and environment of the run".into();
+        let message =
+            "the first event must be `created`, with the runbook, bundle and environment of the run".into();
         Err(StoreError::Invalid { run: new.id, message })
     }
 }
@@ -183,10 +185,14 @@ pub(crate) fn check_new(new: &NewRun) -> Result<(), StoreError> {
 /// The SQLite store has unique indexes for the same.
 pub(crate) fn once_only(event: &Event) -> Option<(&'static str, String, u32)> {
     match event {
-        Event::Node { node, event: NodeEvent::Succeeded { .. }, .. } => Some(("succeeded", node.to_string(), 0)),
-        Event::Node { node, attempt, event: event @ (NodeEvent::Intent { .. } | NodeEvent::UndoIntent { .. }) } => {
-            Some((event.name(), node.to_string(), *attempt))
+        Event::Node { node, event: NodeEvent::Succeeded { .. }, .. } => {
+            Some(("succeeded", node.to_string(), 0))
         }
+        Event::Node {
+            node,
+            attempt,
+            event: event @ (NodeEvent::Intent { .. } | NodeEvent::UndoIntent { .. }),
+        } => Some((event.name(), node.to_string(), *attempt)),
         _ => None,
     }
 }

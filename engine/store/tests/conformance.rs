@@ -1,6 +1,8 @@
 //! One list of behaviours, run on every store. Each behaviour asserts what it promises and writes down what it saw; what
 //! the stores let it see must be equal, down to the times and the error texts.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests fail as tests do")]
+
 mod common;
 
 use std::collections::BTreeMap;
@@ -202,11 +204,20 @@ async fn intents_need_a_lease_and_outcomes_do_not(world: &mut World) {
     world.clock.advance_ms(1);
     let fenced = StoreError::Fenced { run: run_id(1), epoch: 1 };
     let allowed = Event::WritesAllowed { creates: 0, updates: 1, deletes: 0 };
-    for events in [vec![intent("b", 1)], vec![undo_intent("b", 1)], vec![allowed], vec![succeeded("c", 1), intent("b", 1)]] {
+    for events in [
+        vec![intent("b", 1)],
+        vec![undo_intent("b", 1)],
+        vec![allowed],
+        vec![succeeded("c", 1), intent("b", 1)],
+    ] {
         assert_eq!(world.store().append(&claim, events, None).await.unwrap_err(), fenced);
     }
     world.clock.advance_ms(3_600_000);
-    world.store().append(&claim, vec![node("a", 1, NodeEvent::Succeeded { output: Value::Null, changed: 1 })], None).await.unwrap();
+    world
+        .store()
+        .append(&claim, vec![node("a", 1, NodeEvent::Succeeded { output: Value::Null, changed: 1 })], None)
+        .await
+        .unwrap();
     world.look(1).await;
 }
 
@@ -233,7 +244,9 @@ async fn heartbeats_extend_leases_and_name_the_fenced(world: &mut World) {
 async fn a_second_success_is_refused(world: &mut World) {
     let claim = world.create_and_claim(1).await;
     world.store().append(&claim, vec![succeeded("a", 1), succeeded("b", 1)], None).await.unwrap();
-    for again in [vec![succeeded("a", 1)], vec![succeeded("a", 2)], vec![succeeded("c", 1), succeeded("c", 2)]] {
+    for again in
+        [vec![succeeded("a", 1)], vec![succeeded("a", 2)], vec![succeeded("c", 1), succeeded("c", 2)]]
+    {
         let refused = world.store().append(&claim, again, None).await.unwrap_err();
         assert!(matches!(refused, StoreError::Refused { .. }), "{refused}");
         world.saw(refused.to_string());
@@ -258,7 +271,11 @@ async fn an_intent_is_unique_by_attempt(world: &mut World) {
     let refused = world.store().append(&claim, vec![undo_intent("a", 1)], None).await.unwrap_err();
     assert!(refused.to_string().contains("`undo_intent`"), "{refused}");
     world.saw(refused.to_string());
-    world.store().append(&claim, vec![undo_intent("a", 2), node("a", 2, NodeEvent::UndoDone)], None).await.unwrap();
+    world
+        .store()
+        .append(&claim, vec![undo_intent("a", 2), node("a", 2, NodeEvent::UndoDone)], None)
+        .await
+        .unwrap();
     world.look(1).await;
 }
 
@@ -387,7 +404,12 @@ async fn journals_read_in_order_from_anywhere(world: &mut World) {
 async fn everything_is_there_after_a_restart(world: &mut World) {
     let claim = world.create_and_claim(1).await;
     let text = Value::text("ünï \u{0} \u{1F525} \" \\ \n");
-    let odd = Value::map([("tiny", Value::Float(1e-9)), ("max", Value::Int(i64::MAX)), ("text", text), ("no", Value::Null)]);
+    let odd = Value::map([
+        ("tiny", Value::Float(1e-9)),
+        ("max", Value::Int(i64::MAX)),
+        ("text", text),
+        ("no", Value::Null),
+    ]);
     let events = vec![
         node("a[x]", 1, NodeEvent::Expanded { keys: vec!["k]".into(), "".into()] }),
         node("b", 1, NodeEvent::Succeeded { output: odd, changed: 0 }),
@@ -439,7 +461,15 @@ async fn runs_are_listed_newest_first_and_filtered(world: &mut World) {
         (RunFilter { runbook: Some("even".into()), ..all() }, vec![6, 4, 2]),
         (RunFilter { parent: Some(run_id(1)), ..all() }, vec![5]),
         (RunFilter { states: vec![RunState::Running, RunState::Parked], ..all() }, vec![2]),
-        (RunFilter { states: vec![RunState::Running, RunState::Queued], runbook: Some("even".into()), limit: Some(2), ..all() }, vec![6, 4]),
+        (
+            RunFilter {
+                states: vec![RunState::Running, RunState::Queued],
+                runbook: Some("even".into()),
+                limit: Some(2),
+                ..all()
+            },
+            vec![6, 4],
+        ),
         (RunFilter { id_prefix: Some(id[..13].to_uppercase()), ..all() }, vec![6, 5, 4, 3, 2, 1]),
         (RunFilter { id_prefix: Some(id.clone()), ..all() }, vec![6]),
         (RunFilter { id_prefix: Some(String::new()), limit: Some(1), ..all() }, vec![6]),
@@ -457,7 +487,8 @@ async fn runs_are_listed_newest_first_and_filtered(world: &mut World) {
 /// Guards "a run is pinned to the text it started with". Mechanism: bundles by digest, never replaced.
 async fn bundles_are_kept_by_digest(world: &mut World) {
     let sources: BTreeMap<Text, Text> =
-        [("sweep".into(), "runbook: sweep\n".into()), ("child".into(), "steps: {}\n".repeat(10_000).into())].into();
+        [("sweep".into(), "runbook: sweep\n".into()), ("child".into(), "steps: {}\n".repeat(10_000).into())]
+            .into();
     let digest = Digest::of("one");
     assert_eq!(world.store().bundle(digest).await.unwrap(), None);
     world.store().put_bundle(digest, "sweep", &sources).await.unwrap();

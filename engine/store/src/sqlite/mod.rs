@@ -20,7 +20,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use farrier_model::{Digest, Entry, Event, RunId, RunState, Text};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+};
 use sqlx::{ConnectOptions as _, Row as _, SqliteConnection};
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
@@ -206,8 +208,10 @@ fn mismatched() -> StoreError {
 /// Events to rows, off the async threads when they are large.
 async fn encode(run: RunId, batch: Batch) -> Result<(Batch, Vec<Row>), StoreError> {
     let rows = |batch: &Batch| batch.events.iter().map(Row::of).collect::<Result<Vec<Row>, _>>();
-    let unwritable =
-        |error: serde_json::Error| StoreError::Invalid { run, message: format!("an event cannot be stored: {error}") };
+    let unwritable = |error: serde_json::Error| StoreError::Invalid {
+        run,
+        message: format!("an event cannot be stored: {error}"),
+    };
     if !body::looks_large(&batch.events) {
         let rows = rows(&batch).map_err(unwritable)?;
         return Ok((batch, rows));
@@ -315,8 +319,9 @@ impl Store for SqliteStore {
         root: &str,
         sources: &BTreeMap<Text, Text>,
     ) -> Result<(), StoreError> {
-        let unwritable =
-            |error: String| StoreError::Unavailable { message: format!("the runbook texts cannot be packed: {error}") };
+        let unwritable = |error: String| StoreError::Unavailable {
+            message: format!("the runbook texts cannot be packed: {error}"),
+        };
         let json = serde_json::to_vec(sources).map_err(|error| unwritable(error.to_string()))?;
         let sources = body::pack(&json).map_err(|error| unwritable(error.to_string()))?;
         self.work(Work::Bundle { digest, root: root.to_string(), sources }).await.map(|_| ())
@@ -329,7 +334,8 @@ impl Store for SqliteStore {
             .await
             .map_err(|error| self.unreadable(error))?;
         let Some(row) = row else { return Ok(None) };
-        let corrupt = |message: String| StoreError::Corrupt { place: format!("bundle {}", digest.short()), message };
+        let corrupt =
+            |message: String| StoreError::Corrupt { place: format!("bundle {}", digest.short()), message };
         let root: &str = row.try_get(0).map_err(|error| corrupt(error.to_string()))?;
         let packed: &[u8] = row.try_get(1).map_err(|error| corrupt(error.to_string()))?;
         let json = body::unpack(packed).map_err(|error| corrupt(error.to_string()))?;
@@ -379,11 +385,13 @@ impl Store for SqliteStore {
         // One at a time: a blob can be large, their number too.
         let mut last = String::new();
         loop {
-            let row = sqlx::query("SELECT digest, raw_len, zstd FROM blob WHERE digest > ? ORDER BY digest LIMIT 1")
-                .bind(last.clone())
-                .fetch_optional(&self.readers)
-                .await
-                .map_err(|error| self.unreadable(error))?;
+            let row = sqlx::query(
+                "SELECT digest, raw_len, zstd FROM blob WHERE digest > ? ORDER BY digest LIMIT 1",
+            )
+            .bind(last.clone())
+            .fetch_optional(&self.readers)
+            .await
+            .map_err(|error| self.unreadable(error))?;
             let Some(row) = row else { break };
             last = row.try_get(0).map_err(|error| self.unreadable(error))?;
             let raw_len: i64 = row.try_get(1).map_err(|error| self.unreadable(error))?;
@@ -406,7 +414,7 @@ pub(crate) struct Errors {
 
 impl Errors {
     /// Whether after this error nobody knows what the disk holds.
-    pub(crate) fn is_fatal(&self, error: &sqlx::Error) -> bool {
+    pub(crate) fn is_fatal(error: &sqlx::Error) -> bool {
         match error {
             // READONLY, IOERR, CORRUPT, FULL, CANTOPEN, NOTADB: the low byte of the extended code.
             sqlx::Error::Database(_) => matches!(primary_code(error), Some(8 | 10 | 11 | 13 | 14 | 26)),
@@ -422,7 +430,7 @@ impl Errors {
     /// An error of reading or writing.
     pub(crate) fn map(&self, error: sqlx::Error) -> StoreError {
         match error {
-            error if self.is_fatal(&error) => self.fatal(&error),
+            error if Errors::is_fatal(&error) => self.fatal(&error),
             error @ (sqlx::Error::Decode(_) | sqlx::Error::ColumnDecode { .. }) => self.damaged(error),
             error => StoreError::Unavailable { message: format!("`{}`: {error}", self.file.display()) },
         }
@@ -431,9 +439,10 @@ impl Errors {
     /// An error of opening: what cannot be read is damaged.
     fn damaged(&self, error: sqlx::Error) -> StoreError {
         match primary_code(&error) {
-            Some(11 | 26) | None => {
-                StoreError::Corrupt { place: format!("`{}`", self.file.display()), message: error.to_string() }
-            }
+            Some(11 | 26) | None => StoreError::Corrupt {
+                place: format!("`{}`", self.file.display()),
+                message: error.to_string(),
+            },
             _ => self.map(error),
         }
     }
@@ -475,14 +484,17 @@ async fn read_back(connection: &mut SqliteConnection, errors: &Errors) -> Result
     let settings =
         [("PRAGMA journal_mode", "wal"), ("PRAGMA synchronous", "2"), ("PRAGMA foreign_keys", "1")];
     for (pragma, expected) in settings {
-        let row = sqlx::query(pragma).fetch_one(&mut *connection).await.map_err(|error| errors.damaged(error))?;
+        let row =
+            sqlx::query(pragma).fetch_one(&mut *connection).await.map_err(|error| errors.damaged(error))?;
         let found = row
             .try_get::<String, _>(0)
             .or_else(|_| row.try_get::<i64, _>(0).map(|number| number.to_string()))
             .map_err(|error| errors.damaged(error))?;
         if found != expected {
             let dir = errors.file.parent().map(PathBuf::from).unwrap_or_default();
-            let message = format!("SQLite does not take `{pragma}` = {expected} there (it says {found}); use a local disk");
+            let message = format!(
+                "SQLite does not take `{pragma}` = {expected} there (it says {found}); use a local disk"
+            );
             return Err(StoreError::Directory { dir, message });
         }
     }
@@ -509,8 +521,11 @@ async fn quick_check(connection: &mut SqliteConnection, errors: &Errors) -> Resu
         .fetch_all(connection)
         .await
         .map_err(|error| errors.damaged(error))?;
-    let found: Vec<String> =
-        rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>().map_err(|error| errors.damaged(error))?;
+    let found: Vec<String> = rows
+        .iter()
+        .map(|row| row.try_get(0))
+        .collect::<Result<_, _>>()
+        .map_err(|error| errors.damaged(error))?;
     if found == ["ok"] {
         return Ok(());
     }

@@ -67,7 +67,11 @@ impl<'r> Stored<'r> {
 
     fn link(&self, run: &str, before: &[u8]) -> [u8; 32] {
         let Stored { seq, epoch, at, node, attempt, kind, body, blob, entry_id, part, .. } = *self;
-        body::link(before, Place { run, seq, epoch, at, entry_id, part }, Said { node, attempt, kind, body, blob })
+        body::link(
+            before,
+            Place { run, seq, epoch, at, entry_id, part },
+            Said { node, attempt, kind, body, blob },
+        )
     }
 }
 
@@ -103,7 +107,12 @@ impl Auditor {
         if stored.link(&run.to_string(), &before) != stored.hash && !self.broken {
             // One message for one break: what follows a changed row cannot be judged by the same chain again.
             self.broken = true;
-            self.violation(run, seq, "chain", "the hash chain is broken: this entry or one before it was changed".into());
+            self.violation(
+                run,
+                seq,
+                "chain",
+                "the hash chain is broken: this entry or one before it was changed".into(),
+            );
         }
         self.link = Some(stored.hash.to_vec());
         match stored.read() {
@@ -114,7 +123,12 @@ impl Auditor {
 
     pub(crate) fn end(&mut self, run: RunId, head: &[u8]) {
         if !self.broken && self.link.as_deref().unwrap_or(&body::NO_LINK) != head {
-            self.violation(run, None, "chain", "the journal does not end where the run says: entries were cut off".into());
+            self.violation(
+                run,
+                None,
+                "chain",
+                "the journal does not end where the run says: entries were cut off".into(),
+            );
         }
     }
 

@@ -95,9 +95,10 @@ BEGIN SELECT RAISE(ABORT, 'the journal is append-only'); END;
 
 /// The version of an opened database; 0 for an empty one.
 pub(crate) async fn version(connection: &mut SqliteConnection) -> Result<i64, sqlx::Error> {
-    let tables = sqlx::query("SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'migration'")
-        .fetch_one(&mut *connection)
-        .await?;
+    let tables =
+        sqlx::query("SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'migration'")
+            .fetch_one(&mut *connection)
+            .await?;
     if tables.try_get::<i64, _>(0)? == 0 {
         return Ok(0);
     }

@@ -237,7 +237,7 @@ impl Writer {
             self.heads.clear();
             let rolled_back = sqlx::query("ROLLBACK").execute(&mut self.connection).await;
             if let Trouble::Sql(error) = trouble
-                && self.errors.is_fatal(error)
+                && Errors::is_fatal(error)
             {
                 let fatal = self.errors.fatal(error);
                 tracing::error!(%fatal, "the store failed and accepts no more writes");
@@ -251,8 +251,7 @@ impl Writer {
     }
 
     async fn attempt(&mut self, works: &[Work], careful: bool) -> Result<Vec<Answer>, Trouble> {
-        let moment =
-            Moment { now: self.clock.now_ms(), generation: self.generation, timing: self.timing };
+        let moment = Moment { now: self.clock.now_ms(), generation: self.generation, timing: self.timing };
         sqlx::query("BEGIN IMMEDIATE").execute(&mut self.connection).await?;
         let mut staged = Staged::default();
         let mut answers = Vec::with_capacity(works.len());
@@ -575,9 +574,7 @@ impl Writer {
                     add(&mut arguments, place.part)?;
                     add(&mut arguments, link.to_vec())?;
                 }
-                sqlx::query_with(AssertSqlSafe(sql.clone()), arguments)
-                    .execute(&mut self.connection)
-                    .await?;
+                sqlx::query_with(AssertSqlSafe(sql.clone()), arguments).execute(&mut self.connection).await?;
             }
         }
         Ok(())
@@ -587,7 +584,8 @@ impl Writer {
         if self.status.fatal.get().is_some() {
             return;
         }
-        if let Err(error) = sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(&mut self.connection).await {
+        if let Err(error) = sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(&mut self.connection).await
+        {
             tracing::warn!(%error, "the write-ahead log could not be emptied");
         }
     }

@@ -1,4 +1,5 @@
 //! What the store's tests share: events in short, and a clock that stands still until it is moved.
+#![allow(unreachable_pub, reason = "a module of test binaries")]
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 use std::sync::Arc;
@@ -6,7 +7,9 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use farrier_model::event::{ParkCause, Trigger};
 use farrier_model::time::Timestamp;
-use farrier_model::{Digest, Effect, Event, Failure, FailureKind, NodeEvent, NodeName, RunId, RunState, Value};
+use farrier_model::{
+    Digest, Effect, Event, Failure, FailureKind, NodeEvent, NodeName, RunId, RunState, Value,
+};
 use farrier_store::{Clock, NewRun};
 
 /// Milliseconds since 1970, moved by the test alone.
@@ -86,7 +89,7 @@ pub fn failed(step: &str, attempt: u32, retry: bool) -> Event {
 }
 
 pub fn parked(reason: &str) -> Event {
-    Event::Parked { reason: reason.into(), cause: ParkCause::InDoubt }
+    Event::Parked { reason: reason.into(), cause: ParkCause::InDoubt, guard: None }
 }
 
 pub fn finished(state: RunState) -> Event {
