@@ -330,7 +330,9 @@ async fn the_state_follows_the_events(world: &mut World) {
     let claim = world.create_and_claim(1).await;
     let resumed = Event::Resumed { by: "me".into(), accepted: None };
     let undo = Event::UndoStarted { reason: "a failed".into() };
-    let steps: [(Vec<Event>, Option<RunState>, RunState, Option<&str>); 6] = [
+    /// The events, the state that the caller says, and the state and reason that must follow.
+    type Follows = (Vec<Event>, Option<RunState>, RunState, Option<&'static str>);
+    let steps: [Follows; 6] = [
         (vec![succeeded("a", 1)], None, RunState::Running, None),
         (vec![parked("step `b` is in doubt")], None, RunState::Parked, Some("step `b` is in doubt")),
         (vec![resumed], None, RunState::Running, None),

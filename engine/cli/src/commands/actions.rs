@@ -115,7 +115,7 @@ fn fields(schema: &serde_json::Value, indent: &str) -> Result<(), Problem> {
 
 fn kind(schema: &serde_json::Value) -> String {
     if let Some(mark) = schema[MARK].as_str() {
-        return mark.replace(':', " ").replace('_', " ");
+        return mark.replace([':', '_'], " ");
     }
     match &schema["type"] {
         serde_json::Value::String(kind) if kind == "array" => format!("list of {}", kind_of_items(schema)),

@@ -7,9 +7,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use farrier_model::event::{ParkCause, Trigger};
 use farrier_model::time::Timestamp;
-use farrier_model::{
-    Digest, Effect, Event, Failure, FailureKind, NodeEvent, NodeName, RunId, RunState, Value,
-};
+use farrier_model::{Digest, Effect, Event, Failure, FailureKind, NodeEvent, RunId, RunState, Value};
 use farrier_store::{Clock, NewRun};
 
 /// Milliseconds since 1970, moved by the test alone.
@@ -56,7 +54,7 @@ pub fn new_run(number: u16) -> NewRun {
 }
 
 pub fn node(step: &str, attempt: u32, event: NodeEvent) -> Event {
-    Event::Node { node: NodeName::step(step), attempt, event }
+    Event::Node { node: step.parse().unwrap(), attempt, event }
 }
 
 pub fn intent(step: &str, attempt: u32) -> Event {
