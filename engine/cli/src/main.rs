@@ -8,6 +8,8 @@
 mod commands;
 mod exit;
 mod interact;
+#[cfg(test)]
+mod manual;
 mod plugins;
 mod progress;
 mod project;
