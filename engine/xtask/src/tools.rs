@@ -49,6 +49,14 @@ pub(crate) fn capture(command: &mut Command) -> Result<String> {
 
 /// Runs a test runner, showing its output, and returns the counts it printed and whether it succeeded.
 pub(crate) fn run_tests(command: &mut Command) -> Result<(Counts, bool)> {
+    run_tests_onto(command, std::io::stdout(), std::io::stderr())
+}
+
+fn run_tests_onto(
+    command: &mut Command,
+    own_stdout: impl Write + Send,
+    own_stderr: impl Write + Send,
+) -> Result<(Counts, bool)> {
     let mut child = command
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -56,8 +64,8 @@ pub(crate) fn run_tests(command: &mut Command) -> Result<(Counts, bool)> {
         .with_context(|| format!("cannot start {}", line(command)))?;
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let counts = std::thread::scope(|scope| {
-        let stdout = scope.spawn(|| stdout.map(|from| pass_on(from, std::io::stdout())).unwrap_or_default());
-        let stderr = scope.spawn(|| stderr.map(|from| pass_on(from, std::io::stderr())).unwrap_or_default());
+        let stdout = scope.spawn(move || stdout.map(|from| pass_on(from, own_stdout)).unwrap_or_default());
+        let stderr = scope.spawn(move || stderr.map(|from| pass_on(from, own_stderr)).unwrap_or_default());
         [stdout.join().unwrap_or_default(), stderr.join().unwrap_or_default()].concat()
     });
     let status = child.wait().with_context(|| format!("cannot wait for {}", line(command)))?;
@@ -150,9 +158,12 @@ mod tests {
     fn tests_are_run_shown_and_counted_in_both_streams() {
         let script = "echo 'test result: ok. 3 passed; 0 failed; 1 ignored'; \
                       echo '  Summary [ 1s] 2 tests run: 1 passed, 1 failed, 0 skipped' >&2; exit 1";
-        let (counts, succeeded) = run_tests(Command::new("sh").args(["-c", script])).unwrap();
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        let (counts, succeeded) =
+            run_tests_onto(Command::new("sh").args(["-c", script]), &mut stdout, &mut stderr).unwrap();
         assert_eq!(counts, Counts { passed: 4, failed: 1, skipped: 1 });
         assert!(!succeeded);
+        assert!(stdout.starts_with(b"test result: ok.") && stderr.starts_with(b"  Summary"));
     }
 
     #[test]
