@@ -174,6 +174,19 @@ fn a_damaged_store_is_reported_and_ends_with_74() {
     }
 }
 
+/// The first process died before it had made the tables: there is nothing to read, and the next one makes them.
+#[test]
+fn a_store_that_was_never_finished_is_begun_again() {
+    let project = Project::demo();
+    project.write(".farrier/farrier.lock", "");
+    project.write(".farrier/farrier.db", "");
+    for command in ["runs", "fsck"] {
+        project.farrier(&[command]).expect(74).complains("start a run there first");
+    }
+    project.farrier(&RUN).expect(0);
+    project.farrier(&["fsck"]).expect(0).says("1 run, ");
+}
+
 #[test]
 fn what_runbooks_and_actions_are() {
     let project = Project::demo();

@@ -102,6 +102,10 @@ impl SqliteStore {
             let mut connection = readers.acquire().await.map_err(|error| errors.damaged(error))?;
             let found = schema::version(&mut connection).await.map_err(|error| errors.damaged(error))?;
             errors.check_version(found)?;
+            if found == 0 {
+                // Its first owner died, or has not come, so far as to make the tables.
+                return Err(StoreError::Missing { dir: dir.to_path_buf() });
+            }
             if found < schema::VERSION {
                 let known = schema::VERSION;
                 return Err(StoreError::OlderSchema { file, found, known });
