@@ -118,21 +118,39 @@ async fn one_failed_item_is_isolated_or_stops_the_rest() {
 
 #[tokio::test(start_paused = true)]
 async fn attempts_are_repeated_with_pauses_and_recorded() {
-    let bench = Bench::new("retry");
-    bench.world.state.lock().unwrap().failing.insert("a".into(), 2);
-    let rest = "steps:
+    for items in [false, true] {
+        let bench = Bench::new(&format!("retry_{items}"));
+        bench.world.state.lock().unwrap().failing.insert("a".into(), 2);
+        let for_each = if items { "    for_each: { in: \"${ ['a'] }\", as: name, key: name }\n" } else { "" };
+        let rest = format!(
+            "steps:
   a:
     uses: fake.set
-    with: { target: world, object: a, value: v }
-    retry: { attempts: 3, backoff: 10ms..20ms }
+{for_each}    with: {{ target: world, object: a, value: v }}
+    retry: {{ attempts: 3, backoff: 5s..1m }}
     undo: restore
-";
-    let start = bench.start(&[runbook("retry", "recoverable", rest)], Value::map::<&str>([]));
-    let ended = bench.run(&start).await.unwrap();
-    assert_eq!(ended.state, RunState::Succeeded, "{:?}", ended.failure);
-    let journal = bench.journal(ended.run).await;
-    let of_a: Vec<&str> = journal.iter().filter(|l| l.ends_with(" a")).map(String::as_str).collect();
-    assert_eq!(of_a, ["intent a", "failed a", "intent a", "failed a", "intent a", "succeeded a"]);
+"
+        );
+        let start = bench.start(&[runbook("retry", "recoverable", &rest)], Value::map::<&str>([]));
+        let ended = bench.run(&start).await.unwrap();
+        assert_eq!(ended.state, RunState::Succeeded, "{:?}", ended.failure);
+        let journal = bench.store.journal(ended.run).await.unwrap();
+        let of_a: Vec<(&str, i64)> = journal
+            .iter()
+            .filter_map(|entry| match &entry.event {
+                farrier_model::Event::Node { node, event, .. } if (node.item.is_some()) == items => {
+                    Some((event.name(), entry.at.as_second() - journal[0].at.as_second()))
+                }
+                _ => None,
+            })
+            .collect();
+        let names: Vec<&str> = of_a.iter().map(|(name, _)| *name).collect();
+        assert_eq!(names, ["intent", "failed", "intent", "failed", "intent", "succeeded"], "items: {items}");
+        // The pause doubles: 5 s, then 10 s.
+        let (second, third, last) = (of_a[2].1, of_a[4].1, of_a[5].1);
+        assert!((5..=6).contains(&second), "{of_a:?}");
+        assert!((15..=17).contains(&third) && last <= 17, "{of_a:?}");
+    }
 }
 
 #[tokio::test]

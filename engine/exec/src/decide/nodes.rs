@@ -14,6 +14,8 @@ impl Decider<'_> {
             return Ok(());
         }
         match run_node.state {
+            // Its timer looks again when the pause is over.
+            NodeState::Retryable if run_node.retry_at.is_some_and(|at| at > self.now) => Ok(()),
             NodeState::InDoubt => self.in_doubt(node),
             NodeState::Waiting => self.start(node),
             NodeState::Pending | NodeState::Retryable => {

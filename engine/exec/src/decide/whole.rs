@@ -14,7 +14,9 @@ impl Decider<'_> {
             return Ok(());
         }
         self.run.memory.at_barrier = false;
-        for guard in accepted {
+        for guard in
+            accepted.into_iter().filter(|guard| !self.run.accepted.contains(guard)).collect::<Vec<_>>()
+        {
             self.emit(Event::Resumed { by: by.clone(), accepted: Some(guard) })?;
         }
         let open: Vec<GuardFinding> = self
