@@ -139,6 +139,9 @@ struct RunView<'a> {
     failure: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     parked: Option<String>,
+    /// The guard that a person has to accept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guard: Option<String>,
     steps: Vec<NodeView>,
 }
 
@@ -154,6 +157,7 @@ impl Show {
             outputs: run.outputs.clone(),
             failure: run.failure.as_ref().map(ToString::to_string),
             parked: run.parked.as_ref().map(|(reason, _)| reason.clone()),
+            guard: run.asking_guard.as_ref().map(ToString::to_string),
             steps: nodes,
         };
         if render::data(app.output, &view)? {
@@ -219,6 +223,9 @@ impl Show {
                  `--not-applied`",
                 step.node
             ),
+            (RunState::Parked, None) if view.guard.is_some() => {
+                eprintln!("next: farrier resume {short} --accept-guards --yes");
+            }
             (RunState::Parked, None) => eprintln!("next: farrier resume {short}"),
             (state, _) if !state.is_final() => {
                 eprintln!("next: if nothing works on it any more, farrier resume {short}");
