@@ -87,6 +87,9 @@ pub struct SqliteStore {
     generation: i64,
 }
 
+/// `SQLITE_READONLY_ROLLBACK`: a reader found a transaction that only a writer can take back.
+const READONLY_ROLLBACK: &str = "776";
+
 impl SqliteStore {
     /// Opens the store in `dir`; as owner, makes it if there is none. Must be called within a tokio runtime, which runs
     /// the writer from then on.
@@ -100,17 +103,25 @@ impl SqliteStore {
             }
             let readers = readers(&file);
             let mut connection = readers.acquire().await.map_err(|error| errors.damaged(error))?;
-            let found = schema::version(&mut connection).await.map_err(|error| errors.damaged(error))?;
+            let missing = || StoreError::Missing { dir: dir.to_path_buf() };
+            let found = match schema::version(&mut connection).await {
+                // A rollback journal, and not a log, is there only until the first owner has made the tables.
+                Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some(READONLY_ROLLBACK) => 0,
+                found => found.map_err(|error| errors.damaged(error))?,
+            };
             errors.check_version(found)?;
             if found == 0 {
                 // Its first owner died, or has not come, so far as to make the tables.
-                return Err(StoreError::Missing { dir: dir.to_path_buf() });
+                return Err(missing());
             }
             if found < schema::VERSION {
                 let known = schema::VERSION;
                 return Err(StoreError::OlderSchema { file, found, known });
             }
-            let generation = generation(&mut connection).await.map_err(|error| errors.map(error))?;
+            let generation = match generation(&mut connection).await {
+                Err(sqlx::Error::RowNotFound) => return Err(missing()),
+                found => found.map_err(|error| errors.map(error))?,
+            };
             drop(connection);
             return Ok(SqliteStore { jobs: None, readers, status, errors, generation });
         }
