@@ -41,7 +41,9 @@ pub(crate) fn own(dir: &Path) -> Result<DirectoryLock, StoreError> {
     if metadata.mode() & 0o077 != 0 {
         // Journals hold what runbooks read. A directory that is ours alone is tightened; one that is used for something
         // else as well is not touched.
-        let ours = dir.join(LOCK_FILE).exists() || fs::read_dir(dir).map_err(failed)?.next().is_none();
+        let ours = dir.join(LOCK_FILE).exists()
+            || database(dir).exists()
+            || fs::read_dir(dir).map_err(failed)?.next().is_none();
         if !ours {
             let mode = metadata.mode() & 0o777;
             return Err(unusable(format!(
