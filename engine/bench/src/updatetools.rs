@@ -11,6 +11,9 @@ use farrier_toolforge::{Dialect, World, oracle};
 
 use crate::report::{Cost, Report, ratio, run, show, write};
 
+/// Where Farrier finds the database's password.
+const PASSWORD: &str = "FARRIER_BENCH_PASSWORD";
+
 /// Measures both sizes.
 pub fn measure(report: &mut Report, binary: &Path, python: &str) -> Result<()> {
     let mut times = Vec::new();
@@ -42,6 +45,7 @@ fn one_size(report: &mut Report, binary: &Path, python: &str, tools: usize) -> R
         oracle::expected(&ldif, &homes, "tools", 1).tables().map_err(|refused| anyhow!("{refused:?}"))?;
     database.exec(&tables.insert_sql(Dialect::MariaDb));
 
+    let (url, password) = without_password(&database.url());
     let project = folder.path().join("project");
     write(&project.join("farrier.yaml"), "runbooks: [runbooks]\nenvironments: [environments]\n")?;
     let runbook = std::fs::read_to_string("runbooks/directory/updatetools.yaml")
@@ -50,10 +54,10 @@ fn one_size(report: &mut Report, binary: &Path, python: &str, tools: usize) -> R
     write(
         &project.join("environments/bench.yaml"),
         &format!(
-            "environment: bench\ntargets:\n  directory: {{ kind: ldap, url: \"{}\" }}\n  homes: {{ kind: files, roots: {{ tool_homes: \"{}\" }} }}\n  catalogue: {{ kind: sql, url: \"{}\" }}\n",
+            "environment: bench\ntargets:\n  directory: {{ kind: ldap, url: \"{}\" }}\n  homes: {{ kind: files, roots: {{ tool_homes: \"{}\" }} }}\n  catalogue: {{ kind: sql, url: \"{}\", password: {{ env: {PASSWORD} }} }}\n",
             slapd.url(),
             homes.display(),
-            database.url(),
+            url,
         ),
     )?;
 
@@ -61,7 +65,14 @@ fn one_size(report: &mut Report, binary: &Path, python: &str, tools: usize) -> R
     let mut costs = Vec::new();
     let (ours, ours_worst) = report.times(|| {
         let mut command = Command::new(binary);
-        command.arg("-C").arg(&project).args(["run", "updatetools", "--env", "bench", "--yes", "--quiet"]);
+        command.env(PASSWORD, &password).arg("-C").arg(&project).args([
+            "run",
+            "updatetools",
+            "--env",
+            "bench",
+            "--yes",
+            "--quiet",
+        ]);
         let cost = run(&mut command)?;
         costs.push(cost);
         Ok(cost.time)
@@ -73,7 +84,8 @@ fn one_size(report: &mut Report, binary: &Path, python: &str, tools: usize) -> R
         let mut command = Command::new(python);
         command
             .arg("benches/peer/updatetools.py")
-            .args(["--ldap", &slapd.url(), "--database", &database.url()])
+            .args(["--ldap", &slapd.url(), "--database", &url])
+            .env("DATABASE_PASSWORD", &password)
             .arg("--homes")
             .arg(&homes);
         let cost = run(&mut command)?;
@@ -94,4 +106,14 @@ fn one_size(report: &mut Report, binary: &Path, python: &str, tools: usize) -> R
         &format!("peak {}", megabytes(script_peak)),
     );
     Ok(Cost { time: ours, peak })
+}
+
+/// `mysql://user:password@host/name` as an address without, and the password.
+fn without_password(url: &str) -> (String, String) {
+    let parts = url.split_once("://").and_then(|(scheme, rest)| {
+        let (account, place) = rest.split_once('@')?;
+        let (user, password) = account.split_once(':')?;
+        Some((format!("{scheme}://{user}@{place}"), password.to_owned()))
+    });
+    parts.unwrap_or_else(|| (url.to_owned(), String::new()))
 }

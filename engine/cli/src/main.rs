@@ -23,6 +23,9 @@ use crate::commands::{Cli, Problem};
 use crate::exit::Exit;
 use crate::render::style::Style;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,

@@ -316,7 +316,7 @@ fn an_environment_without_what_the_runbook_needs_is_invalid() {
     project.write("environments/demo.yaml", &demo.replace("ldif:demo/directory.ldif", &url));
     project
         .farrier(&PLAN)
-        .expect(69)
+        .expect(1)
         .says("accounts         ldap.search      failed: target `directory`: cannot connect");
 }
 

@@ -1,5 +1,5 @@
 //! [`At`]: a value together with the place where it was written, and [`Keyed`]: a map that keeps its order and the
-//! places of its keys. Both are for authored types, which are read with [`crate::read`].
+//! places of its keys. Both are for authored types, which are read with [`crate::read()`].
 
 use std::borrow::{Borrow, Cow};
 use std::cell::Cell;

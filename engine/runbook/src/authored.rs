@@ -2,7 +2,7 @@
 //! editor's help.
 //!
 //! Read [`Runbook`], then [`Step`]. These types only say which keys there are and what shape they have; what the texts
-//! inside mean is checked by [`crate::compile`].
+//! inside mean is checked by [`crate::compile()`].
 
 use std::borrow::Cow;
 

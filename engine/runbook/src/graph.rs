@@ -1,6 +1,6 @@
 //! [`Graph`]: a runbook with every reference resolved, every input typed and no cycle.
 //!
-//! Only [`crate::compile`] makes one, so nothing downstream checks again. It is built once and never changed; the
+//! Only [`crate::compile()`] makes one, so nothing downstream checks again. It is built once and never changed; the
 //! state of a run lives elsewhere, in a list indexed by [`StepIndex`].
 
 use std::collections::BTreeMap;

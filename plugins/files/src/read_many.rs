@@ -555,10 +555,14 @@ mod tests {
 
     #[test]
     fn plans_say_how_many_texts_are_missing_and_name_the_first() {
-        let note = |name: &str| Note { key: "tools.a".into(), name: name.into(), note: "it is a folder".into() };
+        let note =
+            |name: &str| Note { key: "tools.a".into(), name: name.into(), note: "it is a folder".into() };
         for (notes, expected) in [
             (vec![], None),
-            (vec![note("description")], Some("1 text could not be read: `description` of `tools.a`: it is a folder")),
+            (
+                vec![note("description")],
+                Some("1 text could not be read: `description` of `tools.a`: it is a folder"),
+            ),
             (
                 vec![note("*"), note("toolinfo")],
                 Some("2 texts could not be read; the first: `tools.a`: it is a folder"),

@@ -68,7 +68,6 @@ impl PlanArgs {
 fn exit_of(plan: &Plan, detailed: bool) -> Exit {
     match &plan.failure {
         Some(failure) if failure.kind == FailureKind::Guard => return Exit::Guard,
-        Some(failure) if failure.kind == FailureKind::Unreachable => return Exit::Unreachable,
         Some(_) => return Exit::Error,
         None => {}
     }
