@@ -14,12 +14,9 @@ use farrier_store::{OpenOptions, SqliteStore, Store, StoreError, fsck};
 const DIRECTORY: &str = "FARRIER_CRASH_TEST_DIR";
 const RUNS: u16 = 4;
 
-/// The process to be killed: appends to several runs at once and says what was acknowledged. By itself, without a
-/// folder to write to, it has nothing to show.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn writes_until_it_is_killed() {
-    let Some(dir) = std::env::var_os(DIRECTORY) else { return };
-    let store = SqliteStore::open(Path::new(&dir), OpenOptions::default()).await.unwrap();
+/// The process to be killed: appends to several runs at once and says what was acknowledged.
+async fn write_until_killed(dir: &Path) {
+    let store = SqliteStore::open(dir, OpenOptions::default()).await.unwrap();
     let mut tasks = tokio::task::JoinSet::new();
     for number in 0..RUNS {
         let store = store.clone();
@@ -45,13 +42,17 @@ async fn writes_until_it_is_killed() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_acknowledged_is_lost_when_the_process_is_killed() {
+    // This test starts itself again as the process that it kills.
+    if let Some(dir) = std::env::var_os(DIRECTORY) {
+        return write_until_killed(Path::new(&dir)).await;
+    }
     let dir = tempfile::tempdir().unwrap();
     let mut durable = [0; RUNS as usize];
     for (round, lines) in [30, 333, 5, 1_000, 80].into_iter().enumerate() {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "writes_until_it_is_killed", "--nocapture"])
+            .args(["--exact", "nothing_acknowledged_is_lost_when_the_process_is_killed", "--nocapture"])
             .env(DIRECTORY, dir.path())
             .stdout(Stdio::piped())
             .spawn()
