@@ -20,4 +20,4 @@ pub use context::{NodeInfo, ReadCx, WriteCx};
 pub use farrier_model as model;
 pub use registry::{ActionRegistry, BoundAction, RegistryError};
 pub use secrets::SecretRef;
-pub use target::{Binding, ConnectCx, Target, TargetKind, Targets};
+pub use target::{Binding, ConnectCx, Now, Target, TargetKind, Targets};

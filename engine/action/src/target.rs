@@ -12,6 +12,7 @@ use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use farrier_model::time::Timestamp;
 use farrier_model::{Failure, FailureKind, Value};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::DeserializeOwned;
@@ -53,6 +54,34 @@ pub trait TargetKind: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Self::Writer, Failure>> + Send;
 }
 
+/// Where a stand-in gets the time from: the machine's clock, or the simulated one of a test.
+#[derive(Clone)]
+pub struct Now(Arc<dyn Fn() -> Timestamp + Send + Sync>);
+
+impl Now {
+    /// A clock of one's own.
+    pub fn from_fn(now: impl Fn() -> Timestamp + Send + Sync + 'static) -> Now {
+        Now(Arc::new(now))
+    }
+
+    /// The time.
+    pub fn get(&self) -> Timestamp {
+        (self.0)()
+    }
+}
+
+impl Default for Now {
+    fn default() -> Now {
+        Now::from_fn(Timestamp::now)
+    }
+}
+
+impl fmt::Debug for Now {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Now")
+    }
+}
+
 /// What a connecting target may know of its surroundings.
 #[derive(Debug, Clone)]
 pub struct ConnectCx {
@@ -60,6 +89,8 @@ pub struct ConnectCx {
     pub alias: String,
     /// Relative paths in the configuration start here: the folder of the environment file.
     pub base_dir: PathBuf,
+    /// The time, for stand-ins whose world has one.
+    pub now: Now,
 }
 
 impl ConnectCx {
@@ -131,6 +162,7 @@ pub struct Binding {
 /// The targets of one environment, connected on first use.
 pub struct Targets {
     base_dir: PathBuf,
+    now: Now,
     slots: BTreeMap<String, Slot>,
     groups: BTreeMap<String, Vec<String>>,
 }
@@ -158,7 +190,13 @@ impl Targets {
                 (binding.alias.clone(), Slot { binding, reader: OnceCell::new(), writer: OnceCell::new() })
             })
             .collect();
-        Targets { base_dir, slots, groups }
+        Targets { base_dir, now: Now::default(), slots, groups }
+    }
+
+    /// The same targets in a world whose time is `now`.
+    #[must_use]
+    pub fn at(self, now: Now) -> Targets {
+        Targets { now, ..self }
     }
 
     /// The members of a group, in the environment's order.
@@ -219,7 +257,11 @@ impl Targets {
         let config = slot.binding.config.read::<K::Config>().map_err(|error| {
             Failure::new(FailureKind::Input, format!("its configuration does not fit: {error}")).at(alias)
         })?;
-        Ok((slot, config, ConnectCx { alias: alias.to_owned(), base_dir: self.base_dir.clone() }))
+        Ok((
+            slot,
+            config,
+            ConnectCx { alias: alias.to_owned(), base_dir: self.base_dir.clone(), now: self.now.clone() },
+        ))
     }
 }
 

@@ -279,7 +279,11 @@ async fn accounts_matter() {
 async fn mistakes_in_files_name_their_place() {
     let folder = farrier_testkit::TempDir::new().unwrap();
     let open = async |url: &str| {
-        let cx = farrier_action::ConnectCx { alias: "directory".into(), base_dir: folder.path().to_owned() };
+        let cx = farrier_action::ConnectCx {
+            alias: "directory".into(),
+            base_dir: folder.path().to_owned(),
+            now: farrier_action::Now::default(),
+        };
         Ldap::reader(json(&format!(r#"{{"url": "{url}"}}"#)).read().unwrap(), &cx).await.err().unwrap()
     };
     let failure = open("ldif:missing.ldif").await;

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use farrier_action::harness::World;
-use farrier_action::{ActionRegistry, Binding, ConnectCx, TargetKind, Targets};
+use farrier_action::{ActionRegistry, Binding, ConnectCx, Now, TargetKind, Targets};
 use farrier_model::{Effect, Value};
 use farrier_testkit::TempDir;
 use farrier_testkit::slapd::{Options, Slapd};
@@ -99,7 +99,7 @@ impl Place {
     }
 
     pub(super) fn cx(&self) -> ConnectCx {
-        ConnectCx { alias: "directory".into(), base_dir: self.folder.path().to_owned() }
+        ConnectCx { alias: "directory".into(), base_dir: self.folder.path().to_owned(), now: Now::default() }
     }
 
     pub(super) fn targets(&self) -> Arc<Targets> {

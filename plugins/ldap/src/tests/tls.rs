@@ -123,7 +123,11 @@ async fn nothing_is_sent_over_a_network_in_the_clear() {
     let listener = TcpListener::bind("0.0.0.0:0").unwrap();
     listener.set_nonblocking(true).unwrap();
     let url = format!("ldap://{address}:{}", listener.local_addr().unwrap().port());
-    let cx = farrier_action::ConnectCx { alias: "directory".into(), base_dir: "/".into() };
+    let cx = farrier_action::ConnectCx {
+        alias: "directory".into(),
+        base_dir: "/".into(),
+        now: farrier_action::Now::default(),
+    };
     for account in ["", r#", "read_as": {"dn": "cn=r", "password": {"env": "HOME"}}"#] {
         let config = json(&format!(r#"{{"url": "{url}", "start_tls": false{account}}}"#));
         let failure = Ldap::reader(config.read().unwrap(), &cx).await.err().expect("in the clear");
