@@ -1,9 +1,11 @@
 //! The contract of an action.
 
 use std::future::Future;
+use std::time::Duration;
 
 use farrier_model::spec::Risk;
-use farrier_model::{Change, Effect, Failure, FailureKind, Fidelity, Value};
+use farrier_model::time::{Timestamp, format_duration};
+use farrier_model::{Change, Effect, Failure, FailureKind, Fidelity, Text, Value};
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -88,6 +90,64 @@ pub struct Planned<O> {
     pub considered: Option<u64>,
     /// Remarks for the reader of the plan.
     pub notes: Vec<String>,
+    /// The step is done when this has come; it has no changes.
+    pub wait: Option<WaitFor>,
+}
+
+/// What a step waits for. The run holds no task meanwhile, and may be taken up by another process.
+#[derive(Debug, Clone, PartialEq)]
+pub enum WaitFor {
+    /// A time, counted from when the step is reached.
+    Length {
+        /// How long.
+        length: Duration,
+        /// A signal that ends the wait early.
+        signal: Option<Text>,
+    },
+    /// A moment.
+    Until {
+        /// When.
+        at: Timestamp,
+        /// A signal that ends the wait early.
+        signal: Option<Text>,
+    },
+    /// A signal, without end.
+    Signal {
+        /// Its name.
+        name: Text,
+    },
+    /// People's approval of what the run is about to do.
+    Approval {
+        /// Who may say yes: people, or groups of the environment; empty for anyone but the person who asked for the run.
+        who: Vec<Text>,
+        /// How many must.
+        count: u32,
+        /// How long they have.
+        within: Option<Duration>,
+    },
+}
+
+impl WaitFor {
+    /// What it is, after "waits".
+    pub fn describe(&self) -> String {
+        let early = |signal: &Option<Text>| {
+            signal.as_ref().map_or_else(String::new, |signal| format!(", or until signal `{signal}`"))
+        };
+        match self {
+            WaitFor::Length { length, signal } => {
+                format!("for {}{}", format_duration(*length), early(signal))
+            }
+            WaitFor::Until { at, signal } => format!("until {at}{}", early(signal)),
+            WaitFor::Signal { name } => format!("for signal `{name}`"),
+            WaitFor::Approval { who, count, within } => {
+                let many = if *count == 1 { "one approval".into() } else { format!("{count} approvals") };
+                let of = if who.is_empty() { String::new() } else { format!(" of {}", who.join(", ")) };
+                let within =
+                    within.map_or_else(String::new, |time| format!(" within {}", format_duration(time)));
+                format!("for {many}{of}{within}")
+            }
+        }
+    }
 }
 
 impl<O> Planned<O> {
@@ -100,7 +160,13 @@ impl<O> Planned<O> {
             fidelity: Fidelity::Computed,
             considered: None,
             notes: Vec::new(),
+            wait: None,
         }
+    }
+
+    /// Nothing to change, and done only when `wait` has come; the output comes then.
+    pub fn waiting(wait: WaitFor) -> Planned<O> {
+        Planned { wait: Some(wait), ..Planned::described(Vec::new()) }
     }
 
     /// These changes, with the output they will give.
@@ -117,6 +183,7 @@ impl<O> Planned<O> {
             fidelity: Fidelity::Described,
             considered: None,
             notes: Vec::new(),
+            wait: None,
         }
     }
 
@@ -168,6 +235,7 @@ impl<O> Planned<O> {
             fidelity: self.fidelity,
             considered: self.considered,
             notes: self.notes,
+            wait: self.wait,
         })
     }
 }

@@ -15,7 +15,7 @@ mod secrets;
 mod target;
 pub mod text;
 
-pub use action::{Action, Planned, Probe};
+pub use action::{Action, Planned, Probe, WaitFor};
 pub use context::{NodeInfo, ReadCx, WriteCx};
 pub use farrier_model as model;
 pub use registry::{ActionRegistry, BoundAction, RegistryError};

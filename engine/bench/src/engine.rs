@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, ensure};
 use farrier_action::{ActionRegistry, Targets};
 use farrier_exec::driver::{ProceedAlways, Start, World};
-use farrier_exec::{Driver, Options};
+use farrier_exec::{Driver, Halt, Options};
 use farrier_model::event::Trigger;
 use farrier_model::{RunState, Text, Value};
 use farrier_runbook::compile_bundle;
@@ -67,19 +67,16 @@ fn run_noops(steps: usize, chain: bool) -> Result<(Duration, Vec<Duration>)> {
         compile_bundle("noops", &sources, registry.catalog()).map_err(|d| anyhow!("{}", d.render(false)))?;
     let start = Start {
         bundle: Arc::new(bundle),
-        world: World {
-            environment: "bench".into(),
-            targets: Arc::new(Targets::new(PathBuf::from("/"), Vec::new(), BTreeMap::new())),
-            guards: Vec::new(),
-        },
+        world: World::new("bench", Arc::new(Targets::new(PathBuf::from("/"), Vec::new(), BTreeMap::new()))),
         inputs: Value::map::<&str>([]),
         trigger: Trigger::Manual { by: "bench".into() },
+        plan: None,
     };
     let folder = tempfile::tempdir()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let store = SqliteStore::open(folder.path(), OpenOptions::default()).await?;
-        let (_stop, cancel) = watch::channel(None);
+        let (_stop, cancel) = watch::channel(Halt::No);
         let times = Arc::new(Mutex::new(Vec::with_capacity(steps)));
         let driver = Driver::new(
             Arc::new(registry),
@@ -126,6 +123,7 @@ fn commit_time() -> Result<Duration> {
             environment: "bench".into(),
             inputs: Value::Null,
             trigger: Trigger::Manual { by: "bench".into() },
+            plan: None,
         };
         store.put_bundle(digest, "bench", &BTreeMap::new()).await?;
         store
@@ -136,6 +134,7 @@ fn commit_time() -> Result<Duration> {
                 environment: "bench".into(),
                 title: "bench".into(),
                 parent: None,
+                live_key: None,
                 created,
             })
             .await?;
@@ -143,7 +142,8 @@ fn commit_time() -> Result<Duration> {
         let mut times = Vec::new();
         for _ in 0..1_000 {
             let begun = Instant::now();
-            let event = farrier_model::Event::CancelRequested { by: "bench".into() };
+            let event =
+                farrier_model::Event::CancelRequested { by: "bench".into(), undo: false, reason: None };
             store.append(&claim, vec![event], None).await.context("append")?;
             times.push(begun.elapsed());
         }

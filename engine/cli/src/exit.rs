@@ -23,8 +23,18 @@ pub enum Exit {
     Degraded,
     /// The run was cancelled.
     Cancelled,
+    /// The run waits: for a time, a lock, an answer, or a process that takes it up.
+    Waiting,
+    /// The world or the runbook is not as the plan saw it.
+    Drift,
+    /// The saved plan has expired, or was carried out before.
+    PlanGone,
     /// A guard stopped the changes.
     Guard,
+    /// A lock was not free in time, or another run is alive where there may be one.
+    LockBusy,
+    /// People said no, or did not say yes in time.
+    NotApproved,
     /// The data directory is in use by another process.
     StoreBusy,
     /// Tests failed.
@@ -37,13 +47,15 @@ pub enum Exit {
     Unreachable,
     /// The data directory cannot be used, or its content is damaged.
     Store,
+    /// The disk failed while it was written.
+    StoreFailed,
     /// Not allowed here.
     NotAllowed,
 }
 
 impl Exit {
     /// Every code, for the manual.
-    pub const ALL: [Exit; 17] = [
+    pub const ALL: [Exit; 23] = [
         Exit::Ok,
         Exit::Error,
         Exit::PlanChanges,
@@ -53,13 +65,19 @@ impl Exit {
         Exit::Parked,
         Exit::Degraded,
         Exit::Cancelled,
+        Exit::Waiting,
+        Exit::Drift,
+        Exit::PlanGone,
         Exit::Guard,
+        Exit::LockBusy,
+        Exit::NotApproved,
         Exit::TestsFailed,
         Exit::Usage,
         Exit::Invalid,
         Exit::Unreachable,
         Exit::StoreBusy,
         Exit::Store,
+        Exit::StoreFailed,
         Exit::NotAllowed,
     ];
 
@@ -75,13 +93,19 @@ impl Exit {
             Exit::Parked => 12,
             Exit::Degraded => 13,
             Exit::Cancelled => 14,
+            Exit::Waiting => 15,
+            Exit::Drift => 20,
+            Exit::PlanGone => 21,
             Exit::Guard => 22,
+            Exit::LockBusy => 23,
+            Exit::NotApproved => 24,
             Exit::TestsFailed => 30,
             Exit::Usage => 64,
             Exit::Invalid => 65,
             Exit::Unreachable => 69,
             Exit::StoreBusy => 73,
             Exit::Store => 74,
+            Exit::StoreFailed => 75,
             Exit::NotAllowed => 77,
         }
     }
@@ -98,13 +122,21 @@ impl Exit {
             Exit::Parked => "the run waits for a person",
             Exit::Degraded => "the run finished, but a failure was continued over",
             Exit::Cancelled => "the run was cancelled",
+            Exit::Waiting => "the run waits: for a time, a lock, an answer, or a process that takes it up",
+            Exit::Drift => "the world or the runbook is not as the plan saw it; nothing was overwritten",
+            Exit::PlanGone => "the saved plan has expired, or was carried out before",
             Exit::Guard => "a guard stopped the changes",
+            Exit::LockBusy => "a lock was not free in time, or another run is alive where there may be one",
+            Exit::NotApproved => "people said no, or did not say yes in time",
             Exit::TestsFailed => "tests failed",
             Exit::Usage => "the command line is wrong",
             Exit::Invalid => "a runbook, environment or project file is wrong",
             Exit::Unreachable => "a target cannot be reached",
             Exit::StoreBusy => "the data directory is in use by another process",
             Exit::Store => "the data directory cannot be used, or its content is damaged",
+            Exit::StoreFailed => {
+                "the disk failed while it was written; nothing is acknowledged that is not on it"
+            }
             Exit::NotAllowed => "not allowed",
         }
     }

@@ -72,7 +72,8 @@ impl Confirm for Ask {
     }
 }
 
-fn read_line(question: &str) -> Option<String> {
+/// Asks on standard error, and reads a line.
+pub fn read_line(question: &str) -> Option<String> {
     eprint!("{question}");
     std::io::stderr().flush().ok()?;
     let mut line = String::new();

@@ -103,6 +103,7 @@ impl Observer for Progress {
                 | NodeEvent::Blocked { .. }
                 | NodeEvent::Expanded { .. }
                 | NodeEvent::Applied { .. }
+                | NodeEvent::WaitBegan { .. }
                 | NodeEvent::NotApplied { .. }
                 | NodeEvent::UndoIntent { .. } => {}
             }

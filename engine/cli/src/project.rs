@@ -160,23 +160,42 @@ impl Site {
     /// The targets of the environment, unconnected.
     pub fn world(&self) -> World {
         let targets = &self.environment.targets;
+        let people = self.environment.people.iter().map(|(group, members)| {
+            (group.as_str().into(), members.iter().map(|member| member.as_str().into()).collect())
+        });
         World {
             environment: self.environment.name.as_str().into(),
             targets: Arc::new(bind(&self.folder, targets)),
             guards: self.environment.guards.clone(),
+            approvals: self.environment.approvals.clone(),
+            people: Arc::new(people.collect()),
         }
     }
 
-    /// Checks that this version can give the environment what it wants before a run.
-    pub fn may_run(&self, bundle: &Bundle) -> Result<(), Problem> {
-        let needed = self.environment.approvals.needed(bundle.graph().risk);
-        if needed > 0 {
-            return Err(Problem::NotYet(format!(
-                "environment `{}` wants {needed} approvals for such a run, and this version cannot collect them",
-                self.environment.name
-            )));
+    /// What each target of a bundle is, by alias; groups by their members. Without secrets.
+    pub fn identities(
+        &self,
+        bundle: &Bundle,
+        registry: &ActionRegistry,
+    ) -> Result<BTreeMap<String, String>, Problem> {
+        let targets = &self.environment.targets;
+        let mut aliases: Vec<&str> = Vec::new();
+        for alias in bundle.graphs.values().flat_map(|graph| graph.targets.keys()) {
+            match targets.groups.get(&**alias) {
+                Some(members) => aliases.extend(members.iter().map(String::as_str)),
+                None => aliases.push(alias),
+            }
         }
-        Ok(())
+        let mut identities = BTreeMap::new();
+        for binding in aliases.into_iter().filter_map(|alias| targets.get(alias)) {
+            let identity =
+                registry.identity(&binding.kind, &binding.config).map_err(|failure| Problem::Targets {
+                    environment: self.environment.name.clone(),
+                    problems: vec![format!("`{}`: {failure}", *binding.alias)],
+                })?;
+            identities.insert(binding.alias.value.clone(), identity);
+        }
+        Ok(identities)
     }
 
     /// Checks that the environment has what a runbook uses.

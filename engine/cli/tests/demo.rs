@@ -149,7 +149,7 @@ fn what_is_stored_about_runs() {
     assert_eq!((&report["runs"], &report["violations"]), (&json!(2), &json!([])));
     project.farrier(&["resume", first]).expect(64).complains("is over: it succeeded; start a new one with");
     let resolve = ["resolve", first, "tools_table", "--applied", "--reason", "I looked"];
-    project.farrier(&resolve).expect(64).complains("not in doubt");
+    project.farrier(&resolve).expect(64).complains("the run has ended: succeeded");
     project.farrier(&["show", "zzz"]).expect(64).complains("`farrier runs` lists them");
     project.farrier(&["show", "0"]).expect(64).complains("several runs");
 }
@@ -314,10 +314,7 @@ fn an_environment_without_what_the_runbook_needs_is_invalid() {
     // A server that nothing listens for.
     let url = format!("ldap://127.0.0.1:{}", farrier_testkit::free_port());
     project.write("environments/demo.yaml", &demo.replace("ldif:demo/directory.ldif", &url));
-    project
-        .farrier(&PLAN)
-        .expect(1)
-        .says("accounts         ldap.search      failed: target `directory`: cannot connect");
+    project.farrier(&PLAN).expect(1).says("ldap.search      failed: target `directory`: cannot connect");
 }
 
 /// A step that waits until the test lets it go.

@@ -3,8 +3,11 @@
 //! One loop owns a run and puts every input (task reports, answers, the clock, a wish to cancel) in one order. For
 //! each round it decides, appends the events in one batch, waits until they are durable, and only then hands out the
 //! work. Outcomes that arrive together share a batch, and batches of several runs share a commit in the store.
+//!
+//! What others want of a run is in the store; whoever put it there pokes the run's driver, if this process has one. A
+//! suspended run has none: it is a row with a time, until [`crate::Engine`] or a person takes it up.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,17 +17,21 @@ use farrier_action::{ActionRegistry, Planned, Targets};
 use farrier_model::event::Trigger;
 use farrier_model::time::Timestamp;
 use farrier_model::{
-    Change, ChangeKind, Entry, Event, Failure, FailureKind, Fidelity, NodeName, RunId, RunState, Text, Value,
+    Ask, BoundPlan, Change, ChangeKind, Entry, Event, Failure, FailureKind, Fidelity, NodeName, Request,
+    RunId, RunState, Text, Value,
 };
-use farrier_runbook::graph::{Bundle, Graph, Guard};
+use farrier_runbook::environment::Approvals;
+use farrier_runbook::graph::{Bundle, Graph, Guard, RateOf};
 use farrier_runbook::inputs::{Given, check_inputs};
-use farrier_store::{Claim, Clock, NewRun, Store, StoreError};
+use farrier_store::{Batch, Claim, Clock, Executed, NewRun, Store, StoreError};
 use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::decide::{Decision, Input, Limits, PlanReport, Report, Work};
+use crate::guard;
 use crate::plan::Plan;
+use crate::pokes::{Entered, Pokes};
 use crate::run::{NodeRef, ReplayError, Run};
 use crate::task::{self, TaskCx};
 
@@ -50,17 +57,23 @@ pub enum DriverError {
         #[source]
         source: ReplayError,
     },
-    /// The runbook uses features that this version checks but does not execute.
-    #[error("this version cannot run `{runbook}`: it uses {}", .features.join(", "))]
-    NotExecuted {
+    /// An expression at the top of the runbook cannot be evaluated with these inputs.
+    #[error("runbook `{runbook}`: {failure}")]
+    Inputs {
         /// The runbook.
         runbook: Text,
-        /// The features.
-        features: Vec<String>,
+        /// What is wrong.
+        failure: Failure,
     },
+    /// Another task of this process is at work on it.
+    #[error("run {0} is being worked on already")]
+    Driven(RunId),
     /// There is no such run.
     #[error("there is no run {0}")]
     NoRun(RunId),
+    /// Its process ended before what was at work did.
+    #[error("run {0} was let go while something was at work; the next owner finds out what came of it")]
+    LetGo(RunId),
     /// Another owner took the run over; nothing more is written.
     #[error("run {0} was taken over by another process")]
     Fenced(RunId),
@@ -138,6 +151,27 @@ pub trait Interpose: Send + Sync {
     fn instead_of(&self, node: &NodeName, action: &str) -> Option<StandIn>;
 }
 
+/// Keeps simulated time from passing while an action is at work, in tests of runbooks.
+pub trait Stillness: Send + Sync {
+    /// Time stands still until what is returned is dropped.
+    fn hold(&self) -> Box<dyn Send>;
+}
+
+/// What the process wants of all its runs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Halt {
+    /// Nothing.
+    #[default]
+    No,
+    /// They stop: what is at work ends, and the runs end cancelled.
+    Cancel {
+        /// Who wants it.
+        by: String,
+    },
+    /// The process ends: nothing new begins, what is at work ends, and the runs wait for the next process.
+    LetGo,
+}
+
 /// Settings of a driver.
 #[derive(Clone)]
 pub struct Options {
@@ -149,8 +183,16 @@ pub struct Options {
     pub doubts: u32,
     /// A run taken over more often than this is parked: it may be what ends its owners.
     pub takeovers: u32,
+    /// The longest wait for a time that is sat out instead of letting go of the run.
+    pub patience: Duration,
+    /// A person wants parked runs to go on, children included.
+    pub resume_parked: bool,
+    /// How long what is at work may take to end when the process ends.
+    pub grace: Duration,
     /// Takes the place of actions, in tests of runbooks.
     pub interpose: Option<Arc<dyn Interpose>>,
+    /// Holds simulated time while actions are at work.
+    pub stillness: Option<Arc<dyn Stillness>>,
 }
 
 impl Default for Options {
@@ -160,7 +202,11 @@ impl Default for Options {
             owner: format!("pid {}", std::process::id()),
             doubts: 5,
             takeovers: 5,
+            patience: Duration::MAX,
+            resume_parked: true,
+            grace: Duration::from_secs(30),
             interpose: None,
+            stillness: None,
         }
     }
 }
@@ -174,6 +220,23 @@ pub struct World {
     pub targets: Arc<Targets>,
     /// What it allows at most, besides the runbook's own guards.
     pub guards: Vec<Guard>,
+    /// How many people must approve a run before its first write.
+    pub approvals: Approvals,
+    /// Who belongs to which group.
+    pub people: Arc<BTreeMap<Text, Vec<Text>>>,
+}
+
+impl World {
+    /// A world that allows everything.
+    pub fn new(environment: impl Into<Text>, targets: Arc<Targets>) -> World {
+        World {
+            environment: environment.into(),
+            targets,
+            guards: Vec::new(),
+            approvals: Approvals::default(),
+            people: Arc::default(),
+        }
+    }
 }
 
 /// How a run ended, or why it stopped for now.
@@ -181,7 +244,7 @@ pub struct World {
 pub struct Ended {
     /// The run.
     pub run: RunId,
-    /// Its state: final, or `parked`.
+    /// Its state: final, `parked` or `waiting`.
     pub state: RunState,
     /// Its outputs.
     pub outputs: Value,
@@ -191,6 +254,8 @@ pub struct Ended {
     pub parked: Option<String>,
     /// The guard that parked it, to be accepted by name.
     pub guard: Option<Text>,
+    /// What it waits for, and until when.
+    pub waits: Option<(String, Option<Timestamp>)>,
     /// How many objects it changed.
     pub changed: u64,
 }
@@ -204,6 +269,7 @@ impl Ended {
             failure: run.failure.clone(),
             parked: run.parked.as_ref().map(|(reason, _)| reason.clone()),
             guard: run.parked.as_ref().and(run.asking_guard.clone()),
+            waits: run.suspended.clone(),
             changed: run.changed(),
         }
     }
@@ -217,7 +283,10 @@ pub struct Driver {
     clock: Clock,
     options: Options,
     observer: Arc<dyn Observer>,
-    cancel: watch::Receiver<Option<String>>,
+    halt: watch::Receiver<Halt>,
+    pokes: Pokes,
+    /// Held from counting what rates count until what was decided on it is durable.
+    rates: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// What one run is about to do, from which a [`Driver`] starts it.
@@ -231,19 +300,39 @@ pub struct Start {
     pub inputs: Value,
     /// Why.
     pub trigger: Trigger,
+    /// The saved plan that the run carries out.
+    pub plan: Option<Box<BoundPlan>>,
 }
 
 impl Driver {
-    /// A driver on a store. `cancel` carries the name of whoever wants its runs to stop.
+    /// A driver on a store. `halt` says what the process wants of its runs.
     pub fn new(
         registry: Arc<ActionRegistry>,
         store: Arc<dyn Store>,
         clock: Clock,
         options: Options,
         observer: Arc<dyn Observer>,
-        cancel: watch::Receiver<Option<String>>,
+        halt: watch::Receiver<Halt>,
     ) -> Driver {
-        Driver { registry, store, clock, options, observer, cancel }
+        let (pokes, rates) = (Pokes::default(), Arc::default());
+        Driver { registry, store, clock, options, observer, halt, pokes, rates }
+    }
+
+    /// The store that its runs are in.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    pub(crate) fn pokes(&self) -> &Pokes {
+        &self.pokes
+    }
+
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    pub(crate) fn halt(&self) -> watch::Receiver<Halt> {
+        self.halt.clone()
     }
 
     /// A dry run: reads the world, writes nothing, neither there nor in the store.
@@ -261,6 +350,44 @@ impl Driver {
             Outcome::Barrier(plan) => *plan,
             Outcome::Over => Plan::of(&mut run, Vec::new()),
         })
+    }
+
+    /// Creates a run and leaves it to whoever takes up what is due.
+    ///
+    /// # Errors
+    /// The store fails, another run of its key is alive, or its saved plan was used before.
+    pub async fn enqueue(&self, start: &Start) -> Result<RunId, DriverError> {
+        let id = RunId::at(self.clock.now().as_millisecond(), rand_bytes());
+        self.create(id, start, None).await?;
+        self.pokes.poke(id);
+        Ok(id)
+    }
+
+    /// Stores what somebody wants of a run, and makes whoever drives it look up.
+    ///
+    /// # Errors
+    /// The store fails, or the run has ended.
+    pub async fn ask(&self, run: RunId, by: &str, ask: Ask) -> Result<(), DriverError> {
+        let id = uuid::Uuid::now_v7();
+        self.store.request(run, Request { id, at: self.clock.now(), by: by.to_owned(), ask }).await?;
+        self.pokes.poke(run);
+        Ok(())
+    }
+
+    /// Takes what was asked of a run that nobody drives into its journal, and starts nothing. Gives the run as it is
+    /// then, with the events that were written.
+    ///
+    /// # Errors
+    /// The store fails, or somebody works on the run.
+    pub async fn answer(&self, id: RunId, start: &Start) -> Result<(Run, Vec<Event>), DriverError> {
+        let entered = self.pokes.enter(id).ok_or(DriverError::Driven(id))?;
+        let claim = self.store.claim(id, &self.options.owner).await?;
+        let before = self.store.journal(id).await?.len() as i64;
+        let how =
+            TakeUp { confirm: &NeverAsked, accepted: &[], depth: 0, answer_only: true, entered: &entered };
+        let run = self.take_up(id, start, &claim, how).await?;
+        let entries = self.store.journal_after(id, before).await?;
+        Ok((run, entries.into_iter().map(|entry| entry.event).collect()))
     }
 
     /// Starts a run and drives it until it is over or parked. When this returns the run's id to `begun`, the run is
@@ -291,21 +418,20 @@ impl Driver {
         confirm: &dyn Confirm,
         accepted: &[Text],
     ) -> Result<Ended, DriverError> {
-        self.resume_at(id, start, confirm, accepted, 0).await
+        let entered = self.pokes.enter(id).ok_or(DriverError::Driven(id))?;
+        self.resume_at(id, start, confirm, accepted, 0, entered).await
     }
 
     async fn create(&self, id: RunId, start: &Start, parent: Option<RunId>) -> Result<(), DriverError> {
-        for graph in start.bundle.graphs.values() {
-            if !graph.not_executed.is_empty() {
-                let features = graph.not_executed.iter().map(|feature| format!("`{feature}`")).collect();
-                return Err(DriverError::NotExecuted { runbook: graph.name.clone(), features });
-            }
-        }
         let graph = start.bundle.graph();
         self.store.put_bundle(start.bundle.digest, &start.bundle.root, &start.bundle.sources).await?;
         let entry = Entry { seq: 1, epoch: 0, at: self.clock.now(), event: created(start, graph) };
-        let title =
-            Run::new(id, graph.clone(), &entry).map_or_else(|_| graph.name.to_string(), |run| run.title());
+        let replay = |source| DriverError::Replay { run: id, source };
+        let mut run = Run::new(id, graph.clone(), &entry).map_err(replay)?;
+        run.targets = target_groups(&start.world.targets);
+        let title = run.title();
+        let live_key =
+            run.live_key().map_err(|failure| DriverError::Inputs { runbook: graph.name.clone(), failure })?;
         self.store
             .create_run(NewRun {
                 id,
@@ -314,6 +440,7 @@ impl Driver {
                 environment: start.world.environment.clone(),
                 title: title.into(),
                 parent,
+                live_key,
                 created: entry.event,
             })
             .await?;
@@ -327,71 +454,121 @@ impl Driver {
         confirm: &'a dyn Confirm,
         accepted: &'a [Text],
         depth: usize,
+        entered: Entered,
     ) -> BoxFuture<'a, Result<Ended, DriverError>> {
         Box::pin(async move {
             let claim = self.store.claim(id, &self.options.owner).await?;
-            let journal = self.store.journal(id).await?;
-            let replay = |source| DriverError::Replay { run: id, source };
-            let mut run = Run::replay(id, start.bundle.graph().clone(), &journal).map_err(replay)?;
-            drop(journal);
-            for guard in accepted {
-                let event = Event::Resumed { by: self.options.owner.clone(), accepted: Some(guard.clone()) };
-                run.fold(&event, self.clock.now()).map_err(replay)?;
-                self.store.append(&claim, vec![event], Some(run.state)).await?;
+            let how = TakeUp { confirm, accepted, depth, answer_only: false, entered: &entered };
+            let run = self.take_up(id, start, &claim, how).await?;
+            drop(entered);
+            if run.state.is_final() || run.parked.is_some() {
+                if let Some(parent) = parent_of(&run) {
+                    self.pokes.poke(parent);
+                }
+                self.pokes.poke_all();
             }
-            let outcome = self.drive(&mut run, start, Some(&claim), confirm, depth).await;
-            if run.state.is_final() || run.parked.is_some() || outcome.is_ok() {
-                self.store.release(&claim).await?;
-            }
-            outcome?;
             Ok(Ended::of(&run))
         })
+    }
+
+    /// Folds the journal of a claimed run and drives it as far as it goes.
+    async fn take_up(
+        &self,
+        id: RunId,
+        start: &Start,
+        claim: &Claim,
+        how: TakeUp<'_>,
+    ) -> Result<Run, DriverError> {
+        let journal = self.store.journal(id).await?;
+        let replay = |source| DriverError::Replay { run: id, source };
+        let mut run = Run::replay(id, start.bundle.graph().clone(), &journal).map_err(replay)?;
+        drop(journal);
+        for guard in how.accepted {
+            let event = Event::Resumed { by: self.options.owner.clone(), accepted: Some(guard.clone()) };
+            run.fold(&event, self.clock.now()).map_err(replay)?;
+            self.store.append(claim, vec![event], Some(run.state)).await?;
+        }
+        let outcome = self.drive(&mut run, start, Some((claim, &how)), how.confirm, how.depth).await;
+        let let_go = matches!(outcome, Err(DriverError::LetGo(_)));
+        if run.state.is_final() || run.parked.is_some() || outcome.is_ok() || let_go {
+            self.store.release(claim).await?;
+        }
+        outcome?;
+        Ok(run)
     }
 
     async fn drive(
         &self,
         run: &mut Run,
         start: &Start,
-        claim: Option<&Claim>,
+        claim: Option<(&Claim, &TakeUp<'_>)>,
         confirm: &dyn Confirm,
         depth: usize,
     ) -> Result<Outcome, DriverError> {
+        let answer_only = claim.is_some_and(|(_, how)| how.answer_only);
         let limits = Limits {
             plan_only: claim.is_none(),
             parallel: self.options.parallel.max(1),
             doubts: self.options.doubts,
             takeovers: self.options.takeovers,
+            patience: self.options.patience,
+            resume_parked: self.options.resume_parked && !answer_only,
+            answer_only,
         };
+        let (claim, entered) = claim.map_or((None, None), |(claim, how)| (Some(claim), Some(how.entered)));
         run.targets = target_groups(&start.world.targets);
         run.environment_guards.clone_from(&start.world.guards);
+        run.people = start.world.people.clone();
+        // Whoever approves a run approves the runs that it starts.
+        let on_its_own = depth == 0 && parent_of(run).is_none();
+        run.approvals_needed = if on_its_own { start.world.approvals.needed(run.graph.risk) } else { 0 };
+        let rates = rates_of(run);
         let tasks = Arc::new(TaskCx {
             run: run.id,
             graph: run.graph.clone(),
             registry: self.registry.clone(),
             targets: start.world.targets.clone(),
             interpose: self.options.interpose.clone(),
+            stillness: self.options.stillness.clone(),
             children: Children { driver: self.clone(), start: start.clone(), depth },
         });
         let (reports_in, mut reports) = mpsc::channel::<(NodeRef, Report)>(MAX_BATCH);
         let mut working = JoinSet::new();
         let mut handles: HashMap<NodeRef, AbortHandle> = HashMap::new();
-        let mut cancel = self.cancel.clone();
+        let mut halt = self.halt.clone();
+        let mut last_moment: Option<tokio::time::Instant> = None;
         let mut heartbeat = tokio::time::interval(HEARTBEAT);
         heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut inputs: Vec<Input> =
-            cancel.borrow_and_update().iter().map(|by| Input::Cancel { by: by.clone() }).collect();
+        let mut inputs: Vec<Input> = Vec::new();
+        if claim.is_some() {
+            inputs.extend(self.news(run).await?);
+            inputs.extend(halt_input(&halt.borrow_and_update()));
+        }
         loop {
-            let Decision { events, work, give_up, wake, barrier, over } = run
+            let counting = match rates.is_empty() {
+                true => None,
+                false => {
+                    let guard = self.rates.lock().await;
+                    run.memory.rates = self.count_rates(&rates).await?;
+                    Some(guard)
+                }
+            };
+            let Decision { events, work, give_up, wake, barrier, over, taken, tickets, cancel } = run
                 .decide(std::mem::take(&mut inputs), self.clock.now(), limits)
                 .map_err(|source| DriverError::Replay { run: run.id, source })?;
             if let Some(claim) = claim
-                && !events.is_empty()
+                && !(events.is_empty() && taken.is_empty())
             {
-                let stored = self.store.append(claim, events, Some(run.state)).await;
+                let frees = events.iter().any(|event| matches!(event, Event::LockReleased { .. }));
+                let batch = Batch::new(events, Some(run.state)).taking(taken);
+                let stored = self.store.append_surely(claim, batch).await;
                 let entries = stored.map_err(|error| match error {
                     StoreError::Fenced { .. } => DriverError::Fenced(run.id),
                     other => DriverError::Store(other),
                 })?;
+                if frees {
+                    self.pokes.poke_all();
+                }
                 let events: Vec<Event> = entries.into_iter().map(|entry| entry.event).collect();
                 self.observer.update(RunUpdate {
                     run: run.id,
@@ -399,6 +576,13 @@ impl Driver {
                     depth,
                     events: &events,
                 });
+            }
+            drop(counting);
+            for child in cancel {
+                self.cancel_child(run, &child).await?;
+            }
+            if claim.is_some() && tickets {
+                inputs.push(Input::Tickets(self.store.tickets(Some(run.id)).await?));
             }
             for node in give_up {
                 // One that ended in this very moment has its report on the way.
@@ -426,7 +610,7 @@ impl Driver {
                 }
                 inputs.push(match confirm.confirm(&plan).await {
                     Answer::Proceed { accepted } => {
-                        Input::Proceed { by: self.options.owner.clone(), accepted }
+                        Input::Proceed { by: self.options.owner.clone(), accepted, plan: Arc::from(plan) }
                     }
                     Answer::Decline => Input::Cancel { by: self.options.owner.clone() },
                 });
@@ -445,8 +629,17 @@ impl Driver {
                         next = if inputs.len() < MAX_BATCH { reports.try_recv().ok() } else { None };
                     }
                 }
-                Ok(()) = cancel.changed() => {
-                    inputs.extend(cancel.borrow_and_update().iter().map(|by| Input::Cancel { by: by.clone() }));
+                Ok(()) = halt.changed(), if claim.is_some() => {
+                    let wanted = halt.borrow_and_update().clone();
+                    if wanted == Halt::LetGo {
+                        last_moment = Some(tokio::time::Instant::now() + self.options.grace);
+                    }
+                    inputs.extend(halt_input(&wanted));
+                }
+                () = poked(entered) => inputs.extend(self.news(run).await?),
+                () = moment(last_moment) => {
+                    // What is still at work is cut off and left in doubt; the next owner finds out.
+                    return Err(DriverError::LetGo(run.id));
                 }
                 _ = heartbeat.tick(), if claim.is_some() => {
                     if let Some(claim) = claim
@@ -460,6 +653,98 @@ impl Driver {
             while working.try_join_next().is_some() {}
         }
     }
+}
+
+/// The rates that guards of a run count: the guard's name, what, and over which time.
+type Rates = Vec<(String, Executed, Duration)>;
+
+fn rates_of(run: &Run) -> Rates {
+    let graph = &run.graph;
+    let of_run = run.run_guards().map(|guard| (guard, None));
+    let of_steps = graph.indices().flat_map(|step| {
+        graph.step(step).guards.iter().map(move |guard| (guard, Some(&*graph.step(step).id)))
+    });
+    of_run
+        .chain(of_steps)
+        .filter_map(|(guard, step)| {
+            let rate = guard.rate.as_ref()?;
+            let executed = match &rate.of {
+                RateOf::Step(step) => Executed::Step { runbook: graph.name.clone(), step: step.clone() },
+                RateOf::Runbook(runbook) => Executed::Runs { runbook: runbook.clone() },
+            };
+            Some((guard::name(guard, step), executed, rate.within))
+        })
+        .collect()
+}
+
+impl Driver {
+    async fn count_rates(&self, rates: &Rates) -> Result<HashMap<String, u64>, DriverError> {
+        let mut counts = HashMap::new();
+        for (name, executed, within) in rates {
+            let count = self.store.executions(executed, self.clock.now() - *within).await?;
+            counts.insert(name.clone(), count);
+        }
+        Ok(counts)
+    }
+
+    /// What came for a run since anybody looked.
+    async fn news(&self, run: &Run) -> Result<Vec<Input>, DriverError> {
+        let requests = self.store.requests(run.id).await?;
+        let mut inputs: Vec<Input> = requests.into_iter().map(Input::Request).collect();
+        if run.locks.values().any(|lock| lock.fence.is_none()) {
+            inputs.push(Input::Tickets(self.store.tickets(Some(run.id)).await?));
+        }
+        inputs.push(Input::Poke);
+        Ok(inputs)
+    }
+
+    /// Tells a child run to stop with its parent. One that has ended needs not be told.
+    async fn cancel_child(&self, run: &Run, node: &NodeName) -> Result<(), DriverError> {
+        let reason = Some(format!("run {}, which started it, was cancelled", run.id));
+        let by = run.cancelled_by.clone().unwrap_or_default();
+        match self.ask(run.id.child(node), &by, Ask::Cancel { undo: false, reason }).await {
+            Ok(()) | Err(DriverError::Store(StoreError::Final { .. } | StoreError::NoRun { .. })) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn parent_of(run: &Run) -> Option<RunId> {
+    match &run.trigger {
+        Trigger::Parent { run, .. } => Some(*run),
+        Trigger::Manual { .. } => None,
+    }
+}
+
+fn halt_input(halt: &Halt) -> Option<Input> {
+    match halt {
+        Halt::No => None,
+        Halt::Cancel { by } => Some(Input::Cancel { by: by.clone() }),
+        Halt::LetGo => Some(Input::LetGo),
+    }
+}
+
+async fn poked(entered: Option<&Entered>) {
+    match entered {
+        Some(entered) => entered.poked().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn moment(at: Option<tokio::time::Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// How a claimed run is taken up.
+struct TakeUp<'a> {
+    confirm: &'a dyn Confirm,
+    accepted: &'a [Text],
+    depth: usize,
+    answer_only: bool,
+    entered: &'a Entered,
 }
 
 enum Outcome {
@@ -495,6 +780,7 @@ fn created(start: &Start, graph: &Graph) -> Event {
         environment: start.world.environment.clone(),
         inputs: start.inputs.clone(),
         trigger: start.trigger.clone(),
+        plan: start.plan.clone(),
     }
 }
 
@@ -542,7 +828,34 @@ impl Children {
             let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
             Failure::new(FailureKind::Input, problems.join("; "))
         })?;
-        Ok(Start { bundle: Arc::new(bundle), world: self.start.world.clone(), inputs, trigger })
+        Ok(Start { bundle: Arc::new(bundle), world: self.start.world.clone(), inputs, trigger, plan: None })
+    }
+
+    /// The plan of what is left of the run `id` once `passed` is passed.
+    pub(crate) fn rehearse<'a>(
+        &'a self,
+        id: RunId,
+        passed: &'a NodeName,
+    ) -> BoxFuture<'a, Result<Box<BoundPlan>, Failure>> {
+        Box::pin(async move {
+            let wrong = |error: String| {
+                Failure::new(FailureKind::Internal, format!("the rest of the run cannot be planned: {error}"))
+            };
+            let driver = &self.driver;
+            let journal = driver.store.journal(id).await.map_err(|error| wrong(error.to_string()))?;
+            let mut run = Run::replay(id, self.start.bundle.graph().clone(), &journal)
+                .map_err(|error| wrong(error.to_string()))?;
+            run.rehearse(passed);
+            let outcome = driver
+                .drive(&mut run, &self.start, None, &NeverAsked, self.depth)
+                .await
+                .map_err(|error| wrong(error.to_string()))?;
+            let plan = match outcome {
+                Outcome::Barrier(plan) => *plan,
+                Outcome::Over => Plan::of(&mut run, Vec::new()),
+            };
+            plan.bind().map(Box::new).map_err(|error| wrong(error.to_string()))
+        })
     }
 
     /// The dry run of a child, as the plan of the step that starts it.
@@ -553,7 +866,8 @@ impl Children {
         node: &'a NodeName,
     ) -> BoxFuture<'a, Result<PlanReport, Failure>> {
         Box::pin(async move {
-            let trigger = Trigger::Parent { run: RunId(uuid::Uuid::nil()), node: node.clone() };
+            let by = self.start.trigger.by().map(ToOwned::to_owned);
+            let trigger = Trigger::Parent { run: RunId(uuid::Uuid::nil()), node: node.clone(), by };
             let start = self.start_of(runbook, inputs, trigger)?;
             let plan = self.driver.plan(&start).await.map_err(|error| {
                 Failure::new(FailureKind::Internal, format!("runbook `{runbook}`: {error}"))
@@ -586,16 +900,23 @@ impl Children {
         inputs: &'a Value,
         parent: RunId,
         node: &'a NodeName,
+        bound: Option<BoundPlan>,
     ) -> impl Future<Output = Report> + Send + 'a {
         let id = parent.child(node);
         Box::pin(async move {
-            let start =
-                match self.start_of(runbook, inputs, Trigger::Parent { run: parent, node: node.clone() }) {
-                    Ok(start) => start,
-                    Err(failure) => return Report::Applied(Err(failure)),
-                };
+            let by = self.start.trigger.by().map(ToOwned::to_owned);
+            let trigger = Trigger::Parent { run: parent, node: node.clone(), by };
+            let start = match self.start_of(runbook, inputs, trigger) {
+                Ok(start) => Start { plan: bound.map(Box::new), ..start },
+                Err(failure) => return Report::Applied(Err(failure)),
+            };
             match self.run_to_end(id, parent, &start).await {
-                Ok(ended) => report(runbook, ended),
+                Ok(Some(ended)) => report(runbook, ended),
+                Ok(None) => Report::ChildWaits { run: id, at: None },
+                Err(DriverError::Store(error @ StoreError::KeyTaken { .. })) => {
+                    let message = format!("runbook `{runbook}`: {error}");
+                    Report::Applied(Err(Failure::new(FailureKind::Conflict, message)))
+                }
                 Err(error) => {
                     let mut message = format!("child run {id} of `{runbook}`: {error}");
                     let mut cause = std::error::Error::source(&error);
@@ -609,17 +930,28 @@ impl Children {
         })
     }
 
-    async fn run_to_end(&self, id: RunId, parent: RunId, start: &Start) -> Result<Ended, DriverError> {
+    /// The child's end, or where it waits; nothing when another task of this process is at work on it.
+    async fn run_to_end(
+        &self,
+        id: RunId,
+        parent: RunId,
+        start: &Start,
+    ) -> Result<Option<Ended>, DriverError> {
         self.driver.create(id, start, Some(parent)).await?;
-        if let Some(row) = self.driver.store.run(id).await?
-            && row.state.is_final()
-        {
+        let Some(entered) = self.driver.pokes.enter(id) else { return Ok(None) };
+        let row = self.driver.store.run(id).await?;
+        let rests = row.is_some_and(|row| {
+            let parked = row.state == RunState::Parked && !self.driver.options.resume_parked;
+            row.state.is_final() || parked
+        });
+        let asked = !self.driver.store.requests(id).await?.is_empty();
+        if rests && !asked {
             let journal = self.driver.store.journal(id).await?;
             let run = Run::replay(id, start.bundle.graph().clone(), &journal)
                 .map_err(|source| DriverError::Replay { run: id, source })?;
-            return Ok(Ended::of(&run));
+            return Ok(Some(Ended::of(&run)));
         }
-        self.driver.resume_at(id, start, &ProceedAlways, &[], self.depth + 1).await
+        self.driver.resume_at(id, start, &ProceedAlways, &[], self.depth + 1, entered).await.map(Some)
     }
 }
 
@@ -627,6 +959,9 @@ impl Children {
 fn report(runbook: &Text, ended: Ended) -> Report {
     match ended.state {
         RunState::Succeeded => Report::Applied(Ok(ended.outputs)),
+        RunState::Waiting => {
+            Report::ChildWaits { run: ended.run, at: ended.waits.and_then(|(_, until)| until) }
+        }
         RunState::Parked => {
             let why = ended.parked.unwrap_or_default();
             Report::ChildParked(format!("child run {} of `{runbook}` waits for a person: {why}", ended.run))

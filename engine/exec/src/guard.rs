@@ -2,10 +2,10 @@
 
 use farrier_model::{Change, ChangeKind};
 use farrier_runbook::graph::{Guard, GuardAction};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// How many changes of each kind there are, and how many existing objects they were found among.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// Objects that would come into being.
     pub create: u64,
@@ -73,7 +73,7 @@ impl Counts {
 }
 
 /// What one guard says of some counts.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GuardFinding {
     /// The guard as written, with the step it stands in, if it stands in one.
     pub guard: String,
@@ -83,8 +83,11 @@ pub struct GuardFinding {
     pub limit: u64,
     /// Whether it lets the changes pass.
     pub passed: bool,
+    /// It counts executions over time, and not changes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rate: bool,
     /// What happens when it does not.
-    #[serde(serialize_with = "action_name")]
+    #[serde(serialize_with = "action_name", deserialize_with = "named_action")]
     pub otherwise: GuardAction,
 }
 
@@ -96,11 +99,42 @@ fn action_name<S: serde::Serializer>(action: &GuardAction, serializer: S) -> Res
     })
 }
 
+fn named_action<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<GuardAction, D::Error> {
+    match &*String::deserialize(deserializer)? {
+        "stop" => Ok(GuardAction::Stop),
+        "ask" => Ok(GuardAction::Ask),
+        "page" => Ok(GuardAction::Page),
+        other => Err(serde::de::Error::custom(format!("`{other}` is not what a guard does"))),
+    }
+}
+
 impl GuardFinding {
     /// One sentence for people.
     pub fn sentence(&self) -> String {
         let verdict = if self.passed { "within" } else { "more than" };
-        format!("guard `{}`: {} changes, {verdict} the limit of {}", self.guard, self.count, self.limit)
+        let what = if self.rate { "executions" } else { "changes" };
+        format!("guard `{}`: {} {what}, {verdict} the limit of {}", self.guard, self.count, self.limit)
+    }
+}
+
+/// The name of a guard in findings: as written, with the step it stands in, if it stands in one.
+pub(crate) fn name(guard: &Guard, step: Option<&str>) -> String {
+    match step {
+        Some(step) => format!("{step}: {}", guard.text),
+        None => guard.text.to_string(),
+    }
+}
+
+/// Holds a rate against how often something was and is about to be executed.
+pub(crate) fn check_rate(guard: &Guard, step: Option<&str>, count: u64) -> GuardFinding {
+    let limit = guard.at_most.unwrap_or(u64::MAX);
+    GuardFinding {
+        guard: name(guard, step),
+        count,
+        limit,
+        passed: count <= limit,
+        rate: true,
+        otherwise: guard.otherwise,
     }
 }
 
@@ -113,11 +147,14 @@ pub(crate) fn check(guard: &Guard, step: Option<&str>, counts: Counts) -> GuardF
     };
     let by_share = guard.share.map(|share| (share * counts.considered as f64).floor() as u64);
     let limit = [guard.at_most, by_share].into_iter().flatten().min().unwrap_or(u64::MAX);
-    let guard_text = match step {
-        Some(step) => format!("{step}: {}", guard.text),
-        None => guard.text.to_string(),
-    };
-    GuardFinding { guard: guard_text, count, limit, passed: count <= limit, otherwise: guard.otherwise }
+    GuardFinding {
+        guard: name(guard, step),
+        count,
+        limit,
+        passed: count <= limit,
+        rate: false,
+        otherwise: guard.otherwise,
+    }
 }
 
 #[cfg(test)]
@@ -130,6 +167,7 @@ mod tests {
             count: vec![ChangeKind::Delete],
             at_most,
             share,
+            rate: None,
             otherwise: GuardAction::Stop,
             text: "g".into(),
         };

@@ -13,16 +13,25 @@
 //! **Rule:** no task performs an effect before the batch with its intent is durable, because work is handed out only
 //! after the events decided with it were appended.
 
+mod bound;
 mod decide;
 pub mod driver;
+mod engine;
 mod guard;
 pub mod plan;
+mod pokes;
 mod run;
+pub mod saved;
 mod scope;
 mod task;
 
-pub use decide::{Decision, Input, Limits, Report, Work, WorkKind};
-pub use driver::{Confirm, Driver, DriverError, Ended, Interpose, Observer, Options, RunUpdate, StandIn};
+pub use bound::canonical;
+pub use decide::{Decision, Input, Limits, Refusal, Report, Work, WorkKind};
+pub use driver::{
+    Confirm, Driver, DriverError, Ended, Halt, Interpose, Observer, Options, RunUpdate, StandIn, Stillness,
+};
+pub use engine::{Engine, Launcher};
 pub use guard::{Counts, GuardFinding};
 pub use plan::{Plan, PlanStep, PlanStepState};
-pub use run::{NodeRef, NodeRun, Phase, ReplayError, Run};
+pub use run::{ApprovalRun, LockRun, NodeRef, NodeRun, Phase, ReplayError, Run, SignalRun};
+pub use saved::{SavedPlan, SavedPlanError};

@@ -2,13 +2,13 @@
 
 use farrier_model::{Change, Failure, Fidelity, NodeState, Text, Value};
 use farrier_runbook::graph::{StepIndex, Uses};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::guard::{Counts, GuardFinding};
 use crate::run::{NodeRef, Phase, Run};
 
 /// The changes that each step of a run would make.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
     /// The runbook.
     pub runbook: Text,
@@ -25,15 +25,15 @@ pub struct Plan {
     /// The runbook's outputs, as far as they are known; null when a step failed.
     pub outputs: Value,
     /// Why the plan is not complete: a read failed, or an `expect` did not hold.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
     /// Why the run would be over at once.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished_early: Option<String>,
 }
 
 /// One step or item in a plan.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PlanStep {
     /// The step's id, or the item's key.
     pub id: Text,
@@ -44,25 +44,25 @@ pub struct PlanStep {
     /// How far to believe it.
     pub fidelity: Fidelity,
     /// What would change.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub changes: Vec<Change>,
     /// How many of each kind.
     pub counts: Counts,
     /// Remarks of the action.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
     /// It changes nothing because it only reads.
     pub read: bool,
     /// The items of a `for_each` step.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub items: Vec<PlanStep>,
     /// The plan of a child run.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub child: Option<Box<Plan>>,
 }
 
 /// What would happen to a step.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "is", content = "why")]
 pub enum PlanStepState {
     /// It was read, or is already as wanted.
@@ -75,6 +75,8 @@ pub enum PlanStepState {
     After(Text),
     /// Whether it runs is known only after that step.
     MaybeAfter(Text),
+    /// It would wait, and for what.
+    Waits(Text),
     /// Its read or its check failed.
     Failed(Failure),
     /// It would not run, because of that node.
@@ -138,7 +140,10 @@ impl PlanStep {
         let itself = match &self.state {
             PlanStepState::Skipped(_) | PlanStepState::Blocked(_) | PlanStepState::NotReached => true,
             PlanStepState::Done | PlanStepState::Changes => self.fidelity < Fidelity::Described,
-            PlanStepState::After(_) | PlanStepState::MaybeAfter(_) | PlanStepState::Failed(_) => false,
+            PlanStepState::After(_)
+            | PlanStepState::MaybeAfter(_)
+            | PlanStepState::Waits(_)
+            | PlanStepState::Failed(_) => false,
         };
         itself
             && self.items.iter().all(PlanStep::is_certain)
@@ -227,7 +232,9 @@ fn plan_node(run: &Run, node: NodeRef, id: Text) -> PlanStep {
                 shown.changes.clear();
                 shown.child = Some(Box::new((**child).clone()));
             }
-            shown.state = if shown.counts.total() > 0 || planned.planned.fidelity == Fidelity::Described {
+            shown.state = if let Some(wait) = &planned.planned.wait {
+                PlanStepState::Waits(wait.describe().into())
+            } else if shown.counts.total() > 0 || planned.planned.fidelity == Fidelity::Described {
                 PlanStepState::Changes
             } else {
                 PlanStepState::Done

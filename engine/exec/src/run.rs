@@ -6,15 +6,16 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use farrier_action::Planned;
+use farrier_action::{Planned, WaitFor};
 use farrier_model::event::{ParkCause, Trigger};
 use farrier_model::time::Timestamp;
 use farrier_model::{
-    Change, Effect, Entry, Event, Failure, IllegalEvent, NodeEvent, NodeName, NodeState, RunId, RunState,
-    Text, Value,
+    BoundPlan, Change, Digest, Effect, Entry, Event, Failure, IllegalEvent, NodeEvent, NodeName, NodeState,
+    RunId, RunState, Subject, Text, Value, Wait,
 };
 use farrier_runbook::graph::{Graph, Guard, Need, OnFailure, Step, StepIndex};
 
+use crate::bound::Bound;
 use crate::guard::Counts;
 
 /// A node of a run: a step, or an item of a `for_each` step by its position.
@@ -47,6 +48,9 @@ pub enum ReplayError {
     /// An event about a node that the pinned runbook does not have.
     #[error("the journal speaks of node `{0}`, which the runbook does not have")]
     UnknownNode(NodeName),
+    /// A plan in the journal that this version cannot read.
+    #[error("a plan in the journal cannot be read: {0}")]
+    Plan(String),
     /// The first event is not `created`, or it comes twice.
     #[error("the journal does not begin with exactly one `created`")]
     NotCreated,
@@ -80,6 +84,8 @@ pub struct NodeRun {
     pub order: u64,
     /// Why it was skipped, or what blocked it.
     pub reason: Option<Text>,
+    /// What it waits for, while it is waiting; nothing when its effect is being verified.
+    pub wait: Option<Wait>,
     /// What this process is doing with it.
     pub phase: Phase,
     /// Its plan, until it is applied or outdated.
@@ -94,6 +100,10 @@ pub enum Phase {
     Idle,
     /// Waits for a free place.
     Queued,
+    /// Stands in line for its lock.
+    Locked,
+    /// Its child run was looked at and waits; nothing to do until something comes.
+    Rests,
     /// A task is at work on its effect.
     Busy,
     /// A task is reading for it; it can be given up.
@@ -148,6 +158,53 @@ pub struct Items {
     pub(crate) active: usize,
 }
 
+/// A lock that a run wants or holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LockRun {
+    /// When it gives up waiting.
+    pub until: Option<Timestamp>,
+    /// The fence, once it holds the lock.
+    pub fence: Option<i64>,
+}
+
+/// An approval that was asked for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ApprovalRun {
+    /// Who may say yes; empty for anyone but the person who asked for the run.
+    pub who: Vec<Text>,
+    /// How many must say yes.
+    pub count: u32,
+    /// When it is too late.
+    pub expires: Option<Timestamp>,
+    /// The plan.
+    pub plan: BoundPlan,
+    /// Who said yes, in order.
+    pub approved: Vec<String>,
+    /// Who said no, and what they said.
+    pub rejected: Option<(String, Option<String>)>,
+}
+
+impl ApprovalRun {
+    /// Whether enough people said yes.
+    pub fn is_granted(&self) -> bool {
+        self.approved.len() >= self.count as usize
+    }
+
+    /// Whether an answer is still awaited.
+    pub fn is_open(&self) -> bool {
+        !self.is_granted() && self.rejected.is_none()
+    }
+}
+
+/// A signal that arrived.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SignalRun {
+    /// Who sent it.
+    pub by: String,
+    /// What they said.
+    pub reason: Option<String>,
+}
+
 /// One step of a run.
 #[derive(Debug, Default)]
 pub struct StepRun {
@@ -194,14 +251,35 @@ pub struct Run {
     pub targets: Value,
     /// What the environment allows at most, besides the runbook's own guards; not part of the journal.
     pub environment_guards: Vec<Guard>,
+    /// How many people must approve before the first write, and who belongs to which group, in this environment; not part
+    /// of the journal.
+    pub approvals_needed: u32,
+    /// See [`Run::approvals_needed`].
+    pub people: Arc<BTreeMap<Text, Vec<Text>>>,
     /// The guard that parked it.
     pub asking_guard: Option<Text>,
+    /// What that guard asks about.
+    pub asking_plan: Option<BoundPlan>,
+    /// Why it waits and until when, while nobody works on it.
+    pub suspended: Option<(String, Option<Timestamp>)>,
+    /// Locks that it wants or holds, by name and node.
+    pub locks: BTreeMap<(Text, Option<NodeName>), LockRun>,
+    /// Approvals that were asked for.
+    pub approvals: BTreeMap<Subject, ApprovalRun>,
+    /// Signals that arrived, by name.
+    pub signals: BTreeMap<Text, SignalRun>,
+    /// People's words on steps in doubt that another person has to confirm.
+    pub attested: Vec<(NodeName, bool, String)>,
+    /// The saved plan that it was started to carry out.
+    pub saved_plan: Option<Digest>,
     pub(crate) steps: Vec<StepRun>,
     pub(crate) index: Arc<HashMap<Text, StepIndex>>,
     pub(crate) writes_allowed: bool,
     pub(crate) finished_early: Option<String>,
     pub(crate) undo_started: Option<String>,
     pub(crate) cancelled_by: Option<String>,
+    pub(crate) cancel_undoes: bool,
+    pub(crate) bound: Option<Arc<Bound>>,
     pub(crate) accepted: BTreeSet<Text>,
     pub(crate) committed: bool,
     pub(crate) continued_failures: u32,
@@ -229,8 +307,20 @@ pub(crate) struct Memory {
     /// The counts of each node that has changes, and their sum.
     pub(crate) counts: BTreeMap<NodeRef, Counts>,
     pub(crate) total: Counts,
-    /// Retry times, soonest first.
+    /// Moments at which to look at a node again, soonest first.
     pub(crate) timers: BTreeSet<(Timestamp, NodeRef)>,
+    /// Nodes that wait for a time, an answer or a child run.
+    pub(crate) waiting: BTreeSet<NodeRef>,
+    /// Approvals whose plan is being made.
+    pub(crate) asking: HashMap<NodeRef, WaitFor>,
+    /// How often what the rate guards count was executed, by the guard's name.
+    pub(crate) rates: HashMap<String, u64>,
+    /// Why it was parked when its owner took it up.
+    pub(crate) was_parked: Option<Event>,
+    /// A person has let the parked run go on.
+    pub(crate) unparked: bool,
+    /// Its owner is about to let go: nothing new begins.
+    pub(crate) letting_go: bool,
     /// Reading tasks were told to give up.
     pub(crate) gave_up: bool,
     /// Recovery of what a dead owner left has been started.
@@ -245,7 +335,7 @@ impl Run {
     /// # Errors
     /// When `created` is another event.
     pub fn new(id: RunId, graph: Arc<Graph>, created: &Entry) -> Result<Run, ReplayError> {
-        let Event::Created { environment, inputs, trigger, .. } = &created.event else {
+        let Event::Created { environment, inputs, trigger, plan, .. } = &created.event else {
             return Err(ReplayError::NotCreated);
         };
         let index: HashMap<Text, StepIndex> =
@@ -259,6 +349,7 @@ impl Run {
             .collect();
         let mut memory = Memory::default();
         memory.dirty.extend(graph.indices().filter(|i| graph.needs(*i).next().is_none()).map(NodeRef::step));
+        let bound = plan.as_ref().map(|plan| Bound::of(plan)).transpose().map_err(ReplayError::Plan)?;
         Ok(Run {
             id,
             state: RunState::Queued,
@@ -273,13 +364,24 @@ impl Run {
             claims: 0,
             targets: Value::Null,
             environment_guards: Vec::new(),
+            approvals_needed: 0,
+            people: Arc::default(),
             asking_guard: None,
+            asking_plan: None,
+            suspended: None,
+            locks: BTreeMap::new(),
+            approvals: BTreeMap::new(),
+            signals: BTreeMap::new(),
+            attested: Vec::new(),
+            saved_plan: plan.as_ref().map(|plan| plan.digest),
             steps,
             index: Arc::new(index),
             writes_allowed: false,
             finished_early: None,
             undo_started: None,
             cancelled_by: None,
+            cancel_undoes: false,
+            bound: bound.map(Arc::new),
             accepted: BTreeSet::new(),
             committed: false,
             continued_failures: 0,
@@ -314,7 +416,13 @@ impl Run {
             Event::Claimed { .. } => {
                 self.claims += 1;
                 self.state = if self.undo_started.is_some() { RunState::Undoing } else { RunState::Running };
-                self.parked = None;
+                self.memory.was_parked = self.parked.take().map(|(reason, cause)| Event::Parked {
+                    reason,
+                    cause,
+                    guard: self.asking_guard.clone(),
+                    plan: self.asking_plan.clone().map(Box::new),
+                });
+                self.suspended = None;
                 self.memory.recovered = false;
             }
             Event::WritesAllowed { .. } => {
@@ -328,15 +436,70 @@ impl Run {
                 self.undo_started = Some(reason.clone());
                 self.state = RunState::Undoing;
             }
-            Event::CancelRequested { by } => self.cancelled_by = Some(by.clone()),
-            Event::Parked { reason, cause, guard } => {
+            Event::CancelRequested { by, undo, .. } => {
+                self.cancelled_by = Some(by.clone());
+                self.cancel_undoes = *undo;
+            }
+            Event::Suspended { until, reason } => {
+                self.suspended = Some((reason.clone(), *until));
+                self.state = RunState::Waiting;
+                // To be woken is not to be taken over from an owner that died.
+                self.claims = 0;
+            }
+            Event::LockAsked { lock, node, until, .. } => {
+                let wanted = LockRun { until: *until, fence: None };
+                self.locks.insert((lock.clone(), node.clone()), wanted);
+            }
+            Event::LockTaken { lock, node, fence } => {
+                let held = self.locks.entry((lock.clone(), node.clone()));
+                held.or_insert(LockRun { until: None, fence: None }).fence = Some(*fence);
+            }
+            Event::LockReleased { lock, node } => {
+                self.locks.remove(&(lock.clone(), node.clone()));
+            }
+            Event::ApprovalAsked { subject, who, count, expires, plan } => {
+                let asked = ApprovalRun {
+                    who: who.clone(),
+                    count: *count,
+                    expires: *expires,
+                    plan: (**plan).clone(),
+                    approved: Vec::new(),
+                    rejected: None,
+                };
+                self.approvals.insert(subject.clone(), asked);
+            }
+            Event::Approved { subject, by, .. } => {
+                let Some(asked) = self.approvals.get_mut(subject) else { return Ok(()) };
+                if !asked.approved.contains(by) {
+                    asked.approved.push(by.clone());
+                }
+                if asked.is_granted() {
+                    self.bound = Some(Arc::new(Bound::of(&asked.plan).map_err(ReplayError::Plan)?));
+                }
+            }
+            Event::Rejected { subject, by, reason, .. } => {
+                if let Some(asked) = self.approvals.get_mut(subject) {
+                    asked.rejected = Some((by.clone(), reason.clone()));
+                }
+            }
+            Event::SignalReceived { name, by, reason } => {
+                let received = SignalRun { by: by.clone(), reason: reason.clone() };
+                self.signals.entry(name.clone()).or_insert(received);
+            }
+            Event::Attested { node, applied, by, .. } => {
+                self.attested.push((node.clone(), *applied, by.clone()));
+            }
+            Event::RequestRefused { .. } => {}
+            Event::Parked { reason, cause, guard, plan } => {
                 self.asking_guard.clone_from(guard);
+                self.asking_plan = plan.as_deref().cloned();
                 self.parked = Some((reason.clone(), *cause));
                 self.state = RunState::Parked;
                 self.claims = 0;
             }
             Event::Resumed { accepted, .. } => {
                 self.parked = None;
+                self.memory.was_parked = None;
                 self.state = RunState::Running;
                 self.accepted.extend(accepted.clone());
                 self.memory.at_barrier = false;
@@ -364,6 +527,7 @@ impl Run {
         if !matches!(event, NodeEvent::Expanded { .. }) {
             node.phase = Phase::Idle;
             node.planned = None;
+            node.wait = None;
         }
         let mut effect_applied = None;
         match event {
@@ -396,11 +560,17 @@ impl Run {
                 node.retry_at = *retry_at;
                 node.continued = *continued;
             }
+            NodeEvent::WaitBegan { wait } => node.wait = Some(wait.clone()),
             NodeEvent::InDoubt { reason } => node.reason = Some(reason.clone().into()),
             NodeEvent::NotApplied { .. } => node.retry_at = None,
             NodeEvent::UndoIntent { .. } => {}
             NodeEvent::UndoDone => node.reason = None,
             NodeEvent::UndoFailed { failure } => node.failure = Some(failure.clone()),
+        }
+        if self.node(reference).wait.is_some() {
+            self.memory.waiting.insert(reference);
+        } else if before == NodeState::Waiting {
+            self.memory.waiting.remove(&reference);
         }
         if effect_applied.is_some_and(|step| step.commit_point) {
             self.committed = true;
@@ -512,6 +682,58 @@ impl Run {
                 }
             }
         }
+    }
+
+    /// Makes a run that is under way fit for a dry run of what is left of it, as if `passed` had been passed. What others
+    /// are at work on is not known yet, as in any plan.
+    pub(crate) fn rehearse(&mut self, passed: &NodeName) {
+        self.writes_allowed = false;
+        self.bound = None;
+        self.state = RunState::Running;
+        self.suspended = None;
+        self.memory.at_barrier = false;
+        self.memory.recovered = true;
+        self.memory.timers.clear();
+        self.memory.waiting.clear();
+        if let Some(node) = self.find(passed) {
+            let id = self.graph.step(node.step).id.clone();
+            let step = self.graph.clone();
+            let run_node = self.node_mut(node);
+            run_node.output = Some(Value::Unknown(id));
+            run_node.state = NodeState::Succeeded;
+            run_node.wait = None;
+            self.settle(node, step.step(node.step));
+        }
+        for index in self.graph.clone().indices() {
+            let step = &mut self.steps[index.index()];
+            let at_work =
+                |node: &NodeRun| !node.state.is_settled() && !matches!(node.state, NodeState::Pending);
+            if at_work(&step.node) || step.items.as_ref().is_some_and(|items| items.nodes.iter().any(at_work))
+            {
+                self.count_planned(index);
+            }
+            let step = &self.steps[index.index()];
+            if !step.node.state.is_settled() && (step.unsettled == 0 || step.unplanned == 0) {
+                self.memory.dirty.insert(NodeRef::step(index));
+                let items = step.items.as_ref().map_or(0, |items| items.nodes.len() as u32);
+                self.memory.dirty.extend((0..items).map(|item| NodeRef { step: index, item: Some(item) }));
+            }
+        }
+    }
+
+    /// Who asked for the run: whose approval does not count.
+    pub fn requested_by(&self) -> Option<&str> {
+        self.trigger.by()
+    }
+
+    /// Whether its commit point is passed: it only goes forward.
+    pub fn is_committed(&self) -> bool {
+        self.committed
+    }
+
+    /// Whether somebody asked it to stop.
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled_by.is_some()
     }
 
     /// A node by name.

@@ -2,7 +2,7 @@
 
 use farrier_model::expr::Scope;
 use farrier_model::{Failure, FailureKind, NodeState, Text, Value};
-use farrier_runbook::graph::StepIndex;
+use farrier_runbook::graph::{Lock, StepIndex};
 
 use crate::run::{NodeRef, NodeRun, Phase, Run};
 
@@ -39,6 +39,32 @@ impl Run {
             graph.indices().map(|index| (graph.step(index).id.clone(), self.output(index))).collect();
         names.push(("steps".into(), Value::map(outputs)));
         Ok(Scope::new(names))
+    }
+
+    /// The names that keys and locks of the whole run see: `inputs`, `vars`, `run` and `targets`.
+    pub(crate) fn key_scope(&mut self) -> Result<Scope, Failure> {
+        self.base_names().map(Scope::new)
+    }
+
+    /// The value of `one_run_per`, with the environment: no second live run of the runbook has the same.
+    ///
+    /// # Errors
+    /// The expression cannot be evaluated.
+    pub(crate) fn live_key(&mut self) -> Result<Option<Text>, Failure> {
+        let Some(key) = self.graph.clone().one_run_per.clone() else { return Ok(None) };
+        let scope = self.key_scope()?;
+        let value = key.eval(&scope).map_err(|error| {
+            Failure::new(FailureKind::Input, format!("in `one_run_per`: {}", error.message))
+        })?;
+        Ok(Some(format!("`{value}` in {}", self.environment).into()))
+    }
+
+    /// The name under which a lock is kept. Environments do not share locks.
+    pub(crate) fn lock_name(&self, lock: &Lock, scope: &Scope) -> Result<Text, Failure> {
+        let name = lock.name.eval(scope).map_err(|error| {
+            Failure::new(FailureKind::Input, format!("in the name of a lock: {}", error.message))
+        })?;
+        Ok(format!("{}/{name}", self.environment).into())
     }
 
     fn base_names(&mut self) -> Result<Vec<(Text, Value)>, Failure> {

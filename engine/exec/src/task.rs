@@ -14,7 +14,7 @@ use futures_util::FutureExt;
 use tokio::time::Instant;
 
 use crate::decide::{PlanReport, Report, Work, WorkKind};
-use crate::driver::{Children, Interpose, StandIn};
+use crate::driver::{Children, Interpose, StandIn, Stillness};
 
 /// What every task of a run shares.
 pub(crate) struct TaskCx {
@@ -23,6 +23,7 @@ pub(crate) struct TaskCx {
     pub(crate) registry: Arc<ActionRegistry>,
     pub(crate) targets: Arc<Targets>,
     pub(crate) interpose: Option<Arc<dyn Interpose>>,
+    pub(crate) stillness: Option<Arc<dyn Stillness>>,
     pub(crate) children: Children,
 }
 
@@ -92,12 +93,16 @@ impl Task<'_> {
             WorkKind::Apply(_) => Report::Applied(Err(failure)),
             WorkKind::Verify(_) => Report::Verified(Err(failure)),
             WorkKind::Probe(_) => Report::Probed(Err(failure)),
+            WorkKind::Rehearse => Report::Rehearsed(Err(failure)),
             WorkKind::Undo { .. } => Report::Undone(Err(failure)),
         }
     }
 
     async fn run(&self) -> Report {
         let inputs = &self.work.inputs;
+        if matches!(self.work.kind, WorkKind::Rehearse) {
+            return Report::Rehearsed(self.cx.children.rehearse(self.cx.run, self.name).await);
+        }
         if let Some(report) = self.interposed() {
             return report;
         }
@@ -106,10 +111,13 @@ impl Task<'_> {
                 Report::Planned(self.cx.children.plan(name, inputs, self.name).await)
             }
             (Uses::Runbook { name }, WorkKind::Apply(_)) => {
-                self.cx.children.run(name, inputs, self.cx.run, self.name).await
+                self.cx.children.run(name, inputs, self.cx.run, self.name, self.work.bound.clone()).await
             }
             (Uses::Runbook { .. }, WorkKind::Verify(output)) => {
                 Report::Verified(self.expect(output).map(|finish| (output.clone(), finish)))
+            }
+            (_, WorkKind::Rehearse) => {
+                self.failed(Failure::new(FailureKind::Internal, "it was answered above"))
             }
             (Uses::Runbook { .. }, WorkKind::Probe(_)) => Report::Probed(Ok(farrier_action::Probe::Unknown)),
             (Uses::Action { name, .. }, WorkKind::Plan { look_once }) => {
@@ -121,7 +129,8 @@ impl Task<'_> {
             (Uses::Action { name, .. }, WorkKind::Apply(planned)) => {
                 Report::Applied(match self.bind(name, inputs) {
                     Ok(action) => {
-                        action.apply(&WriteCx::after_intent(self.read_cx()), &planned.changes).await
+                        let cx = WriteCx::after_intent(self.read_cx());
+                        self.still(action.apply(&cx, &planned.changes)).await
                     }
                     Err(failure) => Err(failure),
                 })
@@ -134,7 +143,7 @@ impl Task<'_> {
             }
             (Uses::Action { name, .. }, WorkKind::Probe(planned)) => {
                 Report::Probed(match self.bind(name, inputs) {
-                    Ok(action) => action.probe(&self.read_cx(), &planned.changes).await,
+                    Ok(action) => self.still(action.probe(&self.read_cx(), &planned.changes)).await,
                     Err(failure) => Err(failure),
                 })
             }
@@ -161,6 +170,12 @@ impl Task<'_> {
         }
     }
 
+    /// Waits for the world; simulated time stands still meanwhile.
+    async fn still<T>(&self, call: impl Future<Output = T>) -> T {
+        let _hold = self.cx.stillness.as_ref().map(|stillness| stillness.hold());
+        call.await
+    }
+
     fn bind(&self, action: &str, inputs: &Value) -> Result<Box<dyn BoundAction>, Failure> {
         self.cx.registry.bind(action, inputs)
     }
@@ -177,7 +192,7 @@ impl Task<'_> {
 
     async fn plan(&self, action: &dyn BoundAction, look_once: bool) -> Result<PlanReport, Failure> {
         let cx = self.read_cx();
-        let mut planned = action.plan(&cx).await?;
+        let mut planned = self.still(action.plan(&cx)).await?;
         let mut finish = None;
         let finished = planned.changes.is_empty() && planned.fidelity < Fidelity::Described;
         if finished {
@@ -272,7 +287,7 @@ impl Task<'_> {
             let mut trouble = None;
             let output = match look.take() {
                 Some(output) => Some(output),
-                None => match action.plan(cx).await {
+                None => match self.still(action.plan(cx)).await {
                     Ok(planned) => planned.output,
                     Err(failure) if failure.kind.may_pass() => {
                         trouble = Some(failure);
@@ -315,7 +330,7 @@ impl Task<'_> {
             (Undo::None, _) => Ok(()),
             (Undo::Restore, Uses::Action { name, .. }) => {
                 let action = self.bind(name, &self.work.inputs)?;
-                action.undo(&WriteCx::after_intent(self.read_cx()), changes).await
+                self.still(action.undo(&WriteCx::after_intent(self.read_cx()), changes)).await
             }
             (Undo::Restore, Uses::Runbook { name }) => Err(Failure::new(
                 FailureKind::Internal,
@@ -327,9 +342,10 @@ impl Task<'_> {
                     Failure::new(FailureKind::Input, format!("in `undo.with`: {}", error.message))
                 })?;
                 let action = self.bind(name, &inputs)?;
-                let planned: Planned<Value> = action.plan(&self.read_cx()).await?;
+                let planned: Planned<Value> = self.still(action.plan(&self.read_cx())).await?;
                 if !planned.changes.is_empty() {
-                    action.apply(&WriteCx::after_intent(self.read_cx()), &planned.changes).await?;
+                    let cx = WriteCx::after_intent(self.read_cx());
+                    self.still(action.apply(&cx, &planned.changes)).await?;
                 }
                 Ok(())
             }

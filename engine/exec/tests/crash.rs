@@ -82,6 +82,7 @@ async fn resume_to_the_end(bench: &mut Bench, start: &Start) -> Ended {
                 failure: run.failure.clone(),
                 parked: None,
                 guard: None,
+                waits: None,
                 changed: run.changed(),
             };
         }

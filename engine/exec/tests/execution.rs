@@ -396,6 +396,7 @@ steps:
     start.world.guards.push(farrier_runbook::graph::Guard {
         count: Vec::new(),
         at_most: Some(0),
+        rate: None,
         share: None,
         otherwise: farrier_runbook::graph::GuardAction::Stop,
         text: "at_most: 0".into(),

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use common::{Bench, runbook};
 use farrier_exec::driver::{ProceedAlways, Start, Unobserved};
-use farrier_exec::{Driver, Run};
+use farrier_exec::{Driver, Halt, Run};
 use farrier_model::{Entry, Event, NodeEvent, NodeState, RunId, RunState, Text, Value};
 use farrier_runbook::Bundle;
 use farrier_store::{RunFilter, Store as _};
@@ -242,13 +242,13 @@ async fn record(shape: &Shape) -> Recorded {
             bench.driver().resume(parked.run, &start, &ProceedAlways, &[guard]).await.unwrap()
         }
         Fate::Cancelled => {
-            let (cancel, wishes) = tokio::sync::watch::channel(None);
+            let (cancel, wishes) = tokio::sync::watch::channel(Halt::No);
             let world = bench.world.clone();
             let canceller = tokio::spawn(async move {
                 while world.state().ledger.is_empty() {
                     tokio::time::sleep(Duration::from_secs(1)).await;
                 }
-                cancel.send(Some("tester".to_owned())).unwrap();
+                cancel.send(Halt::Cancel { by: "tester".into() }).unwrap();
                 // The channel stays open until the run has ended.
                 cancel.closed().await;
             });

@@ -194,6 +194,7 @@ fn ended_of(run: RunId, state: RunState) -> farrier_exec::Ended {
         failure: None,
         parked: None,
         guard: None,
+        waits: None,
         changed: 0,
     }
 }

@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::ask::Subject;
 use crate::change::{Change, Effect};
 use crate::failure::Failure;
 use crate::ids::{Digest, NodeName, RunId};
@@ -40,6 +41,57 @@ pub enum Trigger {
         run: RunId,
         /// That step or item.
         node: NodeName,
+        /// The person who asked for the run at the top; none in journals of versions that did not record it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        by: Option<String>,
+    },
+}
+
+impl Trigger {
+    /// The person who asked for it, if one did.
+    pub fn by(&self) -> Option<&str> {
+        match self {
+            Trigger::Manual { by } => Some(by),
+            Trigger::Parent { by, .. } => by.as_deref(),
+        }
+    }
+}
+
+/// A plan that somebody has read and that binds what a run does: its changes are made or none.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BoundPlan {
+    /// What approvals name.
+    pub digest: Digest,
+    /// The plan itself, as the engine writes it.
+    pub plan: Value,
+}
+
+/// What a waiting node waits for. The run holds no task and no lease meanwhile.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Wait {
+    /// A moment.
+    Until {
+        /// When it goes on by itself.
+        at: Timestamp,
+        /// A signal that ends the wait early.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        signal: Option<Text>,
+    },
+    /// A signal, without end.
+    Signal {
+        /// Its name.
+        name: Text,
+    },
+    /// People's approval.
+    Approval,
+    /// The end of a child run.
+    Child {
+        /// That run.
+        run: RunId,
+        /// When it goes on by itself.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        at: Option<Timestamp>,
     },
 }
 
@@ -59,6 +111,9 @@ pub enum Event {
         inputs: Value,
         /// Why it began.
         trigger: Trigger,
+        /// The saved plan that it carries out.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        plan: Option<Box<BoundPlan>>,
     },
     /// An owner took the run; its epoch is the entry's.
     Claimed {
@@ -99,6 +154,119 @@ pub enum Event {
     CancelRequested {
         /// Who.
         by: String,
+        /// What was done is to be undone.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        undo: bool,
+        /// Why.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
+    /// Nothing is left to do now: the run waits, and its owner has let go of it.
+    Suspended {
+        /// When it goes on by itself; none when only somebody else can move it on.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        until: Option<Timestamp>,
+        /// What it waits for, for people.
+        reason: String,
+    },
+    /// It stands in line for a lock.
+    LockAsked {
+        /// The lock's name.
+        lock: Text,
+        /// The node that wants it; none for the whole run.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        node: Option<NodeName>,
+        /// How many may hold it at once.
+        capacity: u32,
+        /// When it gives up; none to wait without end.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        until: Option<Timestamp>,
+    },
+    /// It holds a lock.
+    LockTaken {
+        /// The lock's name.
+        lock: Text,
+        /// The node that wanted it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        node: Option<NodeName>,
+        /// A number that grows with every holder of this lock.
+        fence: i64,
+    },
+    /// It has given a lock back, or its place in the line up.
+    LockReleased {
+        /// The lock's name.
+        lock: Text,
+        /// The node that wanted it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        node: Option<NodeName>,
+    },
+    /// People are asked to approve a plan.
+    ApprovalAsked {
+        /// What waits for it.
+        subject: Subject,
+        /// Who may say yes: people, or groups of the environment; empty for anyone but the person who asked for the run.
+        who: Vec<Text>,
+        /// How many must say yes.
+        count: u32,
+        /// When it is too late.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        expires: Option<Timestamp>,
+        /// What they are asked to approve.
+        plan: Box<BoundPlan>,
+    },
+    /// A person said yes to a plan.
+    Approved {
+        /// What waits for it.
+        subject: Subject,
+        /// Who.
+        by: String,
+        /// The plan that they had read.
+        digest: Digest,
+        /// In their words.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
+    /// A person said no to a plan.
+    Rejected {
+        /// What waited for it.
+        subject: Subject,
+        /// Who.
+        by: String,
+        /// The plan that they had read.
+        digest: Digest,
+        /// In their words.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
+    /// A signal of the runbook arrived and was accepted.
+    SignalReceived {
+        /// Its name.
+        name: Text,
+        /// Who sent it.
+        by: String,
+        /// In their words.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
+    /// A person gave their word on a step in doubt, and another one has to say the same.
+    Attested {
+        /// The step.
+        node: NodeName,
+        /// Whether its effect happened.
+        applied: bool,
+        /// Who.
+        by: String,
+        /// How they know.
+        reason: String,
+    },
+    /// Somebody asked for something that the run does not accept.
+    RequestRefused {
+        /// Who.
+        by: String,
+        /// What they asked for.
+        what: String,
+        /// Why not.
+        why: String,
     },
     /// The run waits for a person.
     Parked {
@@ -109,6 +277,9 @@ pub enum Event {
         /// The guard that asks, as its finding names it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         guard: Option<Text>,
+        /// What a guard asks about, exactly.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        plan: Option<Box<BoundPlan>>,
     },
     /// A person let a parked run go on.
     Resumed {
@@ -145,6 +316,8 @@ pub enum ParkCause {
     Poison,
     /// A child run is parked.
     Child,
+    /// Its runbook or its environment cannot be used as they are now.
+    Unready,
 }
 
 /// A fact about a node.
@@ -201,6 +374,11 @@ pub enum NodeEvent {
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         continued: bool,
     },
+    /// It waits, without anybody at work on it.
+    WaitBegan {
+        /// What for.
+        wait: Wait,
+    },
     /// An intent without an outcome was found, or the answer to an effect was lost.
     InDoubt {
         /// What is known of it.
@@ -236,6 +414,7 @@ impl NodeEvent {
             NodeEvent::Applied { .. } => "applied",
             NodeEvent::Succeeded { .. } => "succeeded",
             NodeEvent::Failed { .. } => "failed",
+            NodeEvent::WaitBegan { .. } => "wait_began",
             NodeEvent::InDoubt { .. } => "in_doubt",
             NodeEvent::NotApplied { .. } => "not_applied",
             NodeEvent::UndoIntent { .. } => "undo_intent",
@@ -256,6 +435,16 @@ impl Event {
             Event::FinishedEarly { .. } => "finished_early",
             Event::UndoStarted { .. } => "undo_started",
             Event::CancelRequested { .. } => "cancel_requested",
+            Event::Suspended { .. } => "suspended",
+            Event::LockAsked { .. } => "lock_asked",
+            Event::LockTaken { .. } => "lock_taken",
+            Event::LockReleased { .. } => "lock_released",
+            Event::ApprovalAsked { .. } => "approval_asked",
+            Event::Approved { .. } => "approved",
+            Event::Rejected { .. } => "rejected",
+            Event::SignalReceived { .. } => "signal_received",
+            Event::Attested { .. } => "attested",
+            Event::RequestRefused { .. } => "request_refused",
             Event::Parked { .. } => "parked",
             Event::Resumed { .. } => "resumed",
             Event::Finished { .. } => "finished",

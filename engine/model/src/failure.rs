@@ -36,6 +36,10 @@ pub enum FailureKind {
     Told,
     /// A command ran and reported failure.
     Exit,
+    /// A lock was not free in time.
+    Lock,
+    /// People said no, or did not say yes in time.
+    Rejected,
     /// A defect of Farrier or a plugin.
     Internal,
 }
@@ -58,6 +62,8 @@ impl FailureKind {
             FailureKind::Child => "child",
             FailureKind::Told => "told",
             FailureKind::Exit => "exit",
+            FailureKind::Lock => "lock",
+            FailureKind::Rejected => "rejected",
             FailureKind::Internal => "internal",
         }
     }

@@ -5,6 +5,7 @@
 //!
 //! **Rule:** nothing here does I/O or reads a clock; "now" is always an argument.
 
+pub mod ask;
 pub mod change;
 pub mod event;
 pub mod expr;
@@ -18,8 +19,9 @@ pub mod state;
 pub mod time;
 pub mod value;
 
+pub use ask::{Ask, Request, Subject};
 pub use change::{Change, ChangeKind, Effect, Fidelity};
-pub use event::{Entry, Event, NodeEvent};
+pub use event::{BoundPlan, Entry, Event, NodeEvent, Wait};
 pub use expr::{Expr, ExprError, Scope};
 pub use failure::{Failure, FailureKind};
 pub use filters::OWN_FILTERS;

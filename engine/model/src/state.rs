@@ -86,7 +86,7 @@ pub enum NodeState {
     Pending,
     /// An intent is recorded and its owner is carrying it out.
     Running,
-    /// The effect is recorded as done; `verify` is still polling.
+    /// The effect is recorded as done and `verify` is still polling; or it waits for a time, an answer or a child run.
     Waiting,
     /// An intent without an outcome was found. Its effect class, a probe or a person moves it on.
     InDoubt,
@@ -149,7 +149,14 @@ impl NodeState {
             (S::Pending, E::Skipped { .. }) => Ok(S::Skipped),
             (S::Pending, E::Blocked { .. }) => Ok(S::Blocked),
             (S::Pending | S::Retryable | S::InDoubt, E::Intent { .. }) => Ok(S::Running),
-            (S::Running | S::InDoubt, E::Applied { .. }) => Ok(S::Waiting),
+            // A child run that was waited for has ended, and what follows is checked.
+            (S::Running | S::InDoubt | S::Waiting, E::Applied { .. }) => Ok(S::Waiting),
+            // A step that waits has no effect; one that starts a child run has its intent, and waits for the child's end.
+            (S::Pending | S::Retryable | S::Running | S::Waiting, E::WaitBegan { .. }) => Ok(S::Waiting),
+            // The run was over before what it waited for.
+            (S::Waiting, E::Skipped { .. }) => Ok(S::Skipped),
+            // A child run that waited is taken up again.
+            (S::Waiting, E::InDoubt { .. }) => Ok(S::InDoubt),
             // A step that changes nothing has no intent: its outcome is its only event.
             (S::Pending | S::Retryable | S::Running | S::Waiting | S::InDoubt, E::Succeeded { .. }) => {
                 Ok(S::Succeeded)

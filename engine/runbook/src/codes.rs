@@ -111,6 +111,8 @@ codes! {
     UNKNOWN_VAR = E0316,
     UNKNOWN_FIELD = E0317,
     UNUSED_NAME = E0318,
+    SAME_SIGNAL = E0319,
+    UNKNOWN_SIGNAL = E0320,
 
     // E04xx: expressions.
     BAD_EXPRESSION = E0401,

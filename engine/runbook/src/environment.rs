@@ -42,6 +42,10 @@ pub struct EnvironmentFile {
     /// Where the people are, by the names that runbooks use in `owner:` and `escalate:`.
     #[serde(default)]
     notify: BTreeMap<String, Contact>,
+    /// Groups of people by name, for the approvals and signals of runbooks: `{ roots: [ada, grace] }`. A name that is no
+    /// group stands for one person.
+    #[serde(default)]
+    people: BTreeMap<String, Vec<String>>,
     /// `true`: nothing that writes starts by itself.
     #[serde(default)]
     freeze: bool,
@@ -185,6 +189,8 @@ pub struct Environment {
     pub targets: TargetBindings,
     /// Where people are, by name.
     pub notify: BTreeMap<String, Contact>,
+    /// Groups of people, by name.
+    pub people: BTreeMap<String, Vec<String>>,
     /// Nothing that writes starts by itself.
     pub freeze: bool,
     /// Limits besides those of the runbooks.
@@ -264,6 +270,7 @@ pub fn read_environment(
         about: written.about,
         targets,
         notify: written.notify,
+        people: written.people,
         freeze: written.freeze,
         guards,
         approvals: written.approvals,
@@ -284,6 +291,7 @@ fn read_guard(written: &At<GuardFile>, out: &mut Diagnostics) -> Option<Guard> {
         count: written.count.iter().map(|counted| (*counted).into()).collect(),
         at_most: written.at_most,
         share: share.map(|percent| percent / 100.0),
+        rate: None,
         otherwise: match written.otherwise {
             Otherwise::Stop => GuardAction::Stop,
             Otherwise::Ask => GuardAction::Ask,

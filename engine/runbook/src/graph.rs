@@ -62,9 +62,12 @@ pub struct Graph {
     pub timeout: Option<Duration>,
     /// Evaluated after the last step of a run that succeeded or is degraded.
     pub outputs: Option<Template>,
-    /// Features that the file uses and this version checks but does not execute, such as `locks`; a run is refused
-    /// with these names.
-    pub not_executed: Vec<Text>,
+    /// While a run is alive, no second one with the same value starts.
+    pub one_run_per: Option<Expr>,
+    /// Locks held by the whole run.
+    pub locks: Vec<Lock>,
+    /// Events from outside that a run accepts.
+    pub signals: Vec<Signal>,
     pub(crate) steps: DiGraph<Step, Need, u32>,
     pub(crate) order: Vec<StepIndex>,
     pub(crate) main_steps: usize,
@@ -183,6 +186,8 @@ pub struct Step {
     pub verify: Option<Verify>,
     /// Guards over this step's changes.
     pub guards: Vec<Guard>,
+    /// A lock held while it makes its changes.
+    pub lock: Option<Lock>,
     /// Stands in for the output when the step was skipped or failed and was continued.
     pub default_output: Option<Value>,
     /// From here the run only goes forward.
@@ -306,10 +311,54 @@ pub struct Guard {
     pub at_most: Option<u64>,
     /// At most this share of the objects that were compared, 0.0 to 1.0.
     pub share: Option<f64>,
+    /// Counts executions over time, across runs, instead of changes.
+    pub rate: Option<Rate>,
     /// What happens beyond that.
     pub otherwise: GuardAction,
     /// The guard as written, for messages.
     pub text: Text,
+}
+
+/// What a guard counts across runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rate {
+    /// What is counted.
+    pub of: RateOf,
+    /// The time over which it is counted.
+    pub within: Duration,
+}
+
+/// See [`Rate::of`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RateOf {
+    /// A step of this runbook, each execution that changes something.
+    Step(StepId),
+    /// Runs of a runbook.
+    Runbook(Text),
+}
+
+/// A named lock. First come, first served.
+#[derive(Debug, Clone)]
+pub struct Lock {
+    /// Its name.
+    pub name: Template,
+    /// How many may hold it at once.
+    pub capacity: u32,
+    /// How long to wait for it; none without end.
+    pub wait: Option<Duration>,
+}
+
+/// An event from outside that a run accepts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Signal {
+    /// Its name.
+    pub name: Text,
+    /// Who may send it: people, or groups of the environment.
+    pub who: Vec<Text>,
+    /// It is accepted until this step starts.
+    pub until: Option<StepIndex>,
+    /// What follows.
+    pub then: crate::authored::SignalThen,
 }
 
 /// What a guard does when it trips.

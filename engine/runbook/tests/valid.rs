@@ -11,7 +11,16 @@ use support::{catalog, sources};
 
 fn shown(graph: &Graph) -> Result<String, std::fmt::Error> {
     let mut text = render_graph::to_text(graph);
-    writeln!(text, "risk {:?}, not executed {:?}", graph.risk, graph.not_executed)?;
+    writeln!(text, "risk {:?}", graph.risk)?;
+    if let Some(key) = &graph.one_run_per {
+        writeln!(text, "one run per {key:?}")?;
+    }
+    for lock in &graph.locks {
+        writeln!(text, "{lock:?}")?;
+    }
+    for signal in &graph.signals {
+        writeln!(text, "{signal:?}")?;
+    }
     for input in &graph.inputs {
         let pattern = input.pattern.as_ref().map(regex::Regex::as_str);
         let bounds = (input.min, input.max);
@@ -43,6 +52,7 @@ fn shown(graph: &Graph) -> Result<String, std::fmt::Error> {
             step.default_output.as_ref().map(|output| format!("default {output:?}")),
             (!step.expect.is_empty()).then(|| format!("expect {:?}", step.expect)),
             (!step.guards.is_empty()).then(|| format!("guards {:?}", step.guards)),
+            step.lock.as_ref().map(|lock| format!("{lock:?}")),
         ]
         .into_iter()
         .flatten()

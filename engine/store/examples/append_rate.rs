@@ -91,10 +91,13 @@ async fn claim(store: &SqliteStore, number: u8) -> Result<Claim, StoreError> {
         environment: "lab".into(),
         inputs: Value::Null,
         trigger: Trigger::Manual { by: "me".into() },
+        plan: None,
     };
     let id = RunId::at(0, [number; 10]);
     let (runbook, environment, title) = ("rate".into(), "lab".into(), "rate".into());
-    store.create_run(NewRun { id, runbook, bundle, environment, title, parent: None, created }).await?;
+    store
+        .create_run(NewRun { id, runbook, bundle, environment, title, parent: None, live_key: None, created })
+        .await?;
     store.claim(id, "example").await
 }
 

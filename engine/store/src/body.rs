@@ -306,7 +306,7 @@ mod tests {
     fn every_size_reads_back() {
         let events = [
             Event::Claimed { owner: "host:1".into() },
-            Event::CancelRequested { by: "ünï\u{0}".into() },
+            Event::CancelRequested { by: "ünï\u{0}".into(), undo: false, reason: None },
             Event::Node { node: NodeName::step("a"), attempt: 1, event: NodeEvent::UndoDone },
             intent("small", 10),
             intent("edge", INLINE_MAX),

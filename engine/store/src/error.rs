@@ -81,6 +81,20 @@ pub enum StoreError {
         /// Its id.
         run: RunId,
     },
+    /// Another run of the runbook with the same `one_run_per` is alive.
+    #[error("run {run} of the same runbook is still alive for {key}")]
+    KeyTaken {
+        /// That run.
+        run: RunId,
+        /// The key, as people read it.
+        key: String,
+    },
+    /// A saved plan is carried out once.
+    #[error("this plan was carried out before, by run {run}")]
+    PlanUsed {
+        /// That run.
+        run: RunId,
+    },
     /// The journal already holds what must be there only once. The caller's view of the run is wrong.
     #[error("run {run}: the journal refuses {what}")]
     Refused {

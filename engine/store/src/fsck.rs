@@ -270,6 +270,7 @@ mod tests {
             environment: "e".into(),
             inputs: Value::Null,
             trigger: Trigger::Manual { by: "me".into() },
+            plan: None,
         }
     }
 
@@ -331,6 +332,7 @@ mod tests {
             owner: None,
             epoch,
             lease_until: None,
+            not_before: None,
             created_at: timestamp(0),
             updated_at: timestamp(0),
             finished_at: None,
@@ -407,7 +409,15 @@ mod tests {
                     (1, intent(1, Once, "k")),
                     (2, claimed()),
                     (2, in_doubt(1)),
-                    (2, Event::Parked { reason: "a".into(), cause: ParkCause::InDoubt, guard: None }),
+                    (
+                        2,
+                        Event::Parked {
+                            reason: "a".into(),
+                            cause: ParkCause::InDoubt,
+                            guard: None,
+                            plan: None,
+                        },
+                    ),
                     (3, claimed()),
                     (3, succeeded(1, 1)),
                     (3, finished(RunState::Succeeded)),

@@ -14,6 +14,10 @@
 //! - An append is durable when it returns, and many callers share one commit. When the answer to an append is lost
 //!   ([`StoreError::Ambiguous`]), sending the same [`Batch`] again returns the entries of the first time.
 //! - The database itself refuses a second `succeeded` of a node and a second intent with the same attempt.
+//! - What others want of a run ([`Request`]) is stored first and taken into the journal by its owner, in one transaction. Locks
+//!   are tickets in a line, made and given back by the journal's own events: a lock is held exactly as long as the journal
+//!   says so.
+//! - A waiting run ([`Event::Suspended`]) is a row with a time; [`Store::due`] finds those whose time has come.
 //! - Each start of an owning process adds one to the store's **generation**. A lease of an earlier generation is expired
 //!   at once, because the directory lock proves that its process is gone.
 //!
@@ -33,7 +37,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use farrier_model::time::Timestamp;
-use farrier_model::{Digest, Entry, Event, RunId, RunState, Text};
+use farrier_model::{Digest, Entry, Event, NodeName, Request, RunId, RunState, Text};
 use uuid::Uuid;
 
 pub use error::StoreError;
@@ -49,6 +53,9 @@ const RESENDS: usize = 5;
 pub trait Store: Send + Sync {
     /// Creates a run with its first event, durably. Creating the same id again returns false and changes nothing, so a
     /// trigger that is not sure whether it was heard may simply ask again.
+    ///
+    /// Refused with [`StoreError::KeyTaken`] while another run of the runbook with the same key is alive, and with
+    /// [`StoreError::PlanUsed`] when its saved plan has been carried out before.
     async fn create_run(&self, new: NewRun) -> Result<bool, StoreError>;
 
     /// Takes ownership for `owner` (`host:pid`): the epoch grows by one, the lease starts, and [`Event::Claimed`] is in
@@ -62,7 +69,8 @@ pub trait Store: Send + Sync {
     /// Appends `events` in order under the claim, and moves the run to `state`; durable when it returns.
     ///
     /// Without `state` the events decide: `Finished` and `Parked` say it themselves, `Resumed` means running,
-    /// `UndoStarted` undoing, all others leave it. A batch with `Finished` ends the run and the ownership with it.
+    /// `UndoStarted` undoing, `Suspended` waiting, all others leave it. A batch with `Finished` ends the run and the
+    /// ownership with it; one with `Suspended` ends the ownership.
     ///
     /// [`StoreError::Fenced`] means: stop, kill the children, never retry. Sends the batch again by itself when the answer
     /// was lost.
@@ -72,7 +80,11 @@ pub trait Store: Send + Sync {
         events: Vec<Event>,
         state: Option<RunState>,
     ) -> Result<Vec<Entry>, StoreError> {
-        let batch = Batch::new(events, state);
+        self.append_surely(claim, Batch::new(events, state)).await
+    }
+
+    /// As [`append`](Store::append), for a whole batch.
+    async fn append_surely(&self, claim: &Claim, batch: Batch) -> Result<Vec<Entry>, StoreError> {
         for _ in 0..RESENDS {
             match self.append_batch(claim, batch.clone()).await {
                 Err(StoreError::Ambiguous { .. }) => {}
@@ -106,6 +118,23 @@ pub trait Store: Send + Sync {
 
     /// The runs that fit `filter`, newest first.
     async fn runs(&self, filter: RunFilter) -> Result<Vec<RunRow>, StoreError>;
+
+    /// Stores what somebody wants of a run, and makes a waiting run due. [`StoreError::Final`] when the run has ended.
+    /// Storing the same request twice stores it once.
+    async fn request(&self, run: RunId, request: Request) -> Result<(), StoreError>;
+
+    /// What was asked of a run and has not been taken into its journal, in the order of arrival. [`Batch::taken`] takes.
+    async fn requests(&self, run: RunId) -> Result<Vec<Request>, StoreError>;
+
+    /// The tickets of a run, or of all runs, by lock and number. Those with [`Ticket::held_since`] hold their lock.
+    async fn tickets(&self, run: Option<RunId>) -> Result<Vec<Ticket>, StoreError>;
+
+    /// Runs that nobody works on and somebody should: queued, left by an owner that died, or waiting until a moment that
+    /// has come. The longest due first, at most `limit`.
+    async fn due(&self, limit: usize) -> Result<Due, StoreError>;
+
+    /// How often something was executed since a moment.
+    async fn executions(&self, of: &Executed, since: Timestamp) -> Result<u64, StoreError>;
 
     /// Keeps the texts that runs are pinned to: `root` is the runbook that was started, `sources` all texts it can reach,
     /// by name. Content-addressed: storing the same digest again does nothing.
@@ -143,8 +172,55 @@ pub struct NewRun {
     pub title: Text,
     /// The run that started it.
     pub parent: Option<RunId>,
-    /// [`Event::Created`].
+    /// No second run of the runbook with this key is created while this one is alive.
+    pub live_key: Option<Text>,
+    /// [`Event::Created`]. The digest of its saved plan, if it has one, is good for this one run.
     pub created: Event,
+}
+
+/// A place in the line for a lock, or the lock itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ticket {
+    /// The lock's name.
+    pub lock: Text,
+    /// The place: who has the smaller number was there first. Never used twice, so it also fences.
+    pub number: i64,
+    /// Who.
+    pub run: RunId,
+    /// The node that wants it; none for the whole run.
+    pub node: Option<NodeName>,
+    /// How many may hold it at once, according to this holder.
+    pub capacity: u32,
+    /// Since when it is in line.
+    pub asked_at: Timestamp,
+    /// Since when it holds the lock; none while it waits.
+    pub held_since: Option<Timestamp>,
+}
+
+/// What [`Store::due`] found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Due {
+    /// To be claimed.
+    pub runs: Vec<RunRow>,
+    /// When the next waiting run is due; none when none waits for a moment.
+    pub next: Option<Timestamp>,
+}
+
+/// What [`Store::executions`] counts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Executed {
+    /// Runs of a runbook, by when they were created.
+    Runs {
+        /// The runbook.
+        runbook: Text,
+    },
+    /// Intents of a step or its items, in all runs of a runbook.
+    Step {
+        /// The runbook.
+        runbook: Text,
+        /// The step.
+        step: Text,
+    },
 }
 
 /// The right to write a run's journal, until someone else claims it.
@@ -167,12 +243,20 @@ pub struct Batch {
     pub events: Vec<Event>,
     /// The state that the run moves to.
     pub state: Option<RunState>,
+    /// Requests that its events answer; they are gone from the store with it.
+    pub taken: Vec<Uuid>,
 }
 
 impl Batch {
     /// A batch under a new id.
     pub fn new(events: Vec<Event>, state: Option<RunState>) -> Batch {
-        Batch { entry_id: Uuid::now_v7(), events, state }
+        Batch { entry_id: Uuid::now_v7(), events, state, taken: Vec::new() }
+    }
+
+    /// The same, answering requests.
+    #[must_use]
+    pub fn taking(self, taken: Vec<Uuid>) -> Batch {
+        Batch { taken, ..self }
     }
 }
 
@@ -197,6 +281,8 @@ pub struct RunRow {
     pub epoch: i64,
     /// Until when the owner may start effects.
     pub lease_until: Option<Timestamp>,
+    /// When a waiting run goes on by itself.
+    pub not_before: Option<Timestamp>,
     /// When it was created.
     pub created_at: Timestamp,
     /// When its journal last grew.

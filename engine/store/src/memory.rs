@@ -7,12 +7,14 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
-use farrier_model::{Digest, Entry, Event, RunId, Text};
+use farrier_model::time::Timestamp;
+use farrier_model::{Digest, Entry, Event, NodeEvent, NodeName, Request, RunId, RunState, Text};
 use uuid::Uuid;
 
-use crate::rules::{self, Head, Moment};
+use crate::rules::{self, Aside, Head, Moment};
 use crate::{
-    Audit, Batch, Claim, Clock, NewRun, RunFilter, RunRow, Store, StoreError, Timing, Violation, timestamp,
+    Audit, Batch, Claim, Clock, Due, Executed, NewRun, RunFilter, RunRow, Store, StoreError, Ticket, Timing,
+    Violation, timestamp,
 };
 
 /// What happens to a write.
@@ -47,8 +49,20 @@ struct Shared {
     crashed: bool,
     runs: HashMap<RunId, Run>,
     bundles: HashMap<Digest, (Text, BTreeMap<Text, Text>)>,
+    requests: Vec<(RunId, Request)>,
+    tickets: Vec<Line>,
+    /// The last number of each lock.
+    numbers: HashMap<Text, i64>,
+    plans: HashMap<Digest, RunId>,
     writes: u64,
     faults: BTreeMap<u64, Fault>,
+}
+
+/// A ticket, and whether its run knows that it holds the lock.
+#[derive(Debug)]
+struct Line {
+    ticket: Ticket,
+    told: bool,
 }
 
 #[derive(Debug)]
@@ -183,6 +197,107 @@ impl Shared {
     fn run(&mut self, run: RunId) -> Result<&mut Run, StoreError> {
         self.runs.get_mut(&run).ok_or(StoreError::NoRun { run })
     }
+
+    /// What a batch changes besides its run.
+    fn aside(&mut self, run: RunId, aside: Aside, now: i64) {
+        let of = |line: &Line, lock: &Text, node: &Option<NodeName>| {
+            line.ticket.run == run && line.ticket.lock == *lock && line.ticket.node == *node
+        };
+        match aside {
+            Aside::Ask { lock, node, capacity } => {
+                if self.tickets.iter().any(|line| of(line, &lock, &node)) {
+                    return;
+                }
+                let number = self.numbers.entry(lock.clone()).or_default();
+                *number += 1;
+                let ticket = Ticket {
+                    lock: lock.clone(),
+                    number: *number,
+                    run,
+                    node,
+                    capacity,
+                    asked_at: timestamp(now),
+                    held_since: None,
+                };
+                self.tickets.push(Line { ticket, told: false });
+                self.grant(&lock, now);
+            }
+            Aside::Told { lock, node } => {
+                for line in self.tickets.iter_mut().filter(|line| of(line, &lock, &node)) {
+                    line.told = true;
+                }
+            }
+            Aside::Release { lock, node } => {
+                self.tickets.retain(|line| !of(line, &lock, &node));
+                self.grant(&lock, now);
+            }
+            Aside::Over => {
+                let locks: Vec<Text> = self
+                    .tickets
+                    .iter()
+                    .filter(|line| line.ticket.run == run)
+                    .map(|line| line.ticket.lock.clone())
+                    .collect();
+                self.tickets.retain(|line| line.ticket.run != run);
+                for lock in locks {
+                    self.grant(&lock, now);
+                }
+                self.requests.retain(|(of, _)| *of != run);
+                self.wake_parent(run, now);
+            }
+            Aside::Parked => self.wake_parent(run, now),
+            Aside::Waits => {
+                let claimed = self.runs.get(&run).and_then(|run| {
+                    let entries = run.entries.iter().rev();
+                    entries.clone().find(|entry| matches!(entry.event, Event::Claimed { .. })).map(|e| e.at)
+                });
+                let child_came = self.runs.values().any(|child| {
+                    child.new.parent == Some(run)
+                        && (child.head.state.is_final() || child.head.state == RunState::Parked)
+                        && claimed.is_some_and(|at| child.head.updated_at >= at.as_millisecond())
+                });
+                let came = self.requests.iter().any(|(of, _)| *of == run)
+                    || self
+                        .tickets
+                        .iter()
+                        .any(|line| line.ticket.run == run && line.ticket.held_since.is_some() && !line.told);
+                if came || child_came {
+                    self.make_due(run, now);
+                }
+            }
+        }
+    }
+
+    fn grant(&mut self, lock: &Text, now: i64) {
+        let mut line: Vec<&mut Line> =
+            self.tickets.iter_mut().filter(|line| line.ticket.lock == *lock).collect();
+        line.sort_by_key(|line| line.ticket.number);
+        let places: Vec<(bool, u32)> =
+            line.iter().map(|line| (line.ticket.held_since.is_some(), line.ticket.capacity)).collect();
+        let mut due = Vec::new();
+        for at in rules::grants(&places) {
+            line[at].ticket.held_since = Some(timestamp(now));
+            due.push(line[at].ticket.run);
+        }
+        for run in due {
+            self.make_due(run, now);
+        }
+    }
+
+    fn make_due(&mut self, run: RunId, now: i64) {
+        if let Some(run) = self.runs.get_mut(&run)
+            && run.head.state == RunState::Waiting
+            && run.head.not_before.is_none_or(|at| at > now)
+        {
+            run.head.not_before = Some(now);
+        }
+    }
+
+    fn wake_parent(&mut self, run: RunId, now: i64) {
+        if let Some(parent) = self.runs.get(&run).and_then(|run| run.new.parent) {
+            self.make_due(parent, now);
+        }
+    }
 }
 
 impl Run {
@@ -198,6 +313,7 @@ impl Run {
             owner: head.owner.clone(),
             epoch: head.epoch,
             lease_until: head.lease_until.map(timestamp),
+            not_before: head.not_before.map(timestamp),
             created_at: timestamp(self.created_at),
             updated_at: timestamp(head.updated_at),
             finished_at: head.finished_at.map(timestamp),
@@ -215,6 +331,21 @@ impl Store for MemoryStore {
         self.write(Some(new.id), |shared, moment| {
             if shared.runs.contains_key(&new.id) {
                 return Ok(false);
+            }
+            if let Some(key) = &new.live_key
+                && let Some(run) = shared.runs.values().find(|run| {
+                    run.new.runbook == new.runbook
+                        && run.new.live_key == new.live_key
+                        && run.head.finished_at.is_none()
+                })
+            {
+                return Err(StoreError::KeyTaken { run: run.new.id, key: key.to_string() });
+            }
+            if let Some(plan) = rules::plan_of(&new) {
+                if let Some(run) = shared.plans.get(&plan) {
+                    return Err(StoreError::PlanUsed { run: *run });
+                }
+                shared.plans.insert(plan, new.id);
             }
             let run = Run {
                 created_at: moment.now,
@@ -253,6 +384,7 @@ impl Store for MemoryStore {
                 return Ok(entries.to_vec());
             }
             let head = stored.head.append(claim, &batch, moment)?;
+            let asides = rules::asides(&batch.events);
             let mut once = HashSet::new();
             for key in batch.events.iter().filter_map(rules::once_only) {
                 if stored.once.contains(&key) || once.contains(&key) {
@@ -267,6 +399,10 @@ impl Store for MemoryStore {
             let entries = rules::entries(batch.events, stored.head.seq + 1, claim.epoch, moment.now);
             stored.entries.extend(entries.iter().cloned());
             stored.head = head;
+            shared.requests.retain(|(_, request)| !batch.taken.contains(&request.id));
+            for aside in asides {
+                shared.aside(run, aside, moment.now);
+            }
             Ok(entries)
         })
     }
@@ -326,6 +462,92 @@ impl Store for MemoryStore {
         rows.sort_unstable_by_key(|row| std::cmp::Reverse((row.created_at, row.id)));
         rows.truncate(filter.limit.unwrap_or(usize::MAX));
         Ok(rows)
+    }
+
+    async fn request(&self, run: RunId, request: Request) -> Result<(), StoreError> {
+        self.write(Some(run), |shared, moment| {
+            let state = shared.run(run)?.head.state;
+            if state.is_final() {
+                return Err(StoreError::Final { run, state });
+            }
+            if shared.requests.iter().all(|(_, known)| known.id != request.id) {
+                shared.requests.push((run, request));
+            }
+            shared.make_due(run, moment.now);
+            Ok(())
+        })
+    }
+
+    async fn requests(&self, run: RunId) -> Result<Vec<Request>, StoreError> {
+        let shared = self.read()?;
+        let mut requests: Vec<Request> =
+            shared.requests.iter().filter(|(of, _)| *of == run).map(|(_, request)| request.clone()).collect();
+        requests.sort_by_key(|request| (request.at, request.id));
+        Ok(requests)
+    }
+
+    async fn tickets(&self, run: Option<RunId>) -> Result<Vec<Ticket>, StoreError> {
+        let shared = self.read()?;
+        let of = |line: &&Line| run.is_none_or(|run| line.ticket.run == run);
+        let mut tickets: Vec<Ticket> =
+            shared.tickets.iter().filter(of).map(|line| line.ticket.clone()).collect();
+        tickets.sort_by(|a, b| (&a.lock, a.number).cmp(&(&b.lock, b.number)));
+        Ok(tickets)
+    }
+
+    async fn due(&self, limit: usize) -> Result<Due, StoreError> {
+        let now = self.clock.now_ms();
+        let shared = self.read()?;
+        let lease_end = now - self.timing.grace.as_millis() as i64;
+        let waits = |run: &&Run| run.head.state == RunState::Waiting;
+        let mut waiting: Vec<&Run> = shared
+            .runs
+            .values()
+            .filter(waits)
+            .filter(|run| run.head.not_before.is_some_and(|at| at <= now))
+            .collect();
+        waiting.sort_by_key(|run| (run.head.not_before, run.new.id));
+        let mut unowned: Vec<&Run> = shared
+            .runs
+            .values()
+            .filter(|run| {
+                matches!(run.head.state, RunState::Queued | RunState::Running | RunState::Undoing)
+                    && (run.head.owner.is_none()
+                        || run.head.generation < self.generation
+                        || run.head.lease_until.is_some_and(|until| until < lease_end))
+            })
+            .collect();
+        unowned.sort_by_key(|run| (run.created_at, run.new.id));
+        let next = shared.runs.values().filter(waits).filter_map(|run| run.head.not_before);
+        Ok(Due {
+            runs: waiting.into_iter().chain(unowned).take(limit).map(Run::row).collect(),
+            next: next.filter(|at| *at > now).min().map(timestamp),
+        })
+    }
+
+    async fn executions(&self, of: &Executed, since: Timestamp) -> Result<u64, StoreError> {
+        let shared = self.read()?;
+        let since = since.as_millisecond();
+        Ok(match of {
+            Executed::Runs { runbook } => shared
+                .runs
+                .values()
+                .filter(|run| run.new.runbook == *runbook && run.created_at > since)
+                .count() as u64,
+            Executed::Step { runbook, step } => shared
+                .runs
+                .values()
+                .filter(|run| run.new.runbook == *runbook)
+                .flat_map(|run| &run.entries)
+                .filter(|entry| entry.at.as_millisecond() > since)
+                .filter(|entry| {
+                    matches!(
+                        &entry.event,
+                        Event::Node { node, event: NodeEvent::Intent { .. }, .. } if node.step == *step
+                    )
+                })
+                .count() as u64,
+        })
     }
 
     async fn put_bundle(

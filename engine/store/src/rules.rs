@@ -2,7 +2,7 @@
 //!
 //! The adapters only load a head, ask here, and store what comes back in the same transaction.
 
-use farrier_model::{Entry, Event, NodeEvent, RunId, RunState};
+use farrier_model::{Digest, Entry, Event, NodeEvent, NodeName, RunId, RunState, Text};
 
 use crate::{Batch, Claim, NewRun, StoreError, Timing, timestamp};
 
@@ -15,6 +15,8 @@ pub(crate) struct Head {
     pub(crate) generation: i64,
     pub(crate) epoch: i64,
     pub(crate) lease_until: Option<i64>,
+    /// When a waiting run is due.
+    pub(crate) not_before: Option<i64>,
     pub(crate) seq: i64,
     pub(crate) reason: Option<String>,
     pub(crate) updated_at: i64,
@@ -44,6 +46,7 @@ impl Head {
             generation: 0,
             epoch: 0,
             lease_until: None,
+            not_before: None,
             seq: 1,
             reason: None,
             updated_at: now,
@@ -73,6 +76,7 @@ impl Head {
             generation: moment.generation,
             epoch: self.epoch + 1,
             lease_until: Some(moment.lease_end()),
+            not_before: None,
             seq: self.seq + 1,
             updated_at: moment.now,
             ..self.clone()
@@ -107,8 +111,14 @@ impl Head {
                 Event::Created { .. } | Event::Claimed { .. } => {
                     return invalid(format!("event `{}` is written by the store alone", event.name()));
                 }
-                Event::Finished { .. } if index + 1 < batch.events.len() => {
-                    return invalid("event `finished` is not the last of its batch".into());
+                Event::Finished { .. } | Event::Suspended { .. } if index + 1 < batch.events.len() => {
+                    return invalid(format!("event `{}` is not the last of its batch", event.name()));
+                }
+                Event::Suspended { until, .. } => {
+                    head.state = RunState::Waiting;
+                    head.owner = None;
+                    head.lease_until = None;
+                    head.not_before = until.map(|at| at.as_millisecond());
                 }
                 Event::Finished { state, failure, .. } => {
                     finished = Some(*state);
@@ -129,6 +139,10 @@ impl Head {
         }
         if let Some(state) = batch.state {
             head.state = state;
+        }
+        let suspended = matches!(batch.events.last(), Some(Event::Suspended { .. }));
+        if suspended && head.state != RunState::Waiting {
+            return invalid(format!("event `suspended` does not fit state `{}`", head.state.name()));
         }
         if finished.is_some_and(|state| state != head.state) || finished.is_some() != head.state.is_final() {
             // A final state without `finished` in the journal could not be rebuilt from it.
@@ -181,6 +195,68 @@ pub(crate) fn check_new(new: &NewRun) -> Result<(), StoreError> {
     }
 }
 
+/// The digest of the saved plan that a new run carries out. A child run only has its part of its parent's.
+pub(crate) fn plan_of(new: &NewRun) -> Option<Digest> {
+    match &new.created {
+        Event::Created { plan: Some(plan), .. } if new.parent.is_none() => Some(plan.digest),
+        _ => None,
+    }
+}
+
+/// What an event changes besides the journal and the run's row, in the same transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Aside {
+    /// Stand in line for a lock.
+    Ask { lock: Text, node: Option<NodeName>, capacity: u32 },
+    /// The run knows that it holds the lock.
+    Told { lock: Text, node: Option<NodeName> },
+    /// Give a lock, or the place in its line, back.
+    Release { lock: Text, node: Option<NodeName> },
+    /// The run is over: give everything back, and make a waiting parent due.
+    Over,
+    /// Make a waiting parent due: its child needs a person.
+    Parked,
+    /// The run waits: due at once if something has come for it that it does not know.
+    Waits,
+}
+
+/// What the events of a batch change besides.
+pub(crate) fn asides(events: &[Event]) -> Vec<Aside> {
+    events
+        .iter()
+        .filter_map(|event| match event {
+            Event::LockAsked { lock, node, capacity, .. } => {
+                Some(Aside::Ask { lock: lock.clone(), node: node.clone(), capacity: *capacity })
+            }
+            Event::LockTaken { lock, node, .. } => {
+                Some(Aside::Told { lock: lock.clone(), node: node.clone() })
+            }
+            Event::LockReleased { lock, node } => {
+                Some(Aside::Release { lock: lock.clone(), node: node.clone() })
+            }
+            Event::Finished { .. } => Some(Aside::Over),
+            Event::Parked { .. } => Some(Aside::Parked),
+            Event::Suspended { .. } => Some(Aside::Waits),
+            _ => None,
+        })
+        .collect()
+}
+
+/// Which of the tickets of one lock are granted next: first come, first served, and nobody is overtaken. `line` is in
+/// the order of numbers: whether it is held, and how many may hold it at once.
+pub(crate) fn grants(line: &[(bool, u32)]) -> Vec<usize> {
+    let mut held = line.iter().filter(|(held, _)| *held).count();
+    let mut granted = Vec::new();
+    for (at, (_, capacity)) in line.iter().enumerate().filter(|(_, (held, _))| !held) {
+        if held >= *capacity as usize {
+            break;
+        }
+        held += 1;
+        granted.push(at);
+    }
+    granted
+}
+
 /// What the journal refuses to hold twice: a node's success, and a node's intent under one attempt.
 /// The SQLite store has unique indexes for the same.
 pub(crate) fn once_only(event: &Event) -> Option<(&'static str, String, u32)> {
@@ -219,4 +295,24 @@ pub(crate) fn same_batch(run: RunId, stored: &[Entry], batch: &Batch) -> Result<
     }
     let message = format!("entry id {} was already used for other events", batch.entry_id);
     Err(StoreError::Invalid { run, message })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn locks_are_granted_in_the_order_of_the_line() {
+        for (line, granted) in [
+            (vec![], vec![]),
+            (vec![(false, 1), (false, 1)], vec![0]),
+            (vec![(true, 1), (false, 1)], vec![]),
+            (vec![(true, 2), (false, 2), (false, 2)], vec![1]),
+            // Whoever wants it for itself alone is not overtaken by those who would share it.
+            (vec![(true, 3), (false, 1), (false, 3)], vec![]),
+            (vec![(false, 3), (false, 3), (false, 1)], vec![0, 1]),
+        ] {
+            assert_eq!(grants(&line), granted, "{line:?}");
+        }
+    }
 }

@@ -77,13 +77,14 @@ impl Rig {
                     config: Value::from_json(&config.to_string()).unwrap(),
                 });
         let targets = Targets::new(folder.path().to_owned(), bindings.into(), [].into());
-        let (_, cancel) = tokio::sync::watch::channel(None);
+        let (_, cancel) = tokio::sync::watch::channel(farrier_exec::Halt::No);
         let clock = Clock::from_fn(|| jiff::Timestamp::from_second(NOW).unwrap());
         let start = Start {
             bundle: Arc::new(runbook(&registry)),
-            world: Site { environment: "test".into(), targets: Arc::new(targets), guards: Vec::new() },
+            world: Site::new("test", Arc::new(targets)),
             inputs: Value::map([("project", Value::text("tools"))]),
             trigger: Trigger::Manual { by: "test".into() },
+            plan: None,
         };
         let store = Arc::new(MemoryStore::new(clock.clone()));
         let driver = Driver::new(registry, store, clock, Options::default(), Arc::new(Unobserved), cancel);

@@ -3,12 +3,22 @@
 use std::sync::Arc;
 
 use farrier_action::harness::Case;
-use farrier_action::{ActionRegistry, Targets};
-use farrier_model::{Failure, Scope, Value};
+use farrier_action::{ActionRegistry, NodeInfo, Planned, ReadCx, Targets};
+use farrier_model::{Failure, NodeName, RunId, Scope, Value};
 
 /// A value in JSON, single quotes for double ones.
 pub(crate) fn json(text: &str) -> Value {
     Value::from_json(&text.replace('\'', "\"")).unwrap()
+}
+
+/// What an action plans, without its laws.
+pub(crate) async fn plan(action: &str, input: &str) -> Result<Planned<Value>, Failure> {
+    let mut registry = ActionRegistry::default();
+    crate::register(&mut registry).unwrap();
+    let run = RunId::at(0, [7; 10]);
+    let node = NodeInfo { run, node: NodeName::step("case"), attempt: 1, effect_id: String::new() };
+    let targets = Arc::new(Targets::new("/".into(), Vec::new(), [].into()));
+    registry.bind(action, &json(input))?.plan(&ReadCx::new(targets, Scope::default(), node)).await
 }
 
 /// The output of an action, its laws proven and the bad inputs refused.

@@ -1,15 +1,18 @@
 //! The command line: its grammar, the way to each command, and the problems they can meet.
 
 mod actions;
+mod answer;
+mod apply;
 mod check;
 mod explain;
 mod fsck;
 mod graph;
+mod locks;
 mod plan;
-mod resolve;
 mod run;
 mod runs;
 mod schema;
+mod serve;
 mod test;
 
 use std::collections::BTreeMap;
@@ -18,7 +21,7 @@ use std::sync::Arc;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use farrier_action::ActionRegistry;
-use farrier_exec::DriverError;
+use farrier_exec::{DriverError, Refusal};
 use farrier_model::Value;
 use farrier_runbook::inputs::{Given, check_inputs};
 use farrier_runbook::{Diagnostics, Graph};
@@ -54,16 +57,30 @@ enum Command {
     Plan(plan::PlanArgs),
     /// Show what a runbook would change, ask, and make exactly those changes.
     Run(run::RunArgs),
-    /// Go on with a run that was interrupted or is parked.
+    /// Carry out a saved plan: exactly as it was read, or not at all.
+    Apply(apply::Apply),
+    /// Go on with a run that was interrupted, waits or is parked.
     Resume(run::Resume),
+    /// Say yes to the plan that a run waits with.
+    Approve(answer::Approve),
+    /// Say no to the plan that a run waits with.
+    Reject(answer::Reject),
+    /// Send a run one of its runbook's signals.
+    Signal(answer::Signal),
+    /// Stop a run, and with `--undo` take back what it did.
+    Cancel(answer::Cancel),
     /// Say whether a step in doubt has happened, after looking at its target.
-    Resolve(resolve::Resolve),
+    Resolve(answer::Resolve),
+    /// Take up whatever is due: queued runs, waiting runs whose time has come, runs left behind.
+    Serve(serve::Serve),
     /// List runs, newest first.
     Runs(runs::Runs),
     /// Show one run: its steps, what they changed, why it ended.
     Show(runs::Show),
     /// Print the journal of a run.
     Logs(runs::Logs),
+    /// Show who holds which lock, and who waits for it.
+    Locks(locks::Locks),
     /// Draw the steps of a runbook.
     Graph(graph::GraphArgs),
     /// Run the tests beside the runbooks, on stand-ins.
@@ -119,6 +136,7 @@ impl Choice {
 }
 
 /// What every command has at hand.
+#[derive(Clone)]
 pub struct App {
     registry: Arc<ActionRegistry>,
     output: Format,
@@ -146,7 +164,14 @@ pub fn dispatch(cli: Cli) -> Result<Exit, Problem> {
         Command::Check(command) => command.run(&app),
         Command::Plan(command) => block_on(command.run(&app)),
         Command::Run(command) => block_on(command.run(&app)),
+        Command::Apply(command) => block_on(command.run(&app)),
         Command::Resume(command) => block_on(command.run(&app)),
+        Command::Approve(command) => block_on(command.run(&app)),
+        Command::Reject(command) => block_on(command.run(&app)),
+        Command::Signal(command) => block_on(command.run(&app)),
+        Command::Cancel(command) => block_on(command.run(&app)),
+        Command::Serve(command) => block_on(command.run(&app)),
+        Command::Locks(command) => block_on(command.run(&app)),
         Command::Resolve(command) => block_on(command.run(&app)),
         Command::Runs(command) => block_on(command.run(&app)),
         Command::Show(command) => block_on(command.run(&app)),
@@ -233,6 +258,38 @@ pub enum Problem {
         #[source]
         source: std::io::Error,
     },
+    /// A file that cannot be written.
+    #[error("cannot write {}", path.display())]
+    Unwritable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file that is no saved plan, or not as it was saved.
+    #[error("`{file}` cannot be applied: {reason}")]
+    BadPlan {
+        /// The file.
+        file: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A saved plan that is good no more.
+    #[error("the plan cannot be applied: {reason}")]
+    PlanGone {
+        /// Why.
+        reason: String,
+    },
+    /// The world, the runbook or the environment is not as a saved plan saw it.
+    #[error("the plan is not true any more; nothing was changed:{}", differences.iter().map(|d| format!("\n  {d}")).collect::<String>())]
+    Drift {
+        /// One sentence each.
+        differences: Vec<String>,
+    },
+    /// The run does not accept what was asked of it.
+    #[error("refused: {0}")]
+    Refused(Refusal),
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -253,6 +310,9 @@ pub enum Problem {
 impl From<DriverError> for Problem {
     fn from(error: DriverError) -> Problem {
         match error {
+            DriverError::Store(error @ StoreError::PlanUsed { .. }) => {
+                Problem::PlanGone { reason: error.to_string() }
+            }
             DriverError::Store(error) => Problem::Store(error),
             other => Problem::Driver(other),
         }
@@ -275,13 +335,23 @@ impl Problem {
             | Problem::Usage(_)
             | Problem::NoRun(_)
             | Problem::AmbiguousRun(_) => Exit::Usage,
-            Problem::Targets { .. } | Problem::Mistakes(_) => Exit::Invalid,
-            Problem::NotYet(_) | Problem::File { .. } | Problem::Other(_) => Exit::Error,
+            Problem::Targets { .. } | Problem::Mistakes(_) | Problem::BadPlan { .. } => Exit::Invalid,
+            Problem::NotYet(_) | Problem::File { .. } | Problem::Unwritable { .. } | Problem::Other(_) => {
+                Exit::Error
+            }
+            Problem::PlanGone { .. } => Exit::PlanGone,
+            Problem::Drift { .. } => Exit::Drift,
+            Problem::Refused(Refusal::Person(_)) => Exit::NotAllowed,
+            Problem::Refused(Refusal::Now(_)) => Exit::Usage,
             Problem::Store(StoreError::Busy { .. } | StoreError::Owned { .. }) => Exit::StoreBusy,
+            Problem::Store(StoreError::KeyTaken { .. }) => Exit::LockBusy,
+            Problem::Store(StoreError::PlanUsed { .. }) => Exit::PlanGone,
+            Problem::Store(StoreError::Fatal { .. }) => Exit::StoreFailed,
             Problem::Store(_) => Exit::Store,
             Problem::Driver(error) => match error {
-                DriverError::NotExecuted { .. } => Exit::Invalid,
-                DriverError::NoRun(_) => Exit::Usage,
+                DriverError::NoRun(_) | DriverError::Inputs { .. } => Exit::Usage,
+                DriverError::LetGo(_) => Exit::Waiting,
+                DriverError::Driven(_) => Exit::StoreBusy,
                 DriverError::Store(_) | DriverError::Replay { .. } | DriverError::Fenced(_) => Exit::Store,
             },
         }
@@ -324,6 +394,15 @@ impl Problem {
                 Some("wait until it lets go of the run, then try again".into())
             }
             Problem::NoRun(_) => Some("`farrier runs` lists them".into()),
+            Problem::BadPlan { .. } => {
+                Some("make a new one with `farrier plan … --out FILE`; only its own files are applied".into())
+            }
+            Problem::PlanGone { .. } | Problem::Drift { .. } => {
+                Some("read what would happen now: `farrier apply FILE --replan` makes a new plan".into())
+            }
+            Problem::Store(StoreError::KeyTaken { run, .. }) => {
+                Some(format!("farrier show {}", &run.to_string()[..13]))
+            }
             _ => None,
         }
     }

@@ -1,18 +1,22 @@
 //! `farrier plan`: what a runbook would change.
 
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 use farrier_exec::driver::{Start, Unobserved};
-use farrier_exec::{Driver, Options, Plan};
+use farrier_exec::{Driver, Halt, Options, Plan, SavedPlan};
 use farrier_model::FailureKind;
 use farrier_model::event::Trigger;
-use farrier_store::{Clock, MemoryStore};
+use farrier_store::{Clock, MemoryStore, Mode, Store, StoreError};
 use tokio::sync::watch;
 
 use super::run::user;
 use super::{App, Choice, Problem};
 use crate::exit::Exit;
+use crate::project::{Site, Workspace, shown};
 use crate::render::plan::{Shown, draw};
 use crate::render::style::Style;
 use crate::render::{self, Format};
@@ -24,6 +28,12 @@ pub(super) struct PlanArgs {
     /// Show every change and whole values.
     #[arg(long)]
     all: bool,
+    /// Save the plan, to be carried out later with `farrier apply`: exactly as it is, once, and before it expires.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// How long the saved plan is good.
+    #[arg(long, default_value = "24h", value_name = "DURATION", value_parser = super::run::duration)]
+    expires: Duration,
     /// End with 2 when there are changes, with 3 when parts are known only while running.
     #[arg(long)]
     detailed_exitcode: bool,
@@ -42,17 +52,24 @@ impl PlanArgs {
             world: site.world(),
             inputs,
             trigger: Trigger::Manual { by: user() },
+            plan: None,
         };
-        let (_stop, cancel) = watch::channel(None);
-        let options = Options { parallel: self.choice.parallel, ..Options::default() };
-        // A plan keeps no journal, so the store is never written.
-        let store = Arc::new(MemoryStore::default());
-        let driver =
-            Driver::new(app.registry.clone(), store, Clock::system(), options, Arc::new(Unobserved), cancel);
-        let plan = driver.plan(&start).await?;
+        let plan = make(app, &workspace, &site, &start, self.choice.parallel).await?;
+        if let Some(out) = &self.out {
+            if let Some(failure) = &plan.failure {
+                eprintln!("not saved, since the plan is not whole: {failure}");
+            } else {
+                let saved = write_plan(app, &site, &start, plan.clone(), out, self.expires)?;
+                eprintln!("plan {} saved in {}, good until {}", saved.digest, shown(out), saved.expires_at);
+            }
+        }
         if app.output == Format::Table {
             render::line(draw(&plan, Style::stdout(), Shown { all: self.all }).trim_end())?;
-            if plan.failure.is_none() && !plan.is_empty() && plan.finished_early.is_none() {
+            if let Some(out) = &self.out {
+                if plan.failure.is_none() {
+                    eprintln!("\nto make exactly these changes: farrier apply {}", shown(out));
+                }
+            } else if plan.failure.is_none() && !plan.is_empty() && plan.finished_early.is_none() {
                 eprintln!(
                     "\nto make these changes: farrier run {} --env {}",
                     self.choice.runbook, self.choice.env
@@ -65,7 +82,56 @@ impl PlanArgs {
     }
 }
 
-fn exit_of(plan: &Plan, detailed: bool) -> Exit {
+/// A dry run. What the store knows of earlier runs is read for guards over a rate; nothing is written.
+pub(super) async fn make(
+    app: &App,
+    workspace: &Workspace,
+    site: &Site,
+    start: &Start,
+    parallel: usize,
+) -> Result<Plan, Problem> {
+    let (_stop, halt) = watch::channel(Halt::No);
+    let options = Options { parallel, ..Options::default() };
+    let store: Arc<dyn Store> = match workspace.store(Some(site), Mode::ReadOnly).await {
+        Ok(store) => Arc::new(store),
+        // Nothing has run there yet.
+        Err(Problem::Store(StoreError::Missing { .. } | StoreError::OlderSchema { .. })) => {
+            Arc::new(MemoryStore::default())
+        }
+        Err(problem) => return Err(problem),
+    };
+    let driver =
+        Driver::new(app.registry.clone(), store, Clock::system(), options, Arc::new(Unobserved), halt);
+    Ok(driver.plan(start).await?)
+}
+
+/// Saves a plan: whole or not at all, readable by its owner alone.
+pub(super) fn write_plan(
+    app: &App,
+    site: &Site,
+    start: &Start,
+    plan: Plan,
+    out: &Path,
+    good_for: Duration,
+) -> Result<SavedPlan, Problem> {
+    let targets = site.identities(&start.bundle, &app.registry)?;
+    let now = Clock::system().now();
+    let saved = SavedPlan::new(plan, start.bundle.digest, targets, user(), (now, now + good_for))
+        .map_err(|error| Problem::Other(error.into()))?;
+    let text = saved.to_text().map_err(|error| Problem::Other(error.into()))?;
+    let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let write = || -> std::io::Result<()> {
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        file.write_all(text.as_bytes())?;
+        file.as_file().sync_all()?;
+        file.persist(out).map_err(|error| error.error)?;
+        Ok(())
+    };
+    write().map_err(|error| Problem::Unwritable { path: out.to_path_buf(), source: error })?;
+    Ok(saved)
+}
+
+pub(super) fn exit_of(plan: &Plan, detailed: bool) -> Exit {
     match &plan.failure {
         Some(failure) if failure.kind == FailureKind::Guard => return Exit::Guard,
         Some(_) => return Exit::Error,

@@ -4,12 +4,15 @@ use std::sync::Arc;
 
 use clap::Args;
 use farrier_exec::driver::Start;
-use farrier_exec::{Driver, Ended, Options};
+use farrier_exec::{Driver, Ended, Halt, Observer, Options};
 use farrier_model::event::Trigger;
-use farrier_model::{FailureKind, RunState, Text};
+use farrier_model::time::parse_duration;
+use farrier_model::{Event, FailureKind, RunState, Text};
 use farrier_runbook::compile_bundle;
-use farrier_store::{Clock, Mode, SqliteStore, Store};
+use farrier_store::{Clock, Mode, RunRow, SqliteStore, Store};
 use serde::Serialize;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::runs::find_run;
@@ -28,13 +31,16 @@ pub(super) struct RunArgs {
     choice: Choice,
     #[command(flatten)]
     answers: Answers,
+    /// Only put the run on disk, and leave it to `farrier serve`. Nobody is asked before it writes.
+    #[arg(long, conflicts_with_all = ["accept_guards", "quiet"])]
+    detach: bool,
 }
 
 #[derive(Debug, Args)]
-struct Answers {
+pub(super) struct Answers {
     /// Make the changes without asking. Guards still stop.
     #[arg(long, short)]
-    yes: bool,
+    pub(super) yes: bool,
     /// Let changes pass that a guard asks about.
     #[arg(long)]
     accept_guards: bool,
@@ -43,7 +49,14 @@ struct Answers {
     all: bool,
     /// Show failures and the result only.
     #[arg(long, short)]
-    quiet: bool,
+    pub(super) quiet: bool,
+    /// How long to stay when the run waits for a time; a longer wait leaves it to be resumed.
+    #[arg(long, default_value = "15m", value_name = "DURATION", value_parser = duration)]
+    patience: Duration,
+}
+
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    parse_duration(text).ok_or_else(|| format!("`{text}` is not a duration such as `90s` or `2h`"))
 }
 
 #[derive(Debug, Args)]
@@ -72,7 +85,6 @@ impl RunArgs {
         let bundle = workspace.bundle(&self.choice.runbook, catalog)?;
         let site = workspace.site(&self.choice.env, catalog)?;
         site.check(&bundle, &app.registry)?;
-        site.may_run(&bundle)?;
         let inputs = self.choice.inputs(bundle.graph())?;
         let store = workspace.store(Some(&site), Mode::Owner).await?;
         let start = Start {
@@ -80,8 +92,16 @@ impl RunArgs {
             world: site.world(),
             inputs,
             trigger: Trigger::Manual { by: user() },
+            plan: None,
         };
         let session = Session::new(app, &store, &self.answers, self.choice.parallel);
+        if self.detach {
+            let run = session.driver.enqueue(&start).await?;
+            store.close().await;
+            render::line(&run.to_string())?;
+            eprintln!("next: farrier serve");
+            return Ok(Exit::Ok);
+        }
         let ask = self.answers.ask(&start);
         let quiet = self.answers.quiet;
         let ended = session
@@ -132,29 +152,39 @@ pub(super) async fn open_run(
 ) -> Result<(SqliteStore, Start, farrier_store::RunRow), Problem> {
     let store = workspace.store(None, Mode::Owner).await?;
     let row = find_run(&store, id).await?;
-    let journal = store.journal(row.id).await?;
-    let created = journal.first().map(|entry| entry.event.clone());
-    let Some(farrier_model::Event::Created { bundle, inputs, trigger, .. }) = created else {
+    let start = start_of(app, workspace, &store, &row).await?;
+    Ok((store, start, row))
+}
+
+/// What a stored run starts from.
+pub(super) async fn start_of(
+    app: &App,
+    workspace: &Workspace,
+    store: &SqliteStore,
+    row: &RunRow,
+) -> Result<Start, Problem> {
+    let created = store.journal(row.id).await?.into_iter().next().map(|entry| entry.event);
+    let Some(Event::Created { bundle, inputs, trigger, plan, .. }) = created else {
         return Err(Problem::Other(anyhow::anyhow!(
             "the journal of run {} does not begin with `created`",
             row.id
         )));
     };
-    let (root, sources) = store
+    let (_, sources) = store
         .bundle(bundle)
         .await?
         .ok_or_else(|| Problem::Other(anyhow::anyhow!("the store has lost the texts of run {}", row.id)))?;
     let catalog = app.registry.catalog();
-    let bundle =
-        compile_bundle(&root, &sources, catalog).map_err(|mistakes| Problem::Mistakes(Box::new(mistakes)))?;
+    // A child run shares its parent's texts; its root is its own runbook.
+    let bundle = compile_bundle(&row.runbook, &sources, catalog)
+        .map_err(|mistakes| Problem::Mistakes(Box::new(mistakes)))?;
     let site = workspace.site(&row.environment, catalog)?;
     site.check(&bundle, &app.registry)?;
-    let start = Start { bundle: Arc::new(bundle), world: site.world(), inputs, trigger };
-    Ok((store, start, row))
+    Ok(Start { bundle: Arc::new(bundle), world: site.world(), inputs, trigger, plan })
 }
 
 impl Answers {
-    fn ask(&self, start: &Start) -> Ask {
+    pub(super) fn ask(&self, start: &Start) -> Ask {
         Ask {
             yes: self.yes,
             accept_guards: self.accept_guards,
@@ -165,45 +195,73 @@ impl Answers {
     }
 }
 
+/// Who owns the runs of this process, for people.
+pub(super) fn owner() -> String {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    format!("{} at {host}, process {}", user(), std::process::id())
+}
+
+/// A driver for the runs of a store.
+pub(super) fn driver(
+    app: &App,
+    store: &SqliteStore,
+    options: Options,
+    observer: Arc<dyn Observer>,
+    halt: watch::Receiver<Halt>,
+) -> Driver {
+    let options = Options { owner: owner(), ..options };
+    Driver::new(app.registry.clone(), Arc::new(store.clone()), Clock::system(), options, observer, halt)
+}
+
+/// Ctrl-C, once and twice, and the wish of whoever started this process that it ends.
+pub(super) fn listen(cancels: bool) -> watch::Receiver<Halt> {
+    let (stop, halt) = watch::channel(Halt::No);
+    tokio::spawn(async move {
+        let (Ok(mut interrupt), Ok(mut terminate)) =
+            (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+        else {
+            return;
+        };
+        let cancel = tokio::select! {
+            _ = interrupt.recv() => cancels,
+            _ = terminate.recv() => false,
+        };
+        if cancel {
+            eprintln!(
+                "stopping: what is at work finishes, nothing new begins; press Ctrl-C again to leave at once"
+            );
+            let _ = stop.send(Halt::Cancel { by: user() });
+        } else {
+            eprintln!("stopping: what is at work may finish, and runs go on when they are taken up again");
+            let _ = stop.send(Halt::LetGo);
+        }
+        interrupt.recv().await;
+        std::process::exit(i32::from(Exit::Cancelled.code()));
+    });
+    halt
+}
+
 /// One run at a terminal.
-struct Session {
-    driver: Driver,
+pub(super) struct Session {
+    pub(super) driver: Driver,
     progress: Arc<Progress>,
 }
 
 impl Session {
-    fn new(app: &App, store: &SqliteStore, answers: &Answers, parallel: usize) -> Session {
-        let (stop, cancel) = watch::channel(None);
-        tokio::spawn(async move {
-            if tokio::signal::ctrl_c().await.is_ok() {
-                eprintln!(
-                    "stopping: what is at work finishes, nothing new begins; press Ctrl-C again to leave at once"
-                );
-                let _ = stop.send(Some(user()));
-            }
-            if tokio::signal::ctrl_c().await.is_ok() {
-                std::process::exit(i32::from(Exit::Cancelled.code()));
-            }
-        });
+    pub(super) fn new(app: &App, store: &SqliteStore, answers: &Answers, parallel: usize) -> Session {
         let progress = Arc::new(Progress::new(answers.quiet));
-        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        let options = Options {
-            parallel,
-            owner: format!("{} at {host}, process {}", user(), std::process::id()),
-            ..Options::default()
-        };
-        let driver = Driver::new(
-            app.registry.clone(),
-            Arc::new(store.clone()),
-            Clock::system(),
-            options,
-            progress.clone(),
-            cancel,
-        );
+        let options = Options { parallel, patience: answers.patience, ..Options::default() };
+        let driver = driver(app, store, options, progress.clone(), listen(true));
         Session { driver, progress }
     }
 
-    async fn end(&self, app: &App, start: &Start, ended: Ended, store: SqliteStore) -> Result<Exit, Problem> {
+    pub(super) async fn end(
+        &self,
+        app: &App,
+        start: &Start,
+        ended: Ended,
+        store: SqliteStore,
+    ) -> Result<Exit, Problem> {
         self.progress.clear();
         let exit = exit_of(&ended);
         if app.output == Format::Table {
@@ -224,6 +282,10 @@ struct EndedView<'a> {
     outputs: &'a farrier_model::Value,
     failure: &'a Option<farrier_model::Failure>,
     parked: &'a Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waits: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    until: Option<String>,
 }
 
 impl EndedView<'_> {
@@ -235,6 +297,8 @@ impl EndedView<'_> {
             outputs: &ended.outputs,
             failure: &ended.failure,
             parked: &ended.parked,
+            waits: ended.waits.as_ref().map(|(reason, _)| reason.as_str()),
+            until: ended.waits.as_ref().and_then(|(_, until)| until.map(|until| until.to_string())),
         }
     }
 }
@@ -248,7 +312,8 @@ pub(super) fn past(state: RunState) -> &'static str {
         RunState::Undone => "failed and was undone",
         RunState::Cancelled => "was cancelled",
         RunState::Parked => "waits for a person",
-        RunState::Queued | RunState::Running | RunState::Waiting | RunState::Undoing => "is not over",
+        RunState::Waiting => "waits",
+        RunState::Queued | RunState::Running | RunState::Undoing => "is not over",
     }
 }
 
@@ -262,9 +327,11 @@ fn print_end(start: &Start, ended: &Ended) -> Result<(), Problem> {
     };
     let verdict = match ended.state {
         RunState::Succeeded => style.good("succeeded"),
-        RunState::Degraded | RunState::Parked | RunState::Cancelled | RunState::Undone => {
-            style.warn(past(ended.state))
-        }
+        RunState::Degraded
+        | RunState::Parked
+        | RunState::Cancelled
+        | RunState::Undone
+        | RunState::Waiting => style.warn(past(ended.state)),
         _ => style.bad(past(ended.state)),
     };
     render::line(&format!("{name} {verdict}: {changed}"))?;
@@ -277,6 +344,10 @@ fn print_end(start: &Start, ended: &Ended) -> Result<(), Problem> {
     if let Some(parked) = &ended.parked {
         render::line(&format!("  {parked}"))?;
     }
+    if let Some((waits, until)) = &ended.waits {
+        let until = until.map_or_else(String::new, |until| format!(" (due {until})"));
+        render::line(&format!("  {waits}{until}"))?;
+    }
     if let Some(outputs) = ended.outputs.as_map() {
         for (key, value) in outputs.iter() {
             render::line(&format!("  {key}: {value}"))?;
@@ -287,6 +358,9 @@ fn print_end(start: &Start, ended: &Ended) -> Result<(), Problem> {
         RunState::Parked if ended.guard.is_some() => {
             eprintln!("next: farrier show {short}; then `farrier resume {short} --accept-guards --yes`");
         }
+        RunState::Waiting => eprintln!(
+            "next: farrier show {short}; when it is due, `farrier resume {short}`, or let `farrier serve` take it up"
+        ),
         _ => eprintln!("next: farrier show {short}"),
     }
     Ok(())
@@ -301,10 +375,12 @@ fn exit_of(ended: &Ended) -> Exit {
         RunState::Failed => match &ended.failure {
             Some(failure) if failure.kind == FailureKind::Guard => Exit::Guard,
             Some(failure) if failure.kind == FailureKind::Unreachable => Exit::Unreachable,
+            Some(failure) if failure.kind == FailureKind::Drift => Exit::Drift,
+            Some(failure) if failure.kind == FailureKind::Lock => Exit::LockBusy,
+            Some(failure) if failure.kind == FailureKind::Rejected => Exit::NotApproved,
             _ => Exit::Failed,
         },
-        RunState::Parked | RunState::Queued | RunState::Running | RunState::Waiting | RunState::Undoing => {
-            Exit::Parked
-        }
+        RunState::Waiting => Exit::Waiting,
+        RunState::Parked | RunState::Queued | RunState::Running | RunState::Undoing => Exit::Parked,
     }
 }

@@ -2,8 +2,8 @@
 //! process works.
 
 use clap::Args;
-use farrier_exec::{NodeRef, Run};
-use farrier_model::{Change, Event, NodeEvent, NodeState, RunState, Value};
+use farrier_exec::{NodeRef, Plan, Run};
+use farrier_model::{BoundPlan, Change, Event, NodeEvent, NodeState, RunState, Value, Wait};
 use farrier_runbook::compile_bundle;
 use farrier_store::{Mode, RunFilter, RunRow, SqliteStore, Store};
 use serde::Serialize;
@@ -139,10 +139,62 @@ struct RunView<'a> {
     failure: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     parked: Option<String>,
+    /// What it waits for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waits: Option<String>,
+    /// When it goes on by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    until: Option<String>,
+    /// Plans that people are asked to approve.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    approvals: Vec<ApprovalView>,
+    /// The saved plan that it carries out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    plan: Option<String>,
+    /// What the guard asks about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    asks: Option<Plan>,
     /// The guard that a person has to accept.
     #[serde(skip_serializing_if = "Option::is_none")]
     guard: Option<String>,
     steps: Vec<NodeView>,
+}
+
+#[derive(Serialize)]
+struct ApprovalView {
+    subject: String,
+    who: Vec<String>,
+    count: u32,
+    approved: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires: Option<String>,
+    digest: String,
+    plan: Plan,
+}
+
+/// The approvals that a run still waits for.
+fn open_approvals(run: &Run) -> Result<Vec<ApprovalView>, Problem> {
+    run.approvals
+        .iter()
+        .filter(|(_, asked)| asked.is_open())
+        .map(|(subject, asked)| {
+            Ok(ApprovalView {
+                subject: subject.to_string(),
+                who: asked.who.iter().map(ToString::to_string).collect(),
+                count: asked.count,
+                approved: asked.approved.clone(),
+                expires: asked.expires.map(|expires| expires.to_string()),
+                digest: asked.plan.digest.to_string(),
+                plan: stored_plan(&asked.plan)?,
+            })
+        })
+        .collect()
+}
+
+/// A plan from a journal.
+pub(super) fn stored_plan(plan: &BoundPlan) -> Result<Plan, Problem> {
+    Plan::of_bound(plan)
+        .map_err(|error| Problem::Other(anyhow::anyhow!("a stored plan cannot be read: {error}")))
 }
 
 impl Show {
@@ -157,6 +209,14 @@ impl Show {
             outputs: run.outputs.clone(),
             failure: run.failure.as_ref().map(ToString::to_string),
             parked: run.parked.as_ref().map(|(reason, _)| reason.clone()),
+            waits: run.suspended.as_ref().map(|(reason, _)| reason.clone()),
+            until: row.not_before.map(|at| at.to_string()),
+            approvals: if row.state.is_final() { Vec::new() } else { open_approvals(&run)? },
+            plan: run.saved_plan.map(|digest| digest.to_string()),
+            asks: match &run.parked {
+                Some(_) => run.asking_plan.as_ref().map(stored_plan).transpose()?,
+                None => None,
+            },
             guard: run.asking_guard.as_ref().map(ToString::to_string),
             steps: nodes,
         };
@@ -177,6 +237,13 @@ impl Show {
         ))?;
         for reason in view.failure.iter().chain(&view.parked) {
             render::line(&format!("  {}", style.bad(reason)))?;
+        }
+        if let Some(waits) = &view.waits {
+            let until = view.until.as_ref().map_or_else(String::new, |until| format!(" (due {until})"));
+            render::line(&format!("  {}", style.warn(&format!("{waits}{until}"))))?;
+        }
+        if let Some(plan) = &view.plan {
+            render::line(&format!("  carries out saved plan {plan}"))?;
         }
         render::line("")?;
         let width = view.steps.iter().map(|step| step.node.chars().count()).max().unwrap_or(0);
@@ -215,7 +282,32 @@ impl Show {
                 render::line(&format!("  {key}: {value}"))?;
             }
         }
+        let shown = crate::render::plan::Shown { all: self.all };
+        if let Some(asks) = &view.asks {
+            render::line("\nThe guard asks about:")?;
+            render::line(crate::render::plan::draw(asks, style, shown).trim_end())?;
+        }
+        for asked in &view.approvals {
+            let of =
+                if asked.who.is_empty() { String::new() } else { format!(" of {}", asked.who.join(", ")) };
+            let given = if asked.approved.is_empty() {
+                String::new()
+            } else {
+                format!("; given by {}", asked.approved.join(", "))
+            };
+            let subject =
+                if asked.subject == "-" { "the run".into() } else { format!("`{}`", asked.subject) };
+            render::line(&format!(
+                "\nApproval of {subject}: {} needed{of}{given}. Plan {}:",
+                asked.count, asked.digest
+            ))?;
+            render::line(crate::render::plan::draw(&asked.plan, style, shown).trim_end())?;
+        }
         let short = &view.row.id[..13];
+        if let Some(asked) = view.approvals.first() {
+            eprintln!("next: farrier approve {short} '{0}', or farrier reject {short} '{0}'", asked.subject);
+            return Ok(Exit::Ok);
+        }
         let in_doubt = view.steps.iter().find(|step| step.state == NodeState::InDoubt);
         match (view.row.state, in_doubt) {
             (RunState::Parked, Some(step)) => eprintln!(
@@ -227,6 +319,9 @@ impl Show {
                 eprintln!("next: farrier resume {short} --accept-guards --yes");
             }
             (RunState::Parked, None) => eprintln!("next: farrier resume {short}"),
+            (RunState::Waiting, _) => {
+                eprintln!("next: when it is due, farrier resume {short}, or let `farrier serve` take it up");
+            }
             (state, _) if !state.is_final() => {
                 eprintln!("next: if nothing works on it any more, farrier resume {short}");
             }
@@ -244,11 +339,11 @@ async fn replay(app: &App, store: &SqliteStore, row: &RunRow) -> Result<Run, Pro
             row.id
         )));
     };
-    let (root, sources) = store
+    let (_, sources) = store
         .bundle(*bundle)
         .await?
         .ok_or_else(|| Problem::Other(anyhow::anyhow!("the store has lost the texts of run {}", row.id)))?;
-    let bundle = compile_bundle(&root, &sources, app.registry.catalog())
+    let bundle = compile_bundle(&row.runbook, &sources, app.registry.catalog())
         .map_err(|mistakes| Problem::Mistakes(Box::new(mistakes)))?;
     Run::replay(row.id, bundle.graph().clone(), &journal).map_err(|error| Problem::Other(error.into()))
 }
@@ -262,7 +357,10 @@ fn node_view(run: &Run, node: NodeRef) -> NodeView {
         attempt: node.attempt,
         changed: node.changed,
         failure: node.failure.as_ref().map(ToString::to_string),
-        reason: node.reason.as_ref().map(ToString::to_string),
+        reason: match &node.wait {
+            Some(wait) => Some(format!("waits {}", describe_wait(wait))),
+            None => node.reason.as_ref().map(ToString::to_string),
+        },
         changes: node.effects.clone(),
     }
 }
@@ -291,8 +389,27 @@ impl Logs {
     }
 }
 
+fn said(reason: Option<&String>) -> String {
+    reason.map_or_else(String::new, |reason| format!(": {reason}"))
+}
+
+fn by_node(node: Option<&farrier_model::NodeName>) -> String {
+    node.map_or_else(String::new, |node| format!(" by {node}"))
+}
+
+/// What a node waits for, after "waits".
+pub(super) fn describe_wait(wait: &Wait) -> String {
+    match wait {
+        Wait::Until { at, signal: None } => format!("until {at}"),
+        Wait::Until { at, signal: Some(signal) } => format!("until {at} or signal `{signal}`"),
+        Wait::Signal { name } => format!("for signal `{name}`"),
+        Wait::Approval => "for approval".into(),
+        Wait::Child { run, .. } => format!("for its run {run}"),
+    }
+}
+
 /// One event in a sentence.
-fn describe(event: &Event) -> String {
+pub(super) fn describe(event: &Event) -> String {
     match event {
         Event::Created { runbook, environment, .. } => format!("created to run {runbook} in {environment}"),
         Event::Claimed { owner } => format!("claimed by {owner}"),
@@ -316,6 +433,7 @@ fn describe(event: &Event) -> String {
                     let again = retry_at.map_or_else(String::new, |at| format!(", again at {at}"));
                     format!("attempt {attempt}: {failure}{again}")
                 }
+                NodeEvent::WaitBegan { wait } => describe_wait(wait),
                 NodeEvent::InDoubt { reason } => reason.clone(),
                 NodeEvent::NotApplied { by } => format!("according to {by}"),
                 NodeEvent::UndoFailed { failure } => failure.to_string(),
@@ -329,7 +447,38 @@ fn describe(event: &Event) -> String {
         }
         Event::FinishedEarly { node, reason } => format!("{node}: finished early: {reason}"),
         Event::UndoStarted { reason } => format!("undo started: {reason}"),
-        Event::CancelRequested { by } => format!("cancel requested by {by}"),
+        Event::CancelRequested { by, undo, reason } => {
+            let undo = if *undo { ", with undo" } else { "" };
+            format!("cancel requested by {by}{undo}{}", said(reason.as_ref()))
+        }
+        Event::Suspended { until, reason } => {
+            let until = until.map_or_else(String::new, |until| format!(", due {until}"));
+            format!("suspended: {reason}{until}")
+        }
+        Event::LockAsked { lock, node, .. } => format!("lock `{lock}` asked for{}", by_node(node.as_ref())),
+        Event::LockTaken { lock, node, fence } => {
+            format!("lock `{lock}` taken{} (number {fence})", by_node(node.as_ref()))
+        }
+        Event::LockReleased { lock, node } => format!("lock `{lock}` given back{}", by_node(node.as_ref())),
+        Event::ApprovalAsked { subject, who, count, expires, plan } => {
+            let of = if who.is_empty() { String::new() } else { format!(" of {}", who.join(", ")) };
+            let until = expires.map_or_else(String::new, |until| format!(", until {until}"));
+            format!("{subject}: {count} approvals{of} asked for, of plan {}{until}", plan.digest.short())
+        }
+        Event::Approved { subject, by, digest, reason } => {
+            format!("{subject}: {by} approved plan {}{}", digest.short(), said(reason.as_ref()))
+        }
+        Event::Rejected { subject, by, digest, reason } => {
+            format!("{subject}: {by} rejected plan {}{}", digest.short(), said(reason.as_ref()))
+        }
+        Event::SignalReceived { name, by, reason } => {
+            format!("signal `{name}` from {by}{}", said(reason.as_ref()))
+        }
+        Event::Attested { node, applied, by, reason } => {
+            let word = if *applied { "applied" } else { "not applied" };
+            format!("{node}: {word}, says {by}: {reason}; another person has to confirm it")
+        }
+        Event::RequestRefused { by, what, why } => format!("{by} wanted to {what}, refused: {why}"),
         Event::Parked { reason, .. } => format!("parked: {reason}"),
         Event::Resumed { by, accepted } => match accepted {
             Some(guard) => format!("resumed by {by}, who accepted the guard `{guard}`"),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use farrier_exec::driver::{Answer, Confirm, ProceedAlways, Start, Unobserved, World};
-use farrier_exec::{Driver, Interpose, Options, Plan, PlanStep, PlanStepState, Run, StandIn};
+use farrier_exec::{Driver, Halt, Interpose, Options, Plan, PlanStep, PlanStepState, Run, StandIn};
 use farrier_model::event::Trigger;
 use farrier_model::{Event, Failure, FailureKind, NodeEvent, NodeName, NodeState, RunState, Value};
 use farrier_runbook::environment::{TargetBindings, read_environment};
@@ -227,12 +227,13 @@ async fn run_case(app: &App, file: &Path, bundle: &Arc<Bundle>, test: &Test) -> 
     };
     let start = Start {
         bundle: bundle.clone(),
-        world: World { environment: "test".into(), targets: Arc::new(sandbox.targets), guards: Vec::new() },
+        world: World::new("test", Arc::new(sandbox.targets)),
         inputs,
         trigger: Trigger::Manual { by: "test".into() },
+        plan: None,
     };
     let store = Arc::new(MemoryStore::default());
-    let (_stop, cancel) = watch::channel(None);
+    let (_stop, cancel) = watch::channel(Halt::No);
     let options = Options { interpose: Some(Arc::new(StandIns::of(test))), ..Options::default() };
     let driver = Driver::new(
         app.registry.clone(),

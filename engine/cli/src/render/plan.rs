@@ -127,6 +127,7 @@ fn what(step: &PlanStep, style: Style) -> String {
         PlanStepState::Skipped(why) => style.dim(&format!("skipped: {why}")),
         PlanStepState::After(after) => style.warn(&format!("known after {after}")),
         PlanStepState::MaybeAfter(after) => style.warn(&format!("perhaps; known after {after}")),
+        PlanStepState::Waits(what) => style.warn(&format!("waits {what}")),
         PlanStepState::Failed(failure) => style.bad(&format!("failed: {failure}")),
         PlanStepState::Blocked(by) => style.dim(&format!("blocked by {by}")),
         PlanStepState::NotReached => style.dim("not reached"),

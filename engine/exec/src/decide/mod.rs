@@ -8,19 +8,34 @@
 //! needs are settled for real ("firm": apply may make exactly these changes), and, below steps with changes, whatever
 //! can be computed provisionally, which is shown and counted and planned again when its turn comes. When nothing more
 //! can be planned, the guards are held against all of it; a dry run ends here, and a run goes on.
+//!
+//! **Waiting.** When nothing is at work and nothing can begin until a moment, an answer, a lock or the end of a child
+//! run, the run is suspended: the owner lets go, and a row in the store with a time is all that is left of it. A wait
+//! that is short (`Limits::patience`) and that nobody else has to end is sat out instead.
 
+mod asks;
+mod locks;
 mod nodes;
 mod reports;
+mod waits;
 mod whole;
 mod work;
 
+pub use asks::Refusal;
+
 use std::sync::Arc;
+use std::time::Duration;
 
 use farrier_action::{Planned, Probe};
 use farrier_model::event::ParkCause;
 use farrier_model::time::Timestamp;
-use farrier_model::{Event, Failure, FailureKind, NodeEvent, NodeState, RunState, Scope, Text, Value};
+use farrier_model::{
+    BoundPlan, Event, Failure, FailureKind, NodeEvent, NodeName, NodeState, Request, RunId, RunState, Scope,
+    Text, Value,
+};
 use farrier_runbook::graph::OnFailure;
+use farrier_store::Ticket;
+use uuid::Uuid;
 
 use crate::guard::GuardFinding;
 use crate::plan::Plan;
@@ -37,6 +52,12 @@ pub struct Limits {
     pub doubts: u32,
     /// How often a run may be taken over from an owner that died before a person is asked.
     pub takeovers: u32,
+    /// The longest wait that is sat out.
+    pub patience: Duration,
+    /// A person wants a parked run to go on.
+    pub resume_parked: bool,
+    /// Only take requests in; start nothing.
+    pub answer_only: bool,
 }
 
 /// Something that happened.
@@ -55,12 +76,22 @@ pub enum Input {
         by: String,
         /// The guards, as they are written in findings.
         accepted: Vec<Text>,
+        /// What the run is about to do.
+        plan: Arc<Plan>,
     },
     /// Somebody wants the run to stop.
     Cancel {
         /// Who.
         by: String,
     },
+    /// Somebody wants something of it.
+    Request(Request),
+    /// Where the run stands in the lines for its locks.
+    Tickets(Vec<Ticket>),
+    /// Something that it waits for may have come: a child run's end.
+    Poke,
+    /// Its owner lets go of it: nothing new begins, what is at work ends.
+    LetGo,
 }
 
 /// How a task ended.
@@ -78,6 +109,15 @@ pub enum Report {
     Undone(Result<(), Failure>),
     /// A child run waits for a person.
     ChildParked(String),
+    /// A child run waits, or another task is at work on it.
+    ChildWaits {
+        /// The child.
+        run: RunId,
+        /// When it goes on by itself.
+        at: Option<Timestamp>,
+    },
+    /// What is left of the run, for those who are asked to approve it.
+    Rehearsed(Result<Box<BoundPlan>, Failure>),
     /// It only read, and was given up because the run stops.
     GivenUp,
 }
@@ -108,6 +148,8 @@ pub struct Work {
     pub scope: Scope,
     /// The key for targets that remember keys.
     pub effect_id: String,
+    /// The plan that a child run is bound to.
+    pub bound: Option<BoundPlan>,
 }
 
 /// What to do with a node.
@@ -122,6 +164,8 @@ pub enum WorkKind {
     Apply(Arc<Planned<Value>>),
     /// Check an applied result.
     Verify(Value),
+    /// Make the plan of what is left of the run after this node.
+    Rehearse,
     /// Ask the world whether these changes happened.
     Probe(Arc<Planned<Value>>),
     /// Reverse these changes.
@@ -146,8 +190,14 @@ pub struct Decision {
     pub wake: Option<Timestamp>,
     /// The barrier is reached: these are the guards' findings, and an answer is awaited. A dry run is complete.
     pub barrier: Option<Vec<GuardFinding>>,
-    /// The run is finished or parked.
+    /// The run is finished, parked or suspended.
     pub over: bool,
+    /// Requests that `events` answer.
+    pub taken: Vec<Uuid>,
+    /// Ask the store about the run's tickets after this was appended, and tell.
+    pub tickets: bool,
+    /// Child runs that are to stop with this one.
+    pub cancel: Vec<NodeName>,
 }
 
 struct Decider<'r> {
@@ -178,7 +228,7 @@ impl Run {
         if self.state.is_final() {
             self.state
         } else if self.cancelled_by.is_some() {
-            RunState::Cancelled
+            if self.undo_started.is_some() { RunState::Undone } else { RunState::Cancelled }
         } else if self.stop.is_some() {
             if self.undo_started.is_some() { RunState::Undone } else { RunState::Failed }
         } else if self.continued_failures > 0 {
@@ -200,18 +250,31 @@ impl Decider<'_> {
         for input in inputs {
             match input {
                 Input::Report { node, report } => self.report(node, report)?,
-                Input::Proceed { by, accepted } => self.proceed(by, accepted)?,
+                Input::Proceed { by, accepted, plan } => self.proceed(by, accepted, &plan)?,
                 Input::Cancel { by } => {
                     self.run.memory.at_barrier = false;
                     if self.run.cancelled_by.is_none() && !self.run.state.is_final() {
-                        self.emit(Event::CancelRequested { by })?;
+                        self.cancel(by, false, None)?;
                     }
                 }
+                Input::Request(request) => self.request(request)?,
+                Input::Tickets(tickets) => self.tickets(&tickets)?,
+                Input::Poke => self.look_at_waiting(),
+                Input::LetGo => self.run.memory.letting_go = true,
             }
+        }
+        if let Some(parked) = self.run.memory.was_parked.take()
+            && !self.run.memory.unparked
+            && !self.limits.resume_parked
+        {
+            self.emit(parked)?;
         }
         if self.run.state.is_final() || self.run.parked.is_some() {
             self.decision.over = self.run.memory.active == 0;
             return Ok(());
+        }
+        if self.limits.answer_only {
+            return self.suspend(Some(self.now), "it was answered and can go on".into());
         }
         self.recover()?;
         if self.run.parked.is_some() {
@@ -219,7 +282,7 @@ impl Decider<'_> {
             return Ok(());
         }
         self.deadline();
-        if self.run.stopping() && !self.run.memory.gave_up {
+        if (self.run.stopping() || self.run.memory.letting_go) && !self.run.memory.gave_up {
             self.run.memory.gave_up = true;
             let reading = |node: &NodeRef| {
                 matches!(self.run.node(*node).phase, Phase::Reading)
@@ -232,7 +295,10 @@ impl Decider<'_> {
                 break;
             }
             self.run.memory.timers.pop_first();
-            self.run.memory.dirty.insert(node);
+            self.wake(node);
+        }
+        if !self.limits.plan_only && !self.hold_run_locks()? {
+            return self.rest();
         }
         loop {
             while let Some(node) = self.run.memory.dirty.pop_first() {
@@ -246,9 +312,11 @@ impl Decider<'_> {
             if !self.run.memory.dirty.is_empty() {
                 continue;
             }
-            let retries_wait = !self.run.memory.timers.is_empty() && !self.run.stopping();
-            if self.run.memory.active > 0 || retries_wait {
+            if self.run.memory.active > 0 || self.something_waits()? {
                 break;
+            }
+            if !self.run.memory.dirty.is_empty() {
+                continue;
             }
             if !self.quiet()? {
                 break;
@@ -256,18 +324,25 @@ impl Decider<'_> {
         }
         if self.run.state.is_final() || self.run.parked.is_some() {
             self.decision.over = self.run.memory.active == 0;
-        } else {
-            let deadline = self.run.graph.timeout.map(|timeout| self.run.started_at + timeout);
-            let retry = self.run.memory.timers.first().map(|(at, _)| *at);
-            self.decision.wake = deadline.into_iter().chain(retry).min();
+            return Ok(());
         }
-        Ok(())
+        self.rest()
     }
 
     fn emit(&mut self, event: Event) -> Step {
         self.run.fold(&event, self.now)?;
         self.decision.events.push(event);
         Ok(())
+    }
+
+    fn park(
+        &mut self,
+        reason: String,
+        cause: ParkCause,
+        guard: Option<Text>,
+        plan: Option<Box<BoundPlan>>,
+    ) -> Step {
+        self.emit(Event::Parked { reason, cause, guard, plan })
     }
 
     fn emit_node(&mut self, node: NodeRef, attempt: u32, event: NodeEvent) -> Step {
@@ -285,7 +360,7 @@ impl Decider<'_> {
                 "its owner died {} times while it ran; look for what ends the process, then resume it",
                 self.run.claims - 1
             );
-            return self.emit(Event::Parked { reason, cause: ParkCause::Poison, guard: None });
+            return self.park(reason, ParkCause::Poison, None, None);
         }
         let nodes: Vec<NodeRef> = self.run.nodes().collect();
         for node in nodes {
@@ -300,6 +375,7 @@ impl Decider<'_> {
                     self.run.memory.dirty.insert(node);
                 }
                 NodeState::InDoubt | NodeState::Waiting => {
+                    // Waiting nodes look for themselves whether what they wait for has come.
                     self.run.memory.dirty.insert(node);
                 }
                 NodeState::Retryable => match retry_at {

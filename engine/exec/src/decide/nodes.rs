@@ -1,7 +1,6 @@
 //! One node at a time: whether it may start, whether it runs at all, and which items it has.
 
-use farrier_model::event::ParkCause;
-use farrier_model::{Event, Failure, FailureKind, NodeEvent, NodeState, Scope, Text, Value};
+use farrier_model::{Failure, FailureKind, NodeEvent, NodeState, Scope, Text, Value};
 use farrier_runbook::graph::{OnFailure, OnItemFailure, StepIndex};
 
 use super::{Decider, Step, lost_failure};
@@ -10,13 +9,19 @@ use crate::run::{Items, NodeRef, Phase};
 impl Decider<'_> {
     pub(super) fn look(&mut self, node: NodeRef) -> Step {
         let run_node = self.run.node(node);
-        if matches!(run_node.phase, Phase::Busy | Phase::Reading | Phase::Queued) {
+        if matches!(run_node.phase, Phase::Busy | Phase::Reading | Phase::Queued | Phase::Rests)
+            || self.run.memory.letting_go
+        {
             return Ok(());
+        }
+        if matches!(run_node.phase, Phase::Locked) {
+            return if self.run.stopping() { Ok(()) } else { self.look_at_locked(node) };
         }
         match run_node.state {
             // Its timer looks again when the pause is over.
             NodeState::Retryable if run_node.retry_at.is_some_and(|at| at > self.now) => Ok(()),
             NodeState::InDoubt => self.in_doubt(node),
+            NodeState::Waiting if run_node.wait.is_some() => self.check_wait(node),
             NodeState::Waiting => self.start(node),
             NodeState::Pending | NodeState::Retryable => {
                 if node.item.is_some() {
@@ -63,7 +68,7 @@ impl Decider<'_> {
                 if !self.run.accepted.contains(&guard) {
                     let reason =
                         format!("step `{}` requires that no earlier step failed, and one did", spec.id);
-                    return self.emit(Event::Parked { reason, cause: ParkCause::Guard, guard: Some(guard) });
+                    return self.park_at_guard(reason, guard);
                 }
             }
         }

@@ -33,12 +33,14 @@ impl Decider<'_> {
                     return self.emit_node(node, attempt, NodeEvent::Applied { output });
                 }
                 let changed = self.run.node(node).effects.len() as u64;
-                self.emit_node(node, attempt, NodeEvent::Succeeded { output, changed })
+                self.emit_node(node, attempt, NodeEvent::Succeeded { output, changed })?;
+                self.release_lock(node)
             }
             Report::Verified(Ok((output, finish))) => {
                 let attempt = self.run.node(node).attempt;
                 let changed = self.run.node(node).effects.len() as u64;
                 self.emit_node(node, attempt, NodeEvent::Succeeded { output, changed })?;
+                self.release_lock(node)?;
                 self.finish_early(node, finish)
             }
             Report::Applied(Err(failure)) | Report::Verified(Err(failure)) => self.fail(node, failure, true),
@@ -71,10 +73,10 @@ impl Decider<'_> {
                     "undo of step `{name}` failed: {failure}; still in effect: {}",
                     remaining.join(", ")
                 );
-                self.emit(Event::Parked { reason, cause: ParkCause::UndoFailed, guard: None })
+                self.park(reason, ParkCause::UndoFailed, None, None)
             }
             Report::GivenUp => {
-                if self.run.node(node).state != NodeState::Waiting {
+                if self.run.node(node).state != NodeState::Waiting || self.run.memory.letting_go {
                     return Ok(());
                 }
                 let message = "the run stopped before its effect was verified";
@@ -82,7 +84,13 @@ impl Decider<'_> {
             }
             Report::ChildParked(reason) => {
                 let reason = format!("step `{}`: {reason}", self.run.name(node));
-                self.emit(Event::Parked { reason, cause: ParkCause::Child, guard: None })
+                self.park(reason, ParkCause::Child, None, None)
+            }
+            Report::ChildWaits { run, at } => self.child_waits(node, run, at),
+            Report::Rehearsed(Ok(plan)) => self.ask_approval(node, plan),
+            Report::Rehearsed(Err(failure)) => {
+                self.run.memory.asking.remove(&node);
+                self.fail(node, failure, true)
             }
         }
     }
@@ -92,14 +100,21 @@ impl Decider<'_> {
             "step `{}` may or may not have happened: {why}; look at its target, then tell Farrier with `farrier resolve`",
             self.run.name(node)
         );
-        self.emit(Event::Parked { reason, cause: ParkCause::InDoubt, guard: None })
+        self.park(reason, ParkCause::InDoubt, None, None)
     }
 
     pub(super) fn planned(&mut self, node: NodeRef, plan: PlanReport) -> Step {
         let firm = self.is_firm(node.step);
         let certain = !matches!(plan.planned.fidelity, Fidelity::Deferred | Fidelity::Described);
+        if let Some(wait) = &plan.planned.wait
+            && self.run.writes_allowed
+            && firm
+            && !self.limits.plan_only
+        {
+            return self.begin_wait(node, wait.clone());
+        }
         let child_open = plan.child.as_ref().is_some_and(|child| !child.is_certain());
-        if plan.planned.changes.is_empty() && certain && !child_open && firm {
+        if plan.planned.changes.is_empty() && plan.planned.wait.is_none() && certain && !child_open && firm {
             let attempt = self.run.node(node).attempt.max(1);
             let changed = self.run.node(node).effects.len() as u64;
             let output = plan.planned.output.clone().unwrap_or_default();
@@ -110,6 +125,7 @@ impl Decider<'_> {
                 self.count(node, Counts { considered, ..Counts::default() });
             }
             self.emit_node(node, attempt, NodeEvent::Succeeded { output, changed })?;
+            self.release_lock(node)?;
             return self.finish_early(node, plan.finish);
         }
         let inputs = match self.rendered_inputs(node) {
@@ -158,7 +174,8 @@ impl Decider<'_> {
         let graph = self.run.graph.clone();
         let spec = graph.step(node.step);
         let (state, attempt) = (self.run.node(node).state, self.run.node(node).attempt);
-        if failure.in_doubt && state == NodeState::Running {
+        let child_waited = state == NodeState::Waiting && self.run.node(node).wait.is_some();
+        if failure.in_doubt && (state == NodeState::Running || child_waited) {
             self.run.memory.dirty.insert(node);
             return self.emit_node(node, attempt, NodeEvent::InDoubt { reason: failure.to_string() });
         }
@@ -178,6 +195,7 @@ impl Decider<'_> {
         let retry_at = again.then(|| self.now + spec.retry.pause_after(attempt));
         let continued = retry_at.is_none() && node.item.is_none() && spec.on_failure == OnFailure::Continue;
         self.emit_node(node, attempt, NodeEvent::Failed { failure, retry_at, continued })?;
+        self.release_lock(node)?;
         if let Some(at) = retry_at {
             self.run.memory.timers.insert((at, node));
         }

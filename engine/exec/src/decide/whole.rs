@@ -1,15 +1,19 @@
 //! The run as a whole: the barrier, undo in reverse order, `finally`, and the last event.
 
 use farrier_model::event::ParkCause;
-use farrier_model::{Event, Failure, FailureKind, NodeEvent, NodeState, RunState, Text, Value, ids};
-use farrier_runbook::graph::{GuardAction, OnFailure, Undo};
+use farrier_model::{
+    BoundPlan, Event, Failure, FailureKind, NodeEvent, NodeState, RunState, Subject, Text, Value, ids,
+};
+use farrier_runbook::graph::{GuardAction, RateOf, Undo, Uses};
 
+use super::waits::undoes;
 use super::{Decider, Step, WorkKind};
 use crate::guard::{self, GuardFinding};
+use crate::plan::Plan;
 use crate::run::{NodeRef, Phase};
 
 impl Decider<'_> {
-    pub(super) fn proceed(&mut self, by: String, accepted: Vec<Text>) -> Step {
+    pub(super) fn proceed(&mut self, by: String, accepted: Vec<Text>, plan: &Plan) -> Step {
         if !self.run.memory.at_barrier {
             return Ok(());
         }
@@ -25,13 +29,34 @@ impl Decider<'_> {
             .filter(|finding| !finding.passed && !self.run.accepted.contains(&*finding.guard))
             .collect();
         if let Some(stopped) = open.iter().find(|finding| finding.otherwise == GuardAction::Stop) {
-            self.run.stop = Some(OnFailure::Stop);
-            self.run.first_failure = Some(Failure::new(FailureKind::Guard, stopped.sentence()));
+            self.stop_with(Failure::new(FailureKind::Guard, stopped.sentence()));
             return Ok(());
         }
+        let bound = match plan.bind() {
+            Ok(bound) => Box::new(bound),
+            Err(error) => {
+                self.stop_with(Failure::new(FailureKind::Internal, error.to_string()));
+                return Ok(());
+            }
+        };
         if let Some(asks) = open.first() {
             let (reason, guard) = (asks.sentence(), Some(asks.guard.as_str().into()));
-            return self.emit(Event::Parked { reason, cause: ParkCause::Guard, guard });
+            return self.park(reason, ParkCause::Guard, guard, Some(bound));
+        }
+        let differences = match &self.run.bound {
+            Some(read) => read.plan.differences(plan),
+            None => Vec::new(),
+        };
+        let approved =
+            self.run.approvals.get(&Subject::Run).is_some_and(super::super::run::ApprovalRun::is_granted);
+        if !differences.is_empty() && !approved {
+            // What somebody read is not what would happen now. Nothing has been changed.
+            let message = format!("the plan is not true any more: {}", differences.join("; "));
+            self.stop_with(Failure::new(FailureKind::Drift, message));
+            return Ok(());
+        }
+        if self.run.approvals_needed > 0 && (!approved || !differences.is_empty()) {
+            return self.ask_for_the_run(bound);
         }
         let total = self.run.memory.total;
         self.emit(Event::WritesAllowed {
@@ -41,23 +66,75 @@ impl Decider<'_> {
         })
     }
 
+    /// The environment wants people to approve what the run is about to do.
+    fn ask_for_the_run(&mut self, plan: Box<BoundPlan>) -> Step {
+        let count = self.run.approvals_needed;
+        let (subject, who) = (Subject::Run, Vec::new());
+        self.emit(Event::ApprovalAsked { subject, who, count, expires: None, plan })
+    }
+
+    /// A guard asks, about exactly what is planned now.
+    pub(super) fn park_at_guard(&mut self, reason: String, guard: Text) -> Step {
+        let findings = self.findings();
+        let plan = Plan::of(self.run, findings).bind().ok().map(Box::new);
+        self.park(reason, ParkCause::Guard, Some(guard), plan)
+    }
+
     /// What every guard says of everything that is planned.
     pub(super) fn findings(&self) -> Vec<GuardFinding> {
         let graph = &self.run.graph;
         let mut findings: Vec<GuardFinding> =
-            self.run.run_guards().map(|guard| guard::check(guard, None, self.run.memory.total)).collect();
+            self.run.run_guards().map(|guard| self.finding(guard, None, false)).collect();
         for step in graph.indices() {
             let spec = graph.step(step);
-            if !spec.guards.is_empty() {
-                let counts = self.step_counts(step);
-                findings.extend(spec.guards.iter().map(|guard| guard::check(guard, Some(&spec.id), counts)));
-            }
+            findings.extend(spec.guards.iter().map(|guard| self.finding(guard, Some(step), false)));
         }
         findings
     }
 
+    /// What one guard says, of the step it stands in or of the whole run. `one_more`: of a rate, one execution beyond those
+    /// that were made; otherwise all that are planned.
+    pub(super) fn finding(
+        &self,
+        guard: &farrier_runbook::graph::Guard,
+        step: Option<farrier_runbook::graph::StepIndex>,
+        one_more: bool,
+    ) -> GuardFinding {
+        let graph = &self.run.graph;
+        let id = step.map(|step| &*graph.step(step).id);
+        let Some(rate) = &guard.rate else {
+            let counts = step.map_or(self.run.memory.total, |step| self.step_counts(step));
+            return guard::check(guard, id, counts);
+        };
+        let made = self.run.memory.rates.get(&guard::name(guard, id)).copied().unwrap_or(0);
+        let more = if one_more { 1 } else { self.planned_executions(&rate.of) };
+        guard::check_rate(guard, id, made + more)
+    }
+
+    /// How often the run is about to execute what a rate counts, as far as is known.
+    fn planned_executions(&self, of: &RateOf) -> u64 {
+        let counts = |node: &NodeRef| match of {
+            RateOf::Step(step) => self.run.graph.step(node.step).id == *step,
+            RateOf::Runbook(name) => {
+                matches!(&self.run.graph.step(node.step).uses, Uses::Runbook { name: child } if child == name)
+            }
+        };
+        let nodes = self.run.nodes().filter(counts);
+        let planned = nodes.filter(|node| {
+            let run_node = self.run.node(*node);
+            !run_node.state.is_settled()
+                && run_node.planned.as_ref().is_some_and(|plan| plan.counts().total() > 0)
+        });
+        let own = matches!(of, RateOf::Runbook(name) if *name == self.run.graph.name);
+        // A dry run is no run yet, so it is not among those that were made.
+        planned.count() as u64 + u64::from(own && self.limits.plan_only)
+    }
+
     /// Nothing is at work and nothing is ready. True when something became ready by what was decided here.
     pub(super) fn quiet(&mut self) -> Step<bool> {
+        if self.run.memory.letting_go {
+            return Ok(false);
+        }
         if self.run.memory.at_barrier {
             self.decision.barrier = Some(self.findings());
             return Ok(false);
@@ -82,10 +159,14 @@ impl Decider<'_> {
                 return Ok(true);
             }
         }
-        let wants_undo = self.run.stop == Some(OnFailure::Undo) && self.run.cancelled_by.is_none();
+        let wants_undo = undoes(self.run.stop, self.run.cancelled_by.is_some(), self.run.cancel_undoes);
         if wants_undo && !self.run.committed {
             if self.run.undo_started.is_none() && !self.undo_candidates().is_empty() {
-                let reason = self.run.first_failure.as_ref().map_or_else(String::new, ToString::to_string);
+                let reason = match (&self.run.cancelled_by, &self.run.first_failure) {
+                    (Some(by), _) => format!("{by} cancelled the run"),
+                    (None, Some(failure)) => failure.to_string(),
+                    (None, None) => String::new(),
+                };
                 self.emit(Event::UndoStarted { reason })?;
             }
             if self.run.undo_started.is_some()

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use farrier_action::Planned;
 use farrier_model::event::ParkCause;
-use farrier_model::{Effect, Event, Failure, FailureKind, NodeEvent, NodeState, Scope, Value, ids};
-use farrier_runbook::graph::{GuardAction, StepIndex, Uses};
+use farrier_model::{Effect, Failure, FailureKind, NodeEvent, NodeState, Scope, Value, ids};
+use farrier_runbook::graph::{GuardAction, RateOf, StepIndex, Uses};
 
 use super::{Decider, Step, Work, WorkKind};
-use crate::guard::{self, Counts, GuardFinding};
+use crate::guard::{Counts, GuardFinding};
 use crate::run::{NodeRef, Phase, PlannedNode};
 
 impl Decider<'_> {
@@ -36,7 +36,12 @@ impl Decider<'_> {
         }
         if self.run.writes_allowed {
             match self.run.node_mut(node).planned.take() {
-                Some(planned) if planned.firm => return self.intend(node, planned),
+                Some(planned) if planned.firm => {
+                    return match planned.planned.wait.clone() {
+                        Some(wait) => self.begin_wait(node, wait),
+                        None => self.intend(node, planned),
+                    };
+                }
                 _ => {}
             }
         }
@@ -126,7 +131,7 @@ impl Decider<'_> {
         let effect_id = ids::effect_id(self.run.id, &self.run.name(node), direction);
         let run_node = self.run.node_mut(node);
         run_node.phase = match kind {
-            WorkKind::Plan { .. } | WorkKind::Verify(_) => Phase::Reading,
+            WorkKind::Plan { .. } | WorkKind::Verify(_) | WorkKind::Rehearse => Phase::Reading,
             _ => Phase::Busy,
         };
         let attempt = match kind {
@@ -139,7 +144,14 @@ impl Decider<'_> {
         {
             items.active += 1;
         }
-        self.decision.work.push(Work { node, attempt, kind, inputs, scope, effect_id });
+        let bound = match (&self.run.bound, &kind) {
+            (Some(bound), WorkKind::Apply(_)) => {
+                let name = self.run.name(node);
+                bound.child(&name).and_then(|plan| plan.bind().ok())
+            }
+            _ => None,
+        };
+        self.decision.work.push(Work { node, attempt, kind, inputs, scope, effect_id, bound });
         Ok(())
     }
 
@@ -147,11 +159,29 @@ impl Decider<'_> {
     pub(super) fn intend(&mut self, node: NodeRef, planned: PlannedNode) -> Step {
         let graph = self.run.graph.clone();
         let spec = graph.step(node.step);
+        match self.holds_lock(node)? {
+            Ok(true) => {}
+            Ok(false) => {
+                let run_node = self.run.node_mut(node);
+                run_node.phase = Phase::Locked;
+                run_node.planned = Some(planned);
+                return Ok(());
+            }
+            Err(failure) => return self.fail(node, failure, true),
+        }
         self.count(node, planned.counts());
+        let rates = |guard: &&farrier_runbook::graph::Guard| match &guard.rate {
+            None => true,
+            Some(rate) => match (&rate.of, &spec.uses) {
+                (RateOf::Step(step), _) => *step == spec.id,
+                (RateOf::Runbook(name), Uses::Runbook { name: child }) => name == child,
+                (RateOf::Runbook(_), Uses::Action { .. }) => false,
+            },
+        };
         let mut findings: Vec<GuardFinding> =
-            self.run.run_guards().map(|guard| guard::check(guard, None, self.run.memory.total)).collect();
-        let step_counts = self.step_counts(node.step);
-        findings.extend(spec.guards.iter().map(|guard| guard::check(guard, Some(&spec.id), step_counts)));
+            self.run.run_guards().filter(rates).map(|guard| self.finding(guard, None, true)).collect();
+        findings
+            .extend(spec.guards.iter().filter(rates).map(|guard| self.finding(guard, Some(node.step), true)));
         for finding in findings {
             if finding.passed || self.run.accepted.contains(&*finding.guard) {
                 continue;
@@ -161,10 +191,17 @@ impl Decider<'_> {
                 GuardAction::Stop => self.fail(node, Failure::new(FailureKind::Guard, message), true),
                 GuardAction::Ask | GuardAction::Page => {
                     let reason = format!("step `{}`: {message}", self.run.name(node));
-                    let guard = Some(finding.guard.into());
-                    self.emit(Event::Parked { reason, cause: ParkCause::Guard, guard })
+                    self.run.node_mut(node).planned = Some(planned);
+                    self.park_at_guard(reason, finding.guard.into())
                 }
             };
+        }
+        if let Some(bound) = self.run.bound.clone()
+            && planned.child.is_none()
+            && let Some(difference) = bound.departure(&self.run.name(node), &planned.planned.changes)
+        {
+            let message = format!("what it would change is not what was approved: {difference}");
+            return self.fail(node, Failure::new(FailureKind::Drift, message), true);
         }
         let effect = match &spec.uses {
             Uses::Action { effect, .. } => *effect,
@@ -213,7 +250,7 @@ impl Decider<'_> {
                 "step `{name}` may or may not have happened ({reason}); look at its target, then tell Farrier with \
                  `farrier resolve`"
             );
-            return self.emit(Event::Parked { reason, cause: ParkCause::InDoubt, guard: None });
+            return self.park(reason, ParkCause::InDoubt, None, None);
         }
         if !self.has_place(node) {
             self.run.node_mut(node).phase = Phase::Queued;

@@ -11,7 +11,7 @@ use farrier_action::{
     Action, ActionRegistry, Binding, ConnectCx, Planned, Probe, ReadCx, Target, TargetKind, Targets, WriteCx,
 };
 use farrier_exec::driver::{Confirm, ProceedAlways, Start, World as Place};
-use farrier_exec::{Driver, DriverError, Ended, Options};
+use farrier_exec::{Driver, DriverError, Ended, Halt, Options};
 use farrier_model::event::Trigger;
 use farrier_model::{Change, ChangeKind, Effect, Failure, FailureKind, RunId, Text, Value};
 use farrier_runbook::Bundle;
@@ -314,6 +314,7 @@ pub fn registry() -> Arc<ActionRegistry> {
     registry.action::<Probed>().unwrap();
     registry.action::<Once>().unwrap();
     registry.action::<Noop>().unwrap();
+    farrier_plugin_flow::register(&mut registry).unwrap();
     Arc::new(registry)
 }
 
@@ -379,18 +380,18 @@ impl Bench {
         };
         Start {
             bundle,
-            world: Place {
-                environment: "test".into(),
-                targets: Arc::new(Targets::new(PathBuf::from("/"), vec![binding], BTreeMap::new())),
-                guards: Vec::new(),
-            },
+            world: Place::new(
+                "test",
+                Arc::new(Targets::new(PathBuf::from("/"), vec![binding], BTreeMap::new())),
+            ),
             inputs,
             trigger: Trigger::Manual { by: "tester".into() },
+            plan: None,
         }
     }
 
     pub fn driver(&self) -> Driver {
-        let (_, cancel) = tokio::sync::watch::channel(None);
+        let (_, cancel) = tokio::sync::watch::channel(Halt::No);
         Driver::new(
             self.registry.clone(),
             Arc::new(self.store.clone()),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use farrier_model::expr::Template;
 use farrier_model::spec::Catalog;
 use farrier_model::time::parse_duration;
-use farrier_model::{Text, Type, Value};
+use farrier_model::{Expr, Text, Type, Value};
 
 use super::names::{Found, IN_ALERT, IN_KEYS, IN_TITLE, IN_VARS, NOWHERE, Names, View, hint};
 use super::with::input_type;
@@ -18,7 +18,9 @@ use crate::authored::{
 };
 use crate::codes;
 use crate::diagnostic::{Diagnostic, Diagnostics, Span, quoted};
-use crate::graph::{Due, Escalate, Guard, GuardAction, Health, InputKind, InputSpec, TargetUse, Trigger};
+use crate::graph::{
+    Due, Escalate, Guard, GuardAction, Health, InputKind, InputSpec, Lock, Rate, RateOf, TargetUse, Trigger,
+};
 use crate::inputs::{check_value, describe};
 use crate::read::{NoHooks, check_schema, constant};
 use crate::yaml::Node;
@@ -38,7 +40,8 @@ pub(super) struct Head {
     pub escalate: Option<Escalate>,
     pub health: Option<Health>,
     pub timeout: Option<Duration>,
-    pub not_executed: Vec<Text>,
+    pub one_run_per: Option<Expr>,
+    pub locks: Vec<Lock>,
 }
 
 /// Checks everything above the steps.
@@ -82,24 +85,15 @@ pub(super) fn check(
     }
     let mut found = Found::default();
     let vars = check_vars(&authored.vars, &mut names, &mut found, out);
-    let mut not_executed: Vec<Text> = Vec::new();
-    {
-        let view = |roots| View { names: &names, roots, result: None, locals: Vec::new(), step: None };
-        if let Some(key) = &authored.one_run_per {
-            view(IN_KEYS).bare(&key.0, &mut found, out);
-            not_executed.push("one_run_per".into());
-        }
-        if !authored.locks.is_empty() {
-            not_executed.push("locks".into());
-        }
-        for lock in &authored.locks {
-            check_lock(lock, &view(IN_KEYS), &mut found, out);
-        }
-    }
-    if !authored.signals.is_empty() {
-        not_executed.push("signals".into());
-    }
+    names.signals = authored.signals.iter().map(|signal| Text::from(&*signal.name.value)).collect();
     let view = |roots| View { names: &names, roots, result: None, locals: Vec::new(), step: None };
+    let one_run_per = authored
+        .one_run_per
+        .as_ref()
+        .and_then(|key| view(IN_KEYS).bare(&key.0, &mut found, out))
+        .map(|(expr, _)| expr);
+    let locks =
+        authored.locks.iter().filter_map(|lock| check_lock(lock, &view(IN_KEYS), &mut found, out)).collect();
     let run_title =
         authored.run_title.as_ref().and_then(|title| view(IN_TITLE).mixed(&title.0, &mut found, out));
     let triggers = authored
@@ -128,7 +122,8 @@ pub(super) fn check(
         triggers,
         escalate,
         health,
-        not_executed,
+        one_run_per,
+        locks,
         targets,
         inputs,
         names,
@@ -474,24 +469,35 @@ fn check_vars(
 }
 
 /// Checks a lock.
-pub(super) fn check_lock(lock: &authored::Lock, view: &View<'_>, found: &mut Found, out: &mut Diagnostics) {
-    view.mixed(&lock.name.0, found, out);
+pub(super) fn check_lock(
+    lock: &authored::Lock,
+    view: &View<'_>,
+    found: &mut Found,
+    out: &mut Diagnostics,
+) -> Option<Lock> {
+    let name = view.mixed(&lock.name.0, found, out);
     if let Some(capacity) = lock.capacity.filter(|capacity| capacity.value == 0) {
         out.push(
             Diagnostic::new(codes::BAD_LOCK, capacity.span, "a lock that nobody can hold")
                 .expected("a capacity of at least 1"),
         );
     }
-    if let Some(wait) = &lock.wait {
-        duration(wait, out);
-    }
+    let wait = lock.wait.as_ref().map(|wait| duration(wait, out));
+    Some(Lock {
+        name: name?,
+        capacity: lock.capacity.map_or(1, |capacity| capacity.value),
+        wait: match wait {
+            Some(wait) => Some(wait?),
+            None => None,
+        },
+    })
 }
 
-/// Checks guards; those of a `rate` are checked and left out, and `rate` is told of each.
+/// Checks guards; `rate` finds what a rate counts.
 pub(super) fn check_guards(
     guards: &[authored::Guard],
     place: Span,
-    rate: &mut dyn FnMut(&At<String>, &mut Diagnostics),
+    rate: &mut dyn FnMut(&At<String>, &mut Diagnostics) -> Option<RateOf>,
     out: &mut Diagnostics,
 ) -> Vec<Guard> {
     let mut checked = Vec::new();
@@ -505,7 +511,7 @@ pub(super) fn check_guards(
             .unwrap_or(place);
         let share = guard.share.as_ref().and_then(|share| parse_share(share, out));
         if let Some(name) = &guard.rate {
-            rate(name, out);
+            let of = rate(name, out);
             let missing = match (&guard.at_most, &guard.within) {
                 (None, _) => Some("at_most"),
                 (_, None) => Some("within"),
@@ -522,8 +528,16 @@ pub(super) fn check_guards(
                     Diagnostic::new(codes::BAD_GUARD, stray, "a rate has no `share`").help("use `at_most`"),
                 );
             }
-            if let Some(within) = &guard.within {
-                positive(within, out);
+            let within = guard.within.as_ref().and_then(|within| positive(within, out));
+            if let (Some(of), Some(within), Some(_)) = (of, within, &guard.at_most) {
+                checked.push(Guard {
+                    count: Vec::new(),
+                    at_most: guard.at_most.map(|limit| limit.value),
+                    share: None,
+                    rate: Some(Rate { of, within }),
+                    otherwise: guard_action(guard),
+                    text: guard_text(guard).into(),
+                });
             }
             continue;
         }
@@ -540,24 +554,29 @@ pub(super) fn check_guards(
             );
             continue;
         }
-        let action = match guard.otherwise.map(|otherwise| otherwise.value) {
-            None | Some(GuardOtherwise::Stop) => GuardAction::Stop,
-            Some(GuardOtherwise::Ask) => GuardAction::Ask,
-            Some(GuardOtherwise::Page) => GuardAction::Page,
-        };
         checked.push(Guard {
             count: guard.count.iter().flatten().map(|kind| kind.value.into()).collect(),
             at_most: guard.at_most.map(|limit| limit.value),
             share,
-            otherwise: action,
+            rate: None,
+            otherwise: guard_action(guard),
             text: guard_text(guard).into(),
         });
     }
     checked
 }
 
+fn guard_action(guard: &authored::Guard) -> GuardAction {
+    match guard.otherwise.map(|otherwise| otherwise.value) {
+        None | Some(GuardOtherwise::Stop) => GuardAction::Stop,
+        Some(GuardOtherwise::Ask) => GuardAction::Ask,
+        Some(GuardOtherwise::Page) => GuardAction::Page,
+    }
+}
+
 fn guard_text(guard: &authored::Guard) -> String {
     let mut parts = Vec::new();
+    parts.extend(guard.rate.as_ref().map(|rate| format!("rate: {}", rate.value)));
     if let Some(kinds) = &guard.count {
         let kinds: Vec<&str> =
             kinds.iter().map(|kind| farrier_model::ChangeKind::from(kind.value).name()).collect();
@@ -565,6 +584,7 @@ fn guard_text(guard: &authored::Guard) -> String {
     }
     parts.extend(guard.at_most.map(|limit| format!("at_most: {}", limit.value)));
     parts.extend(guard.share.as_ref().map(|share| format!("share: {}", share.value)));
+    parts.extend(guard.within.as_ref().map(|within| format!("within: {}", within.text())));
     parts.join(", ")
 }
 

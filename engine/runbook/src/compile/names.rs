@@ -33,6 +33,8 @@ pub(super) struct Names {
     pub targets: HashMap<Text, bool>,
     /// The type of `run`.
     pub run: Option<Type>,
+    /// Signals that the runbook accepts.
+    pub signals: Vec<Text>,
 }
 
 /// Which names one place may use.

@@ -3,7 +3,7 @@
 //! First every step's output type becomes known, then each step's expressions are checked against them; what they read
 //! becomes edges; then the order is found, and the rules that need the whole graph are checked.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use farrier_model::expr::Template;
@@ -21,8 +21,8 @@ use crate::authored::{self, OnFailure as AuthoredOnFailure};
 use crate::codes;
 use crate::diagnostic::{Diagnostic, Diagnostics, Span, quoted};
 use crate::graph::{
-    Expectation, ForEach, Graph, Guard, Need, OnFailure, OnItemFailure, Retry, Step, StepIndex, Undo, Uses,
-    Verify,
+    Expectation, ForEach, Graph, Guard, Need, OnFailure, OnItemFailure, RateOf, Retry, Signal, Step,
+    StepIndex, Undo, Uses, Verify,
 };
 use crate::read::{NoHooks, check_schema, constant};
 use crate::yaml::Node;
@@ -94,7 +94,6 @@ pub(super) fn check(
     head.names.outputs = drafts.iter().map(output_type).collect();
 
     let risk: Risk = authored.risk.value.into();
-    let mut not_executed: BTreeSet<Text> = head.not_executed.iter().cloned().collect();
     let mut found = std::mem::take(&mut head.found);
     let mut steps: Vec<Option<Step>> = Vec::with_capacity(drafts.len());
     let mut reads: Vec<BTreeMap<u32, Vec<StepUse>>> = Vec::with_capacity(drafts.len());
@@ -106,12 +105,6 @@ pub(super) fn check(
         steps.push(checker.step(draft));
         needs.push(checker.needs(draft));
         checker.rules(draft, risk, authored.risk.span);
-        if draft.step.lock.is_some() {
-            not_executed.insert("locks".into());
-        }
-        if draft.step.guards.iter().any(|guard| guard.rate.is_some()) {
-            not_executed.insert("rate guards".into());
-        }
         reads.push(std::mem::take(&mut used.steps));
         found.inputs.append(&mut used.inputs);
         found.vars.append(&mut used.vars);
@@ -132,9 +125,6 @@ pub(super) fn check(
     let output_reads = std::mem::take(&mut found.steps);
 
     let guards = {
-        if authored.guards.iter().any(|guard| guard.rate.is_some()) {
-            not_executed.insert("rate guards".into());
-        }
         let place = node.entry("guards").map_or(node.span, |(key, _)| key.span);
         head::check_guards(
             &authored.guards,
@@ -143,13 +133,7 @@ pub(super) fn check(
             out,
         )
     };
-    for signal in &authored.signals {
-        if let Some(until) = &signal.until
-            && !head.names.steps.contains_key(&*until.value)
-        {
-            report_unknown_step(until, &head, out);
-        }
-    }
+    let signals = check_signals(authored, &head, out);
 
     let edges = edges(&drafts, &reads, needs, out);
     let pairs: Vec<(u32, u32)> = edges
@@ -204,7 +188,9 @@ pub(super) fn check(
             health: head.health,
             timeout: head.timeout,
             outputs,
-            not_executed: not_executed.into_iter().collect(),
+            one_run_per: head.one_run_per,
+            locks: head.locks,
+            signals,
             steps: graph,
             order: order.into_iter().map(StepIndex::from).collect(),
             main_steps: authored.steps.len(),
@@ -327,9 +313,10 @@ impl<'a> Checker<'a, '_> {
             .collect();
         let verify = step.verify.as_ref().map(|verify| self.verify(verify, &of_result));
         let undo = self.undo(draft, &of_result);
-        if let Some(lock) = &step.lock {
-            head::check_lock(lock, &of_result_free(&of_result), self.used, self.out);
-        }
+        let lock = step
+            .lock
+            .as_ref()
+            .map(|lock| head::check_lock(lock, &of_result_free(&of_result), self.used, self.out));
         let guards = self.guards(&step.guards, draft.id.span);
         let retry = self.retry(draft);
         let timeout = step.timeout.as_ref().map(|timeout| head::positive(timeout, self.out));
@@ -361,6 +348,7 @@ impl<'a> Checker<'a, '_> {
             expect: expect.into_iter().collect::<Option<_>>()?,
             verify: flat(verify)?,
             guards,
+            lock: flat(lock)?,
             default_output: flat(default_output)?,
             commit_point: step.commit_point.is_some_and(|flag| flag.value),
             requires_clean: step.requires_clean.is_some_and(|flag| flag.value),
@@ -797,9 +785,18 @@ fn report_unknown_step(name: &At<String>, head: &Head, out: &mut Diagnostics) {
 }
 
 /// A rate counts executions of a step of this runbook, or of a runbook.
-fn check_rate(name: &At<String>, head: &Head, project: &Project<'_>, out: &mut Diagnostics) {
-    if head.names.steps.contains_key(&*name.value) || project.interfaces.contains_key(name.as_str()) {
-        return;
+/// What a rate counts: a step of this runbook before a runbook of the same name.
+fn check_rate(
+    name: &At<String>,
+    head: &Head,
+    project: &Project<'_>,
+    out: &mut Diagnostics,
+) -> Option<RateOf> {
+    if head.names.steps.contains_key(&*name.value) {
+        return Some(RateOf::Step((*name.value).into()));
+    }
+    if project.interfaces.contains_key(name.as_str()) {
+        return Some(RateOf::Runbook((*name.value).into()));
     }
     let known = head.names.steps.keys().chain(project.interfaces.keys()).map(|name| &**name);
     let diagnostic = Diagnostic::new(
@@ -809,6 +806,42 @@ fn check_rate(name: &At<String>, head: &Head, project: &Project<'_>, out: &mut D
     );
     let help = hint(name, known, "steps and runbooks");
     out.push(help.map_or(diagnostic.clone(), |help| diagnostic.help(help)));
+    None
+}
+
+/// The signals of a runbook: names are unique, and each stands for a step that it waits for, or for an end of the run.
+fn check_signals(authored: &authored::Runbook, head: &Head, out: &mut Diagnostics) -> Vec<Signal> {
+    let mut signals: Vec<Signal> = Vec::new();
+    for signal in &authored.signals {
+        head::check_id(&signal.name, "a signal", out);
+        if signals.iter().any(|known| *known.name == *signal.name.value) {
+            out.push(
+                Diagnostic::new(
+                    codes::SAME_SIGNAL,
+                    signal.name.span,
+                    format!("there is already a signal {}", quoted(&signal.name)),
+                )
+                .help("give it another name, or list everybody in the one `who`"),
+            );
+        }
+        let until = match &signal.until {
+            None => None,
+            Some(until) => match head.names.steps.get(&*until.value) {
+                Some(step) => Some(StepIndex::from(*step)),
+                None => {
+                    report_unknown_step(until, head, out);
+                    None
+                }
+            },
+        };
+        signals.push(Signal {
+            name: (*signal.name.value).into(),
+            who: signal.who.iter().map(|who| Text::from(&*who.value)).collect(),
+            until,
+            then: signal.then.value,
+        });
+    }
+    signals
 }
 
 /// What each step needs: as written, and every step it reads. A step of `finally` waits for main steps to be over,

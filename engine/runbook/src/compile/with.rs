@@ -171,6 +171,7 @@ impl SchemaHooks for Hooks<'_, '_> {
                 Some(checked.map(|_| Template::Const(Value::Text(text.clone()))))
             }
             Some("text") if dynamic => Some(self.view.mixed(place.node, self.found, out)),
+            Some("signal") if !dynamic => Some(self.signal(place.node, text, out)),
             Some(mark) if mark.starts_with("target:") && !dynamic => {
                 Some(self.target(&mark["target:".len()..], place.node, text, out))
             }
@@ -276,6 +277,26 @@ impl Hooks<'_, '_> {
             }
         };
         out.push(diagnostic);
+        None
+    }
+
+    /// The name of a signal.
+    fn signal(&self, node: &Node, name: &Text, out: &mut Diagnostics) -> Option<Template> {
+        let known = &self.view.names.signals;
+        if known.contains(name) {
+            return Some(Template::Const(Value::Text(name.clone())));
+        }
+        let diagnostic = Diagnostic::new(
+            codes::UNKNOWN_SIGNAL,
+            node.span,
+            format!("the runbook accepts no signal {}", quoted(name)),
+        );
+        let declare =
+            format!("declare it at the top: `signals: [{{ name: {name}, who: [ … ], then: continue }}]`");
+        out.push(match hint(name, known.iter().map(|known| &**known), "signals") {
+            Some(help) if !known.is_empty() => diagnostic.help(help),
+            _ => diagnostic.help(declare),
+        });
         None
     }
 

@@ -35,7 +35,8 @@ marked! {
     ItemExpr = "item_expression",
     LdapTarget = "target:ldap",
     SqlTarget = "target:sql",
-    FilesTarget = "target:files"
+    FilesTarget = "target:files",
+    SignalName = "signal"
 }
 
 /// A tree whose `${ }` parts are evaluated for each item.
@@ -256,6 +257,17 @@ struct Note {
     message: FreeText,
 }
 
+/// Waits.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct Wait {
+    /// How long.
+    #[serde(rename = "for")]
+    length: Option<String>,
+    /// A signal that ends it early.
+    signal: Option<SignalName>,
+}
+
 /// Nothing.
 #[derive(JsonSchema)]
 struct Nothing {}
@@ -280,12 +292,13 @@ fn action<I: JsonSchema, O: JsonSchema>(name: &'static str, effect: Effect, risk
     }
 }
 
-/// Three target kinds and five actions, shaped like those of the plugins.
+/// Three target kinds and some actions, shaped like those of the plugins.
 pub fn catalog() -> Catalog {
     let actions = [
         action::<Rows, RowsOut>("data.rows", Effect::Read, Risk::ReadOnly),
         action::<DeleteTree, Nothing>("files.delete_tree", Effect::Probed, Risk::Destructive),
         action::<Note, Nothing>("flow.note", Effect::Read, Risk::ReadOnly),
+        action::<Wait, Nothing>("flow.wait", Effect::Read, Risk::ReadOnly),
         action::<Search, Found>("ldap.search", Effect::Read, Risk::ReadOnly),
         action::<Note, Nothing>("mail.send", Effect::Once, Risk::Recoverable),
         action::<Sync, Synced>("sql.sync", Effect::Repeatable, Risk::Recoverable),

@@ -7,6 +7,7 @@
 //! claimed. Opened with [`Mode::ReadOnly`], nothing is locked and nothing changed, so `runs`, `show` and `logs` work beside
 //! a running service.
 
+mod asides;
 mod directory;
 mod reader;
 mod schema;
@@ -19,7 +20,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use farrier_model::{Digest, Entry, Event, RunId, RunState, Text};
+use farrier_model::time::Timestamp;
+use farrier_model::{Digest, Entry, Event, Request, RunId, Text};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
@@ -29,7 +31,8 @@ use uuid::Uuid;
 
 use crate::body::{self, Row};
 use crate::{
-    Audit, Batch, Claim, Clock, NewRun, RunFilter, RunRow, Store, StoreError, Timing, Violation, rules,
+    Audit, Batch, Claim, Clock, Due, Executed, NewRun, RunFilter, RunRow, Store, StoreError, Ticket, Timing,
+    Violation, rules,
 };
 use writer::{Answer, Done, Job, Status, Work, Writer};
 
@@ -85,6 +88,8 @@ pub struct SqliteStore {
     status: Arc<Status>,
     errors: Errors,
     generation: i64,
+    clock: Clock,
+    timing: Timing,
 }
 
 /// `SQLITE_READONLY_ROLLBACK`: a reader found a transaction that only a writer can take back.
@@ -123,7 +128,8 @@ impl SqliteStore {
                 found => found.map_err(|error| errors.map(error))?,
             };
             drop(connection);
-            return Ok(SqliteStore { jobs: None, readers, status, errors, generation });
+            let OpenOptions { clock, timing, .. } = options;
+            return Ok(SqliteStore { jobs: None, readers, status, errors, generation, clock, timing });
         }
 
         let locked = dir.to_path_buf();
@@ -149,10 +155,12 @@ impl SqliteStore {
             begin_generation(&mut connection, now).await.map_err(|error| errors.damaged(error))?;
 
         let (jobs, queue) = mpsc::channel(writer::QUEUE);
-        let clocks = (options.clock, options.timing);
+        let OpenOptions { clock, timing, .. } = options;
+        let clocks = (clock.clone(), timing);
         let writer = Writer::new(connection, lock, clocks, generation, status.clone(), errors.clone());
         tokio::spawn(writer.run(queue));
-        Ok(SqliteStore { jobs: Some(jobs), readers: readers(&file), status, errors, generation })
+        let (jobs, readers) = (Some(jobs), readers(&file));
+        Ok(SqliteStore { jobs, readers, status, errors, generation, clock, timing })
     }
 
     /// Which start of an owning process this is; for a reader, the latest one.
@@ -264,13 +272,8 @@ impl Store for SqliteStore {
     }
 
     // The answer of a local file cannot be lost, so nothing is kept for sending it again.
-    async fn append(
-        &self,
-        claim: &Claim,
-        events: Vec<Event>,
-        state: Option<RunState>,
-    ) -> Result<Vec<Entry>, StoreError> {
-        self.send(claim, Batch::new(events, state)).await
+    async fn append_surely(&self, claim: &Claim, batch: Batch) -> Result<Vec<Entry>, StoreError> {
+        self.send(claim, batch).await
     }
 
     async fn append_batch(&self, claim: &Claim, batch: Batch) -> Result<Vec<Entry>, StoreError> {
@@ -326,6 +329,79 @@ impl Store for SqliteStore {
             .await
             .map_err(|error| self.unreadable(error))?;
         rows.iter().map(reader::run_row).collect()
+    }
+
+    async fn request(&self, run: RunId, request: Request) -> Result<(), StoreError> {
+        let body = serde_json::to_string(&(&request.by, &request.ask)).map_err(|error| {
+            StoreError::Invalid { run, message: format!("a request cannot be stored: {error}") }
+        })?;
+        self.work(Work::Request { run, request: Box::new(request), body }).await.map(|_| ())
+    }
+
+    async fn requests(&self, run: RunId) -> Result<Vec<Request>, StoreError> {
+        let rows = sqlx::query(reader::REQUESTS)
+            .bind(run.to_string())
+            .fetch_all(&self.readers)
+            .await
+            .map_err(|error| self.unreadable(error))?;
+        rows.iter().map(|row| reader::request(run, row)).collect()
+    }
+
+    async fn tickets(&self, run: Option<RunId>) -> Result<Vec<Ticket>, StoreError> {
+        let rows = reader::tickets_query(run)
+            .build()
+            .fetch_all(&self.readers)
+            .await
+            .map_err(|error| self.unreadable(error))?;
+        rows.iter().map(reader::ticket).collect()
+    }
+
+    async fn due(&self, limit: usize) -> Result<Due, StoreError> {
+        let now = self.clock.now_ms();
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let lease_end = now - self.timing.grace.as_millis() as i64;
+        let mut waiting = reader::due_query(now, limit);
+        let waiting =
+            waiting.build().fetch_all(&self.readers).await.map_err(|error| self.unreadable(error))?;
+        let mut unowned = reader::unowned_query(self.generation, lease_end, limit);
+        let unowned =
+            unowned.build().fetch_all(&self.readers).await.map_err(|error| self.unreadable(error))?;
+        let next = sqlx::query(reader::NEXT_DUE)
+            .bind(now)
+            .fetch_optional(&self.readers)
+            .await
+            .and_then(|row| row.map(|row| row.try_get::<i64, _>(0)).transpose())
+            .map_err(|error| self.unreadable(error))?;
+        let runs = waiting
+            .iter()
+            .chain(&unowned)
+            .take(usize::try_from(limit).unwrap_or(usize::MAX))
+            .map(reader::run_row)
+            .collect::<Result<Vec<RunRow>, StoreError>>()?;
+        Ok(Due { runs, next: next.map(crate::timestamp) })
+    }
+
+    async fn executions(&self, of: &Executed, since: Timestamp) -> Result<u64, StoreError> {
+        let since = since.as_millisecond();
+        let query = match of {
+            Executed::Runs { runbook } => {
+                sqlx::query("SELECT count(*) FROM run WHERE runbook = ? AND created_at > ?")
+                    .bind(runbook.clone())
+                    .bind(since)
+            }
+            // Items are `step[key]`; the character after `[` ends their range.
+            Executed::Step { runbook, step } => sqlx::query(
+                "SELECT count(*) FROM journal j JOIN run r ON r.run_id = j.run_id \
+                 WHERE j.kind = 'intent' AND (j.node = ?1 OR (j.node > ?1 || '[' AND j.node < ?1 || '\\')) \
+                 AND j.at > ?2 AND r.runbook = ?3",
+            )
+            .bind(step.clone())
+            .bind(since)
+            .bind(runbook.clone()),
+        };
+        let row = query.fetch_one(&self.readers).await.map_err(|error| self.unreadable(error))?;
+        let count: i64 = row.try_get(0).map_err(|error| self.unreadable(error))?;
+        Ok(count.unsigned_abs())
     }
 
     async fn put_bundle(

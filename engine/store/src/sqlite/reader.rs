@@ -1,11 +1,11 @@
 //! Rows to entries and runs. Reads nothing but what it is handed, so the writer can use it inside its transaction.
 
-use farrier_model::{Digest, Entry, RunId, RunState, Text};
+use farrier_model::{Digest, Entry, Request, RunId, RunState, Text};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{QueryBuilder, Row as _, Sqlite};
 
 use crate::body::{self, Place, Said};
-use crate::{RunFilter, RunRow, StoreError, Violation, timestamp};
+use crate::{RunFilter, RunRow, StoreError, Ticket, Violation, timestamp};
 
 /// Journal columns in the order that [`entry`] and [`Stored`] read them.
 macro_rules! entry_columns {
@@ -21,7 +21,7 @@ pub(crate) const KNOWN_ENTRIES: &str =
     concat!(entry_columns!(), "WHERE j.run_id = ? AND j.entry_id = ? ORDER BY j.part");
 
 const RUN_COLUMNS: &str = "SELECT run_id, runbook, bundle, environment, title, state, owner, epoch, lease_until, created_at, \
-     updated_at, finished_at, parent_id, reason, seq FROM run";
+     updated_at, finished_at, parent_id, reason, seq, not_before FROM run";
 
 /// A journal row as it is stored.
 struct Stored<'r> {
@@ -209,5 +209,75 @@ fn read_run_row(row: &SqliteRow) -> Result<RunRow, sqlx::Error> {
         parent: row.try_get::<Option<&str>, _>(12)?.map(id).transpose()?,
         reason: row.try_get(13)?,
         seq: row.try_get(14)?,
+        not_before: time(15)?,
     })
+}
+
+/// Runs that nobody works on: the generation, and the time at which a lease of it is over.
+pub(crate) fn unowned_query(generation: i64, lease_end: i64, limit: i64) -> QueryBuilder<Sqlite> {
+    let mut query = QueryBuilder::new(RUN_COLUMNS);
+    query.push(" WHERE state IN ('queued', 'running', 'undoing') AND (owner IS NULL OR generation < ");
+    query.push_bind(generation).push(" OR lease_until < ").push_bind(lease_end);
+    query.push(") ORDER BY created_at, run_id LIMIT ").push_bind(limit);
+    query
+}
+
+/// Waiting runs whose moment has come.
+pub(crate) fn due_query(now: i64, limit: i64) -> QueryBuilder<Sqlite> {
+    let mut query = QueryBuilder::new(RUN_COLUMNS);
+    query.push(" WHERE state = 'waiting' AND not_before <= ").push_bind(now);
+    query.push(" ORDER BY not_before, run_id LIMIT ").push_bind(limit);
+    query
+}
+
+/// When the next waiting run is due.
+pub(crate) const NEXT_DUE: &str =
+    "SELECT not_before FROM run WHERE state = 'waiting' AND not_before > ? ORDER BY not_before LIMIT 1";
+
+pub(crate) const REQUESTS: &str =
+    "SELECT request_id, at, body FROM request WHERE run_id = ? ORDER BY at, request_id";
+
+/// A stored request.
+pub(crate) fn request(run: RunId, row: &SqliteRow) -> Result<Request, StoreError> {
+    let read = || -> Result<Request, sqlx::Error> {
+        let damaged = |message: String| sqlx::Error::Decode(message.into());
+        let (by, ask) = serde_json::from_str(row.try_get(2)?).map_err(|error| damaged(error.to_string()))?;
+        let id = row.try_get::<&str, _>(0)?.parse().map_err(|_| damaged("its id is not a UUID".into()))?;
+        Ok(Request { id, at: timestamp(row.try_get(1)?), by, ask })
+    };
+    read().map_err(|error| StoreError::Corrupt {
+        place: format!("a request to run {run}"),
+        message: error.to_string(),
+    })
+}
+
+const TICKET_COLUMNS: &str = "SELECT lock, number, run_id, node, capacity, asked_at, held_at FROM ticket";
+
+/// The tickets of one run, or of all.
+pub(crate) fn tickets_query(run: Option<RunId>) -> QueryBuilder<Sqlite> {
+    let mut query = QueryBuilder::new(TICKET_COLUMNS);
+    if let Some(run) = run {
+        query.push(" WHERE run_id = ").push_bind(run.to_string());
+    }
+    query.push(" ORDER BY lock, number");
+    query
+}
+
+/// A stored ticket.
+pub(crate) fn ticket(row: &SqliteRow) -> Result<Ticket, StoreError> {
+    let read = || -> Result<Ticket, sqlx::Error> {
+        let damaged = |message: String| sqlx::Error::Decode(message.into());
+        let node: &str = row.try_get(3)?;
+        let run: &str = row.try_get(2)?;
+        Ok(Ticket {
+            lock: Text::from(row.try_get::<&str, _>(0)?),
+            number: row.try_get(1)?,
+            run: run.parse().map_err(|_| damaged(format!("`{run}` is not a run id")))?,
+            node: if node.is_empty() { None } else { Some(node.parse().map_err(damaged)?) },
+            capacity: u32::try_from(row.try_get::<i64, _>(4)?).unwrap_or(u32::MAX),
+            asked_at: timestamp(row.try_get(5)?),
+            held_since: row.try_get::<Option<i64>, _>(6)?.map(timestamp),
+        })
+    };
+    read().map_err(|error| StoreError::Corrupt { place: "a lock".into(), message: error.to_string() })
 }

@@ -6,7 +6,7 @@
 use sqlx::{Row as _, SqliteConnection, raw_sql};
 
 /// Every version's script, oldest first; the first makes version 1.
-const MIGRATIONS: [&str; 1] = [V1];
+const MIGRATIONS: [&str; 2] = [V1, V2];
 
 /// The version that this program reads and writes.
 pub(crate) const VERSION: i64 = MIGRATIONS.len() as i64;
@@ -91,6 +91,48 @@ CREATE TRIGGER journal_no_update BEFORE UPDATE ON journal
 BEGIN SELECT RAISE(ABORT, 'the journal is append-only'); END;
 CREATE TRIGGER journal_no_delete BEFORE DELETE ON journal
 BEGIN SELECT RAISE(ABORT, 'the journal is append-only'); END;
+";
+
+/// Waiting runs, requests, locks, saved plans, and counting across runs.
+const V2: &str = "
+ALTER TABLE run ADD COLUMN not_before BIGINT;
+ALTER TABLE run ADD COLUMN live_key   TEXT;
+CREATE INDEX run_due ON run (not_before, run_id) WHERE state = 'waiting';
+-- The database itself refuses a second live run with the same key.
+CREATE UNIQUE INDEX run_live ON run (runbook, live_key) WHERE live_key IS NOT NULL AND finished_at IS NULL;
+
+CREATE TABLE request (
+    request_id TEXT   PRIMARY KEY,
+    run_id     TEXT   NOT NULL REFERENCES run (run_id),
+    at         BIGINT NOT NULL,
+    body       TEXT   NOT NULL
+);
+CREATE INDEX request_run ON request (run_id, at);
+
+CREATE TABLE lock (
+    name TEXT   PRIMARY KEY,
+    last BIGINT NOT NULL
+);
+CREATE TABLE ticket (
+    lock     TEXT   NOT NULL,
+    number   BIGINT NOT NULL,
+    run_id   TEXT   NOT NULL REFERENCES run (run_id),
+    node     TEXT   NOT NULL,
+    capacity BIGINT NOT NULL,
+    asked_at BIGINT NOT NULL,
+    held_at  BIGINT,
+    told     BIGINT NOT NULL DEFAULT 0,
+    PRIMARY KEY (lock, number)
+);
+CREATE UNIQUE INDEX ticket_run ON ticket (run_id, lock, node);
+
+CREATE TABLE plan_use (
+    digest TEXT   PRIMARY KEY,
+    run_id TEXT   NOT NULL,
+    at     BIGINT NOT NULL
+);
+
+CREATE INDEX journal_intent ON journal (node, at) WHERE kind = 'intent';
 ";
 
 /// The version of an opened database; 0 for an empty one.

@@ -16,16 +16,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use farrier_model::{Digest, Entry, RunId, RunState};
+use farrier_model::{Digest, Entry, Request, RunId, RunState};
 use sqlx::sqlite::{SqliteArguments, SqliteRow};
 use sqlx::{Arguments as _, AssertSqlSafe, Connection as _, Row as _, SqliteConnection};
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
 use super::directory::DirectoryLock;
-use super::{Errors, reader};
+use super::{Errors, asides, reader};
 use crate::body::{self, Place, Row};
-use crate::rules::{self, Head, Moment};
+use crate::rules::{self, Aside, Head, Moment};
 use crate::{Batch, Claim, Clock, NewRun, StoreError, Timing};
 
 /// How much work may wait. Enough for the callers of one commit to queue while the one before it runs; beyond that they
@@ -46,6 +46,7 @@ pub(crate) enum Work {
     Heartbeat { claims: Vec<Claim> },
     Release { claim: Claim },
     Bundle { digest: Digest, root: String, sources: Vec<u8> },
+    Request { run: RunId, request: Box<Request>, body: String },
 }
 
 /// What it answers.
@@ -253,7 +254,7 @@ impl Writer {
     async fn attempt(&mut self, works: &[Work], careful: bool) -> Result<Vec<Answer>, Trouble> {
         let moment = Moment { now: self.clock.now_ms(), generation: self.generation, timing: self.timing };
         sqlx::query("BEGIN IMMEDIATE").execute(&mut self.connection).await?;
-        let mut staged = Staged::default();
+        let mut staged = Staged { at: moment.now, ..Staged::default() };
         let mut answers = Vec::with_capacity(works.len());
         for work in works {
             if !matches!(work, Work::Append { .. }) {
@@ -263,7 +264,10 @@ impl Writer {
                 Work::Append { claim, batch, rows } => {
                     self.append(claim, batch, rows, &mut staged, moment, careful).await?
                 }
-                Work::Create { new, row } => Ok(Done::Created(self.create(new, row, moment).await?)),
+                Work::Create { new, row } => self.create(new, row, moment).await?,
+                Work::Request { run, request, body } => {
+                    self.request(*run, request, body, moment).await?
+                }
                 Work::Claim { run, owner, row } => self.claim(*run, owner, row, moment).await?,
                 Work::Heartbeat { claims } => Ok(Done::Fenced(self.heartbeat(claims, moment).await?)),
                 Work::Release { claim } => self.release(claim).await?,
@@ -290,8 +294,40 @@ impl Writer {
         Ok(answers)
     }
 
-    async fn create(&mut self, new: &NewRun, row: &Row, moment: Moment) -> Result<bool, Trouble> {
+    /// Who stands in the way of a new run: nothing for its own id, which may be created again.
+    async fn obstacle(&mut self, new: &NewRun) -> Result<Option<StoreError>, Trouble> {
+        let Some(key) = &new.live_key else { return Ok(None) };
+        let row =
+            sqlx::query("SELECT run_id FROM run WHERE runbook = ? AND live_key = ? AND finished_at IS NULL")
+                .bind(new.runbook.clone())
+                .bind(key.clone())
+                .fetch_optional(&mut self.connection)
+                .await?;
+        let Some(row) = row else { return Ok(None) };
+        let run = row.try_get::<String, _>(0)?.parse().unwrap_or(new.id);
+        Ok((run != new.id).then(|| StoreError::KeyTaken { run, key: key.to_string() }))
+    }
+
+    async fn request(
+        &mut self,
+        run: RunId,
+        request: &Request,
+        body: &str,
+        moment: Moment,
+    ) -> Result<Answer, Trouble> {
+        let Some(stored) = self.load(run).await? else { return Ok(Err(StoreError::NoRun { run })) };
+        if stored.head.state.is_final() {
+            return Ok(Err(StoreError::Final { run, state: stored.head.state }));
+        }
+        asides::request(&mut self.connection, run, request, body, moment.now).await?;
+        Ok(Ok(Done::Nothing))
+    }
+
+    async fn create(&mut self, new: &NewRun, row: &Row, moment: Moment) -> Result<Answer, Trouble> {
         let run = new.id.to_string();
+        if let Some(obstacle) = self.obstacle(new).await? {
+            return Ok(Err(obstacle));
+        }
         let entry_id = Uuid::now_v7();
         let place =
             Place { run: &run, seq: 1, epoch: 0, at: moment.now, entry_id: entry_id.as_bytes(), part: 0 };
@@ -299,7 +335,7 @@ impl Writer {
         let head = Head::created(moment.now);
         let inserted = sqlx::query(
             "INSERT INTO run (run_id, runbook, bundle, environment, title, parent_id, state, generation, epoch, seq, head, \
-             created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+             created_at, updated_at, live_key) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
         )
         .bind(run.clone())
         .bind(new.runbook.clone())
@@ -314,13 +350,24 @@ impl Writer {
         .bind(link.to_vec())
         .bind(moment.now)
         .bind(moment.now)
+        .bind(new.live_key.clone())
         .execute(&mut self.connection)
         .await?;
         if inserted.rows_affected() == 0 {
-            return Ok(false);
+            return Ok(Ok(Done::Created(false)));
+        }
+        if let Some(plan) = rules::plan_of(new)
+            && let Some(user) = asides::use_plan(&mut self.connection, plan, new.id, moment.now).await?
+        {
+            // Nothing of it stays: the row is the only thing that was written for it.
+            sqlx::query("DELETE FROM run WHERE run_id = ?")
+                .bind(run.clone())
+                .execute(&mut self.connection)
+                .await?;
+            return Ok(Err(StoreError::PlanUsed { run: user.parse().unwrap_or(new.id) }));
         }
         self.insert(&[Line { place, row, link }]).await?;
-        Ok(true)
+        Ok(Ok(Done::Created(true)))
     }
 
     async fn claim(&mut self, run: RunId, owner: &str, row: &Row, moment: Moment) -> Result<Answer, Trouble> {
@@ -408,6 +455,10 @@ impl Writer {
             link,
         });
         (change.after, change.link) = (head.clone(), link);
+        let asides = rules::asides(&batch.events);
+        if !(asides.is_empty() && batch.taken.is_empty()) {
+            staged.asides.push((run, asides, &batch.taken));
+        }
         self.heads.insert(run, Cached { head, link });
         Ok(Ok(Done::Appended { first_seq, at: moment.now }))
     }
@@ -446,7 +497,7 @@ impl Writer {
     /// A run's head as the database has it.
     async fn load(&mut self, run: RunId) -> Result<Option<Cached>, Trouble> {
         let row = sqlx::query(
-            "SELECT state, owner, generation, epoch, lease_until, seq, reason, updated_at, finished_at, head \
+            "SELECT state, owner, generation, epoch, lease_until, seq, reason, updated_at, finished_at, head, not_before \
              FROM run WHERE run_id = ?",
         )
         .bind(run.to_string())
@@ -483,7 +534,7 @@ impl Writer {
     ) -> Result<(), Trouble> {
         let updated = sqlx::query(
             "UPDATE run SET state = ?, reason = ?, owner = ?, generation = ?, epoch = ?, lease_until = ?, seq = ?, head = ?, \
-             updated_at = ?, finished_at = ? WHERE run_id = ? AND epoch = ? AND seq = ? AND owner IS NOT DISTINCT FROM ?",
+             updated_at = ?, finished_at = ?, not_before = ? WHERE run_id = ? AND epoch = ? AND seq = ? AND owner IS NOT DISTINCT FROM ?",
         )
         .bind(after.state.name())
         .bind(after.reason.clone())
@@ -495,6 +546,7 @@ impl Writer {
         .bind(link.to_vec())
         .bind(after.updated_at)
         .bind(after.finished_at)
+        .bind(after.not_before)
         .bind(run.to_string())
         .bind(before.epoch)
         .bind(before.seq)
@@ -506,7 +558,8 @@ impl Writer {
 
     /// Writes what was staged: the runs' rows (which checks the fence again, in the database), then the journal's.
     async fn flush(&mut self, staged: &mut Staged<'_>) -> Result<(), Trouble> {
-        let Staged { runs, rows, written } = std::mem::take(staged);
+        let Staged { runs, rows, asides, at, written } = std::mem::take(staged);
+        staged.at = at;
         let mut plain = Vec::new();
         for (run, change) in runs {
             let Change { before, after, link, .. } = &change;
@@ -542,6 +595,9 @@ impl Writer {
         let lines: Vec<Line<'_>> = rows.iter().map(StagedRow::line).collect();
         self.insert(&lines).await?;
         staged.written = written + lines.len() as u64;
+        for (run, asides, taken) in asides {
+            asides::perform(&mut self.connection, run, &asides, taken, at).await?;
+        }
         Ok(())
     }
 
@@ -626,6 +682,7 @@ fn cached(row: &SqliteRow) -> Result<Cached, sqlx::Error> {
         reason: row.try_get(6)?,
         updated_at: row.try_get(7)?,
         finished_at: row.try_get(8)?,
+        not_before: row.try_get(10)?,
     };
     let link = link.try_into().map_err(|_| damaged("the head of the hash chain is not 32 bytes".into()))?;
     Ok(Cached { head, link })
@@ -643,6 +700,10 @@ where
 struct Staged<'w> {
     runs: HashMap<RunId, Change>,
     rows: Vec<StagedRow<'w>>,
+    /// What the batches change besides, in their order.
+    asides: Vec<(RunId, Vec<Aside>, &'w [Uuid])>,
+    /// The moment of the transaction.
+    at: i64,
     /// Rows of this transaction that are written already.
     written: u64,
 }

@@ -43,12 +43,14 @@ pub fn new_run(number: u16) -> NewRun {
         environment: "lab".into(),
         title: format!("sweep {number}").into(),
         parent: None,
+        live_key: None,
         created: Event::Created {
             runbook: "sweep".into(),
             bundle,
             environment: "lab".into(),
             inputs: Value::Null,
             trigger: Trigger::Manual { by: "me".into() },
+            plan: None,
         },
     }
 }
@@ -87,7 +89,7 @@ pub fn failed(step: &str, attempt: u32, retry: bool) -> Event {
 }
 
 pub fn parked(reason: &str) -> Event {
-    Event::Parked { reason: reason.into(), cause: ParkCause::InDoubt, guard: None }
+    Event::Parked { reason: reason.into(), cause: ParkCause::InDoubt, guard: None, plan: None }
 }
 
 pub fn finished(state: RunState) -> Event {

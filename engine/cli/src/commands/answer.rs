@@ -1,0 +1,274 @@
+//! `farrier approve`, `reject`, `signal`, `cancel` and `resolve`: what people tell a run. Their word goes into the journal
+//! at once; the run goes on when it is taken up.
+
+use std::io::IsTerminal;
+use std::sync::Arc;
+
+use clap::Args;
+use farrier_exec::driver::{ProceedAlways, Start, Unobserved};
+use farrier_exec::{Halt, Options, Refusal, Run};
+use farrier_model::{Ask, Digest, Event, NodeName, Subject};
+use farrier_store::{Clock, RunRow, SqliteStore, Store};
+use tokio::sync::watch;
+
+use super::run::{driver, open_run, past, user};
+use super::runs::stored_plan;
+use super::{App, Problem};
+use crate::exit::Exit;
+use crate::interact::read_line;
+use crate::render;
+use crate::render::plan::{Shown, draw};
+use crate::render::style::Style;
+
+/// A stored run that somebody wants something of.
+struct Asked {
+    store: SqliteStore,
+    start: Start,
+    row: RunRow,
+    run: Run,
+}
+
+impl Asked {
+    async fn open(app: &App, id: &str) -> Result<Asked, Problem> {
+        let workspace = app.workspace()?;
+        let (store, start, row) = open_run(app, &workspace, id).await?;
+        let journal = store.journal(row.id).await?;
+        let mut run = Run::replay(row.id, start.bundle.graph().clone(), &journal)
+            .map_err(|error| Problem::Other(error.into()))?;
+        run.people = start.world.people.clone();
+        Ok(Asked { store, start, row, run })
+    }
+
+    fn short(&self) -> String {
+        self.row.id.to_string()[..13].to_owned()
+    }
+
+    /// Puts `ask` into the journal, or says why the run does not accept it. Gives the run as it is then.
+    async fn tell(self, app: &App, ask: Ask) -> Result<(Run, String), Problem> {
+        let by = user();
+        self.run.may(&by, &ask, Clock::system().now()).map_err(Problem::Refused)?;
+        let (_stop, halt) = watch::channel(Halt::No);
+        let driver = driver(app, &self.store, Options::default(), Arc::new(Unobserved), halt);
+        driver.ask(self.row.id, &by, ask).await?;
+        let (run, events) = driver.answer(self.row.id, &self.start).await?;
+        let short = self.short();
+        self.store.close().await;
+        // The owner judges again: something may have happened in between.
+        for event in events {
+            if let Event::RequestRefused { why, .. } = event {
+                return Err(Problem::Refused(Refusal::Now(why)));
+            }
+        }
+        Ok((run, short))
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Approve {
+    #[command(flatten)]
+    answer: Answer,
+    /// Do not ask whether you are sure. Give the digest of the plan that you have read.
+    #[arg(long, short, requires = "digest")]
+    yes: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Reject {
+    #[command(flatten)]
+    answer: Answer,
+}
+
+#[derive(Debug, Args)]
+struct Answer {
+    /// The run, by the beginning of its id.
+    run: String,
+    /// The step that waits; `-` for the whole run. Not needed when only one approval is open.
+    step: Option<Subject>,
+    /// The digest of the plan that you have read, or its beginning.
+    #[arg(long)]
+    digest: Option<String>,
+    /// In your words; kept in the journal.
+    #[arg(long)]
+    reason: Option<String>,
+    /// Show every change and whole values.
+    #[arg(long)]
+    all: bool,
+}
+
+impl Answer {
+    /// What is asked, shown; and the digest that the answer is for.
+    fn subject(&self, asked: &Asked) -> Result<(Subject, Digest), Problem> {
+        let open: Vec<_> = asked.run.approvals.iter().filter(|(_, approval)| approval.is_open()).collect();
+        let (subject, approval) = match (&self.step, open.as_slice()) {
+            (Some(step), _) => {
+                let approval = asked.run.approvals.get(step).ok_or_else(|| {
+                    Problem::Refused(Refusal::Now(format!("step `{step}` does not wait for an approval")))
+                })?;
+                (step.clone(), approval)
+            }
+            (None, [(subject, approval)]) => ((*subject).clone(), *approval),
+            (None, []) => {
+                return Err(Problem::Refused(Refusal::Now("the run does not wait for an approval".into())));
+            }
+            (None, many) => {
+                let names: Vec<String> = many.iter().map(|(subject, _)| format!("`{subject}`")).collect();
+                return Err(Problem::Usage(format!("name the step: {} wait", names.join(", "))));
+            }
+        };
+        let digest = approval.plan.digest;
+        if let Some(given) = &self.digest
+            && !(given.len() >= 8 && digest.to_string().starts_with(&given.to_lowercase()))
+        {
+            return Err(Problem::Refused(Refusal::Now(format!(
+                "the run asks about plan {}, and not about {given}",
+                digest.short()
+            ))));
+        }
+        eprint!("{}", draw(&stored_plan(&approval.plan)?, Style::stderr(), Shown { all: self.all }));
+        eprintln!("plan {digest}");
+        Ok((subject, digest))
+    }
+}
+
+impl Approve {
+    pub(super) async fn run(&self, app: &App) -> Result<Exit, Problem> {
+        let asked = Asked::open(app, &self.answer.run).await?;
+        let (subject, digest) = self.answer.subject(&asked)?;
+        if !self.yes {
+            if !std::io::stdin().is_terminal() {
+                return Err(Problem::Usage(
+                    "nobody is here to ask; read the plan, then give `--yes --digest DIGEST`".into(),
+                ));
+            }
+            let answer = read_line("Approve exactly this? [y/N] ");
+            if !answer.is_some_and(|line| matches!(line.to_lowercase().as_str(), "y" | "yes")) {
+                eprintln!("nothing was approved");
+                return Ok(Exit::NotApproved);
+            }
+        }
+        let reason = self.answer.reason.clone();
+        let (run, short) = asked.tell(app, Ask::Approve { subject: subject.clone(), digest, reason }).await?;
+        let approval = &run.approvals[&subject];
+        let missing = (approval.count as usize).saturating_sub(approval.approved.len());
+        if missing > 0 {
+            render::line(&format!("approved; {missing} more to come"))?;
+        } else {
+            render::line("approved")?;
+            eprintln!("next: farrier resume {short}");
+        }
+        Ok(Exit::Ok)
+    }
+}
+
+impl Reject {
+    pub(super) async fn run(&self, app: &App) -> Result<Exit, Problem> {
+        let asked = Asked::open(app, &self.answer.run).await?;
+        let (subject, digest) = self.answer.subject(&asked)?;
+        let reason = self.answer.reason.clone();
+        let (_, short) = asked.tell(app, Ask::Reject { subject, digest, reason }).await?;
+        render::line("rejected")?;
+        eprintln!("next: farrier resume {short}, which ends it");
+        Ok(Exit::Ok)
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Signal {
+    /// The run, by the beginning of its id.
+    run: String,
+    /// One of the runbook's signals.
+    signal: String,
+    /// In your words; kept in the journal.
+    #[arg(long)]
+    reason: Option<String>,
+}
+
+impl Signal {
+    pub(super) async fn run(&self, app: &App) -> Result<Exit, Problem> {
+        let asked = Asked::open(app, &self.run).await?;
+        let ask = Ask::Signal { name: self.signal.as_str().into(), reason: self.reason.clone() };
+        let (_, short) = asked.tell(app, ask).await?;
+        render::line(&format!("signal `{}` was accepted", self.signal))?;
+        eprintln!("next: farrier resume {short}");
+        Ok(Exit::Ok)
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Cancel {
+    /// The run, by the beginning of its id.
+    run: String,
+    /// Undo what was done, the last step first.
+    #[arg(long)]
+    undo: bool,
+    /// In your words; kept in the journal.
+    #[arg(long)]
+    reason: Option<String>,
+}
+
+impl Cancel {
+    pub(super) async fn run(&self, app: &App) -> Result<Exit, Problem> {
+        let asked = Asked::open(app, &self.run).await?;
+        let by = user();
+        let ask = Ask::Cancel { undo: self.undo, reason: self.reason.clone() };
+        asked.run.may(&by, &ask, Clock::system().now()).map_err(Problem::Refused)?;
+        let (_stop, halt) = watch::channel(Halt::No);
+        let options = Options { resume_parked: false, ..Options::default() };
+        let driver = driver(app, &asked.store, options, Arc::new(Unobserved), halt);
+        driver.ask(asked.row.id, &by, ask).await?;
+        let ended = driver.resume(asked.row.id, &asked.start, &ProceedAlways, &[]).await?;
+        asked.store.close().await;
+        let why = ended.parked.iter().chain(ended.waits.iter().map(|(reason, _)| reason)).next();
+        let why = why.map_or_else(String::new, |why| format!(": {why}"));
+        render::line(&format!("run {} {}{why}", ended.run, past(ended.state)))?;
+        Ok(match ended.state {
+            state if state.is_final() => Exit::Ok,
+            farrier_model::RunState::Waiting => Exit::Waiting,
+            _ => Exit::Parked,
+        })
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Resolve {
+    /// The run, by the beginning of its id.
+    run: String,
+    /// The step, or `step[item]`.
+    node: NodeName,
+    /// Its effect happened: it counts as succeeded and is not repeated.
+    #[arg(long, conflicts_with = "not_applied", required_unless_present = "not_applied")]
+    applied: bool,
+    /// Its effect did not happen: it will be tried again.
+    #[arg(long)]
+    not_applied: bool,
+    /// How you know; kept in the journal.
+    #[arg(long)]
+    reason: String,
+}
+
+impl Resolve {
+    pub(super) async fn run(&self, app: &App) -> Result<Exit, Problem> {
+        let asked = Asked::open(app, &self.run).await?;
+        if asked.run.find(&self.node).is_none() {
+            return Err(Problem::Usage(format!("run {} has no step `{}`", asked.row.id, self.node)));
+        }
+        let (node, applied) = (self.node.clone(), self.applied);
+        let ask = Ask::Resolve { node, applied, reason: self.reason.clone() };
+        let (run, short) = asked.tell(app, ask).await?;
+        let word = if applied { "applied" } else { "not applied" };
+        if run.attested.iter().any(|(node, said, by)| *node == self.node && *said == applied && *by == user())
+            && run
+                .find(&self.node)
+                .is_some_and(|node| run.node(node).state == farrier_model::NodeState::InDoubt)
+        {
+            render::line(&format!(
+                "recorded: step `{}` was {word}; another person has to say the same",
+                self.node
+            ))?;
+            return Ok(Exit::Ok);
+        }
+        render::line(&format!("step `{}` counts as {word}", self.node))?;
+        eprintln!("next: farrier resume {short}");
+        Ok(Exit::Ok)
+    }
+}

@@ -1,0 +1,142 @@
+//! `farrier apply`: carry out a saved plan, exactly as it was read, or not at all.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use farrier_exec::driver::Start;
+use farrier_exec::{Plan, SavedPlan};
+use farrier_model::event::Trigger;
+use farrier_store::{Clock, Mode};
+
+use super::plan::{exit_of, write_plan};
+use super::run::{Answers, Session, user};
+use super::{App, Problem};
+use crate::exit::Exit;
+use crate::project::{Site, Workspace, shown};
+use crate::render;
+use crate::render::plan::{Shown, draw};
+use crate::render::style::Style;
+
+#[derive(Debug, Args)]
+pub(super) struct Apply {
+    /// The file that `farrier plan --out` wrote.
+    file: PathBuf,
+    #[command(flatten)]
+    answers: Answers,
+    /// Make a new plan for the same runbook, environment and inputs, write it over the file, and change nothing.
+    #[arg(long, conflicts_with = "yes")]
+    replan: bool,
+    /// How long a new plan is good.
+    #[arg(long, default_value = "24h", value_name = "DURATION", value_parser = super::run::duration)]
+    expires: Duration,
+    /// Tasks at once.
+    #[arg(long, default_value_t = 16, value_name = "N")]
+    parallel: usize,
+}
+
+impl Apply {
+    pub(super) async fn run(&self, app: &App) -> Result<Exit, Problem> {
+        let bytes = std::fs::read(&self.file).map_err(|error| Problem::file(&self.file, error))?;
+        let saved = SavedPlan::read(&bytes)
+            .map_err(|error| Problem::BadPlan { file: shown(&self.file), reason: error.to_string() })?;
+        let now = Clock::system().now();
+        if saved.expires_at <= now && !self.replan {
+            return Err(Problem::PlanGone { reason: format!("it expired at {}", saved.expires_at) });
+        }
+        let workspace = app.workspace()?;
+        let catalog = app.registry.catalog();
+        let bundle = workspace.bundle(&saved.runbook, catalog)?;
+        let site = workspace.site(&saved.environment, catalog)?;
+        site.check(&bundle, &app.registry)?;
+        let mut start = Start {
+            world: site.world(),
+            inputs: saved.plan.inputs.clone(),
+            trigger: Trigger::Manual { by: user() },
+            plan: None,
+            bundle: Arc::new(bundle),
+        };
+        if self.replan {
+            return self.replan(app, &workspace, &site, &start, &saved).await;
+        }
+        self.check_binding(app, &site, &start, &saved)?;
+        let store = workspace.store(Some(&site), Mode::Owner).await?;
+        let session = Session::new(app, &store, &self.answers, self.parallel);
+        let plan = session.driver.plan(&start).await?;
+        let drifted = |differences: Vec<String>| Problem::Drift { differences };
+        if let Some(failure) = &plan.failure
+            && saved.plan.failure.is_none()
+        {
+            eprint!("{}", draw(&plan, Style::stderr(), Shown { all: false }));
+            eprintln!("the plan cannot be made again: {failure}");
+            store.close().await;
+            return Ok(exit_of(&plan, false));
+        }
+        let differences = saved.plan.differences(&plan);
+        if !differences.is_empty() {
+            store.close().await;
+            return Err(drifted(differences));
+        }
+        start.plan = Some(Box::new(saved.bind().map_err(|error| Problem::Other(error.into()))?));
+        let ask = self.answers.ask(&start);
+        let quiet = self.answers.quiet;
+        let ended = session
+            .driver
+            .start(&start, &ask, |run| {
+                if !quiet {
+                    eprintln!("run {run}");
+                }
+            })
+            .await;
+        session.end(app, &start, ended?, store).await
+    }
+
+    /// The plan was made of these texts, for these targets.
+    fn check_binding(&self, app: &App, site: &Site, start: &Start, saved: &SavedPlan) -> Result<(), Problem> {
+        let mut differences = Vec::new();
+        if start.bundle.digest != saved.bundle {
+            differences.push(format!(
+                "runbook `{}`, or one that it starts, was changed after the plan was made (texts {} then, {} now)",
+                saved.runbook,
+                saved.bundle.short(),
+                start.bundle.digest.short()
+            ));
+        }
+        let now = site.identities(&start.bundle, &app.registry)?;
+        for (alias, then) in &saved.targets {
+            match now.get(alias) {
+                Some(identity) if identity == then => {}
+                Some(identity) => {
+                    differences.push(format!("target `{alias}` was {then}, and is {identity} now"));
+                }
+                None => differences.push(format!("target `{alias}` was {then}, and is not used now")),
+            }
+        }
+        for (alias, identity) in now.iter().filter(|(alias, _)| !saved.targets.contains_key(*alias)) {
+            differences.push(format!("target `{alias}` was not used, and is {identity} now"));
+        }
+        if differences.is_empty() { Ok(()) } else { Err(Problem::Drift { differences }) }
+    }
+
+    async fn replan(
+        &self,
+        app: &App,
+        workspace: &Workspace,
+        site: &Site,
+        start: &Start,
+        saved: &SavedPlan,
+    ) -> Result<Exit, Problem> {
+        let plan: Plan = super::plan::make(app, workspace, site, start, self.parallel).await?;
+        render::line(draw(&plan, Style::stdout(), Shown { all: false }).trim_end())?;
+        for difference in saved.plan.differences(&plan) {
+            eprintln!("changed: {difference}");
+        }
+        if plan.failure.is_some() {
+            return Ok(exit_of(&plan, false));
+        }
+        let new = write_plan(app, site, start, plan.clone(), &self.file, self.expires)?;
+        eprintln!("plan {} replaces {} in {}", new.digest.short(), saved.digest.short(), shown(&self.file));
+        Ok(exit_of(&plan, false))
+    }
+}

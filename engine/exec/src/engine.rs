@@ -1,0 +1,157 @@
+//! [`Engine`]: takes up whatever is due, and drives many runs at once.
+//!
+//! It asks the store what nobody works on and somebody should: queued runs, runs left behind, waiting runs whose moment has
+//! come or for which something has come. It sleeps until the next moment, and is poked when something changes in this
+//! process. It keeps nothing: everything it needs is in the store, so a new process goes on where the last one stopped.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use farrier_model::event::ParkCause;
+use farrier_model::time::Timestamp;
+use farrier_model::{Event, RunId, RunState};
+use farrier_store::RunRow;
+use tokio::task::JoinSet;
+
+use crate::driver::{Driver, DriverError, Ended, Halt, ProceedAlways, Start};
+
+/// The longest sleep, so that a clock that jumped is noticed.
+const LONGEST_SLEEP: Duration = Duration::from_secs(30);
+/// How long to stay away from a run that could not be taken up.
+const PAUSE: Duration = Duration::from_secs(5);
+/// How long to wait when the store cannot answer.
+const STORE_PAUSE: Duration = Duration::from_secs(1);
+
+/// Finds what a stored run needs to be driven: its pinned runbooks and its environment.
+#[async_trait]
+pub trait Launcher: Send + Sync {
+    /// What a run starts from; `created` is its first event.
+    ///
+    /// # Errors
+    /// One sentence: why it cannot be driven here. The run is then parked with it.
+    async fn start_of(&self, row: &RunRow, created: &Event) -> Result<Start, String>;
+}
+
+/// Drives what is due. See the module's page.
+pub struct Engine {
+    driver: Driver,
+    launcher: Arc<dyn Launcher>,
+    /// Runs at once.
+    limit: usize,
+}
+
+impl Engine {
+    /// An engine on a driver's store, for at most `limit` runs at once.
+    pub fn new(driver: Driver, launcher: Arc<dyn Launcher>, limit: usize) -> Engine {
+        Engine { driver, launcher, limit: limit.max(1) }
+    }
+
+    /// Works until the process is to end, or, with `until_idle`, until nothing is due any more.
+    ///
+    /// # Errors
+    /// The store can be written no more. Everything else that goes wrong with one run leaves the others alone.
+    pub async fn run(&self, until_idle: bool) -> Result<(), DriverError> {
+        let mut halt = self.driver.halt();
+        let mut tasks: JoinSet<(RunId, Result<(), DriverError>)> = JoinSet::new();
+        let mut away: HashMap<RunId, Timestamp> = HashMap::new();
+        loop {
+            if *halt.borrow_and_update() != Halt::No {
+                break;
+            }
+            let now = self.driver.clock().now();
+            away.retain(|_, until| *until > now);
+            let mut next = None;
+            let free = self.limit.saturating_sub(tasks.len());
+            if free > 0 {
+                match self.driver.store().due(free + self.driver.pokes().count() + away.len()).await {
+                    Ok(due) => {
+                        next = due.next;
+                        let rows = due.runs.into_iter().filter(|row| {
+                            !self.driver.pokes().is_driven(row.id) && !away.contains_key(&row.id)
+                        });
+                        for row in rows.take(free) {
+                            self.take_up(&mut tasks, row);
+                        }
+                    }
+                    Err(error) if error.is_fatal() => return Err(error.into()),
+                    Err(error) => {
+                        tracing::warn!(%error, "the store cannot say what is due");
+                        next = Some(now + STORE_PAUSE);
+                    }
+                }
+            }
+            if until_idle && tasks.is_empty() && away.is_empty() {
+                return Ok(());
+            }
+            let next = next.into_iter().chain(away.values().copied()).min();
+            let pause = next.map_or(LONGEST_SLEEP, |next| {
+                Duration::try_from(next.duration_since(now)).unwrap_or_default().min(LONGEST_SLEEP)
+            });
+            tokio::select! {
+                _ = halt.changed() => {}
+                Some(joined) = tasks.join_next() => self.joined(joined, &mut away)?,
+                () = self.driver.pokes().changed() => {}
+                () = tokio::time::sleep(pause.max(Duration::from_millis(1))) => {}
+            }
+        }
+        // Each run lets go by itself, within the grace for what is at work.
+        while let Some(joined) = tasks.join_next().await {
+            self.joined(joined, &mut away)?;
+        }
+        Ok(())
+    }
+
+    fn take_up(&self, tasks: &mut JoinSet<(RunId, Result<(), DriverError>)>, row: RunRow) {
+        let (driver, launcher) = (self.driver.clone(), self.launcher.clone());
+        tasks.spawn(async move {
+            let id = row.id;
+            (id, drive(&driver, &*launcher, row).await.map(|_| ()))
+        });
+    }
+
+    fn joined(
+        &self,
+        joined: Result<(RunId, Result<(), DriverError>), tokio::task::JoinError>,
+        away: &mut HashMap<RunId, Timestamp>,
+    ) -> Result<(), DriverError> {
+        let (run, result) = match joined {
+            Ok(ended) => ended,
+            Err(panic) => {
+                tracing::error!(%panic, "driving a run panicked");
+                return Ok(());
+            }
+        };
+        match result {
+            Ok(()) | Err(DriverError::LetGo(_) | DriverError::Driven(_)) => Ok(()),
+            Err(DriverError::Store(error)) if error.is_fatal() => Err(error.into()),
+            Err(error) => {
+                tracing::error!(run_id = %run, %error, "the run could not be driven");
+                away.insert(run, self.driver.clock().now() + PAUSE);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Drives one run as far as it goes; one that cannot be driven here is parked with the reason.
+async fn drive(driver: &Driver, launcher: &dyn Launcher, row: RunRow) -> Result<Option<Ended>, DriverError> {
+    let journal = driver.store().journal_after(row.id, 0).await?;
+    let created = journal.first().map(|entry| entry.event.clone());
+    let start = match &created {
+        Some(created) => launcher.start_of(&row, created).await,
+        None => Err("its journal is empty".into()),
+    };
+    match start {
+        Ok(start) => driver.resume(row.id, &start, &ProceedAlways, &[]).await.map(Some),
+        Err(reason) => {
+            let claim = driver.store().claim(row.id, "engine").await?;
+            let reason = format!("it cannot be driven: {reason}");
+            let parked = Event::Parked { reason, cause: ParkCause::Unready, guard: None, plan: None };
+            driver.store().append(&claim, vec![parked], Some(RunState::Parked)).await?;
+            driver.store().release(&claim).await?;
+            Ok(None)
+        }
+    }
+}

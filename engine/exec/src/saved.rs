@@ -1,0 +1,197 @@
+//! [`SavedPlan`]: a plan in a file, to be read, handed on, and carried out once.
+//!
+//! The file is canonical JSON: whoever changes one byte of it has another file, and is told so. It binds to the texts of
+//! the runbooks, to the environment and to what its targets are; it expires; the store remembers its digest when it is
+//! carried out. Nothing in the file is ever executed: applying it plans again, and goes on only when that gives the same.
+
+use std::collections::BTreeMap;
+
+use farrier_model::time::Timestamp;
+use farrier_model::{BoundPlan, Digest, Text, Value};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::bound::canonical;
+use crate::plan::Plan;
+
+/// What the file says it is. A new form gets a new number.
+const FORMAT: &str = "farrier-plan/1";
+
+/// A plan in a file. See the module's page.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SavedPlan {
+    /// `farrier-plan/1`.
+    pub format: String,
+    /// Makes every plan another one, also when it says the same.
+    pub id: Uuid,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it is too late to carry it out.
+    pub expires_at: Timestamp,
+    /// Who made it.
+    pub by: String,
+    /// The runbook.
+    pub runbook: Text,
+    /// Digest of the texts of the runbook and of those it can start.
+    pub bundle: Digest,
+    /// The environment.
+    pub environment: Text,
+    /// What each target was, by alias, without secrets.
+    pub targets: BTreeMap<String, String>,
+    /// What would be done.
+    pub plan: Plan,
+    /// Of everything above: what approvals name, and what is remembered when it is carried out.
+    pub digest: Digest,
+}
+
+/// Why a file is no plan that can be carried out.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SavedPlanError {
+    /// It is something else, or only a part of a plan.
+    #[error("it is not a whole plan: {0}")]
+    NotAPlan(String),
+    /// A version of Farrier wrote it that this one does not know.
+    #[error("it has the form `{0}`, and this version reads `{FORMAT}`")]
+    Format(String),
+    /// What it says is not what its digest is of.
+    #[error("it was changed after it was made: its digest is {written}, and that of its content {found}")]
+    Changed {
+        /// The digest that it names.
+        written: String,
+        /// The digest of what it says.
+        found: String,
+    },
+}
+
+impl SavedPlan {
+    /// A plan made by `by` at `now`, good until `expires_at`.
+    ///
+    /// # Errors
+    /// Never for a plan that the engine made: all of it is data.
+    pub fn new(
+        plan: Plan,
+        bundle: Digest,
+        targets: BTreeMap<String, String>,
+        by: String,
+        (now, expires_at): (Timestamp, Timestamp),
+    ) -> Result<SavedPlan, serde_json::Error> {
+        let mut saved = SavedPlan {
+            format: FORMAT.into(),
+            id: Uuid::new_v4(),
+            created_at: now,
+            expires_at,
+            by,
+            runbook: plan.runbook.clone(),
+            bundle,
+            environment: plan.environment.clone(),
+            targets,
+            plan,
+            digest: Digest::of(""),
+        };
+        saved.digest = saved.content_digest()?;
+        Ok(saved)
+    }
+
+    /// The file's text.
+    ///
+    /// # Errors
+    /// As [`SavedPlan::new`].
+    pub fn to_text(&self) -> Result<String, serde_json::Error> {
+        Ok(format!("{}\n", canonical(&serde_json::to_value(self)?)))
+    }
+
+    /// Reads a file's text.
+    ///
+    /// # Errors
+    /// It is not a plan, or not as it was written.
+    pub fn read(text: &[u8]) -> Result<SavedPlan, SavedPlanError> {
+        let not = |error: String| SavedPlanError::NotAPlan(error);
+        let json: serde_json::Value = serde_json::from_slice(text).map_err(|error| not(error.to_string()))?;
+        match json.get("format").and_then(serde_json::Value::as_str) {
+            Some(FORMAT) => {}
+            Some(other) => return Err(SavedPlanError::Format(other.to_owned())),
+            None => return Err(not("it does not say its `format`".into())),
+        }
+        let saved: SavedPlan = serde_json::from_value(json).map_err(|error| not(error.to_string()))?;
+        let found = saved.content_digest().map_err(|error| not(error.to_string()))?;
+        // The same data in another spelling is another file: what people read is what the digest is of.
+        let spelling = saved.to_text().map_err(|error| not(error.to_string()))?;
+        if found != saved.digest || spelling.as_bytes() != text {
+            let found = if found == saved.digest { Digest::of(text).to_string() } else { found.to_string() };
+            return Err(SavedPlanError::Changed { written: saved.digest.to_string(), found });
+        }
+        Ok(saved)
+    }
+
+    /// The plan as a run is bound to it.
+    ///
+    /// # Errors
+    /// As [`SavedPlan::new`].
+    pub fn bind(&self) -> Result<BoundPlan, serde_json::Error> {
+        let plan = Value::from_json(&canonical(&serde_json::to_value(&self.plan)?))?;
+        Ok(BoundPlan { digest: self.digest, plan })
+    }
+
+    fn content_digest(&self) -> Result<Digest, serde_json::Error> {
+        let mut json = serde_json::to_value(self)?;
+        if let Some(fields) = json.as_object_mut() {
+            fields.remove("digest");
+        }
+        Ok(Digest::of(canonical(&json)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guard::Counts;
+
+    fn saved() -> SavedPlan {
+        let plan = Plan {
+            runbook: "r".into(),
+            environment: "lab".into(),
+            inputs: Value::map([("size", Value::Int(3)), ("share", Value::Float(0.1))]),
+            steps: Vec::new(),
+            guards: Vec::new(),
+            summary: Counts::default(),
+            outputs: Value::Null,
+            failure: None,
+            finished_early: None,
+        };
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let targets = BTreeMap::from([("directory".to_owned(), "ldap://a".to_owned())]);
+        SavedPlan::new(plan, Digest::of("texts"), targets, "ada".into(), (at(1000), at(2000))).unwrap()
+    }
+
+    #[test]
+    fn it_reads_back_as_it_was_written() {
+        let saved = saved();
+        assert_eq!(SavedPlan::read(saved.to_text().unwrap().as_bytes()), Ok(saved));
+    }
+
+    #[test]
+    fn every_changed_byte_is_noticed() {
+        let text = saved().to_text().unwrap();
+        for at in 0..text.len() {
+            for with in [b'0', b' ', b'"', b'}'] {
+                let mut bytes = text.clone().into_bytes();
+                if bytes[at] == with {
+                    continue;
+                }
+                bytes[at] = with;
+                assert!(SavedPlan::read(&bytes).is_err(), "byte {at} as {:?}: {text}", with as char);
+            }
+            assert!(SavedPlan::read(&text.as_bytes()[..at]).is_err(), "cut at {at}");
+        }
+        assert!(matches!(
+            SavedPlan::read(format!(" {text}").as_bytes()),
+            Err(SavedPlanError::Changed { .. })
+        ));
+    }
+
+    #[test]
+    fn two_plans_that_say_the_same_are_two() {
+        assert_ne!(saved().digest, saved().digest);
+    }
+}
