@@ -15,7 +15,7 @@ use crate::pack::Format;
 use crate::place::{FilePlace, Segments, TreeName, TreePlace};
 use crate::private::QUARANTINE;
 use crate::quarantine::{Quarantine, open_tree};
-use crate::store::{self, Added, Job, Record, final_folder, made_by, must_be_free};
+use crate::store::{self, Added, Job, Record, final_folder, is_named, made_by, must_be_free};
 use crate::strict::Identity;
 use crate::target::{Files, FilesTarget};
 use crate::usage::human;
@@ -33,7 +33,7 @@ use crate::work::{Work, do_blocking};
 /// device opened, no other file system entered. Not stored, but listed in the archive's manifest, are sockets, files of
 /// other owners that have other names as well, and what lies more than 256 folders deep or has a path of more than 4095
 /// bytes. What grows or shrinks while it is read is cut off or filled up, and marked. Anything else that cannot be read
-/// fails the step.
+/// fails the step. Owners, modes and times (to the second) are stored; extended attributes and access lists are not.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Archive {
@@ -234,7 +234,9 @@ impl Archive {
         let mut notes = Vec::new();
         // Who only plans, on a machine of their own, need not be able to look into private folders.
         let made = visible(made_by(&into_root, effect), &mut notes)?.flatten();
-        if let Some(record) = made {
+        if let Some(record) = made
+            && is_named(&into_root, &record)?
+        {
             return Ok(Planned { notes, ..Planned::known(archived(record)) });
         }
         let taken = match visible(Quarantine::open(work, &tree_root, effect), &mut notes)?.flatten() {

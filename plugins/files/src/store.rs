@@ -100,6 +100,14 @@ pub(crate) fn made_by(into_root: &OwnedFd, effect: &str) -> Result<Option<Record
     }
 }
 
+/// Whether the recorded archive has its final name.
+pub(crate) fn is_named(into_root: &OwnedFd, record: &Record) -> Result<bool, Failure> {
+    let (folder, name) = final_folder(into_root, &record.archive)?;
+    look(&folder, name)
+        .map(|found| found.is_some_and(|stat| record.is_file(&stat)))
+        .map_err(|error| failed(format_args!("cannot look at `{}`", record.archive), error))
+}
+
 /// The record of the archive with this digest, of a tree beneath this root.
 pub(crate) fn with_digest(tree_root: &OwnedFd, sha256: &str) -> Result<Option<Record>, Failure> {
     match open_private(tree_root, DIGESTS)? {

@@ -165,6 +165,35 @@ async fn nothing_is_archived_that_is_not_what_was_meant() {
 }
 
 #[tokio::test]
+async fn an_archive_that_was_made_and_not_yet_named_is_not_taken_for_done() {
+    must_be_root();
+    let place = Place::new();
+    toolforge_home(&place.at("homes/foxes"));
+    let input = archive_input("foxes");
+    let changes = json_changes(&place, "archive", &input).await;
+    // Someone takes the name between the look and the end of the packing.
+    let name = place.at("archives/foxes.tgz");
+    let taken = name.clone();
+    let hook: crate::work::faults::Hook = Arc::new(move |point| {
+        if point == "archive is recorded" {
+            fs::write(&taken, "theirs").unwrap();
+        }
+        Ok(())
+    });
+    let failure = place.make(&Work::hooked(hook), "archive", &input, &changes).await.unwrap_err();
+    assert!(failure.message.contains("exists already"), "{failure}");
+    let failure = place.plan("files.archive", "archive", &input).await.unwrap_err();
+    assert!(failure.message.contains("exists already"), "{failure}");
+    assert_eq!(fs::read(&name).unwrap(), b"theirs");
+    fs::remove_file(&name).unwrap();
+    let again = place.plan("files.archive", "archive", &input).await.unwrap().changes;
+    assert_eq!(again, changes);
+    let archived = place.apply("files.archive", "archive", &input, &again).await.unwrap();
+    place.step("files.check_archive", "checked", &check_input(&archived)).await.unwrap();
+    assert!(place.plan("files.archive", "archive", &input).await.unwrap().changes.is_empty());
+}
+
+#[tokio::test]
 async fn a_tree_is_deleted_by_the_digest_of_its_archive_alone() {
     must_be_root();
     let place = Place::new();
