@@ -55,6 +55,7 @@ pub(crate) fn read_archive(
         let entries = archive.entries().map_err(|error| damaged("", &error))?.raw(true);
         let mut names = Names::default();
         let mut last = Vec::new();
+        let mut buffer = vec![0; 64 << 10];
         for entry in entries {
             work.point("reading back")?;
             let mut entry = entry.map_err(|error| damaged(&after(&last), &error))?;
@@ -72,7 +73,7 @@ pub(crate) fn read_archive(
                 continue;
             }
             let (path, to) = std::mem::take(&mut names).of(&entry);
-            let (size, sha256) = digest(work, &mut entry, &path)?;
+            let (size, sha256) = digest(work, &mut entry, &path, &mut buffer)?;
             if path == MEMBER.as_bytes() {
                 list = Some(hex::encode(sha256));
                 continue;
@@ -90,8 +91,7 @@ pub(crate) fn read_archive(
         }
     }
     // The decoder stops at its own end; whatever follows counts as well.
-    let behind = io::copy(&mut hashing, &mut io::sink()).map_err(|error| damaged("", &error))?;
-    let _ = behind;
+    io::copy(&mut hashing, &mut io::sink()).map_err(|error| damaged("", &error))?;
     Ok(Found {
         sha256: hashing.digest(),
         bytes: hashing.bytes,
@@ -263,13 +263,17 @@ fn pax_value(mut data: &[u8], key: &[u8]) -> Result<Option<Vec<u8>>, Failure> {
     Ok(value)
 }
 
-fn digest(work: &Work, entry: &mut impl Read, path: &[u8]) -> Result<(u64, [u8; 32]), Failure> {
+fn digest(
+    work: &Work,
+    entry: &mut impl Read,
+    path: &[u8],
+    buffer: &mut [u8],
+) -> Result<(u64, [u8; 32]), Failure> {
     let mut sha256 = Sha256::new();
-    let mut buffer = vec![0; 64 << 10];
     let mut size = 0;
     loop {
         work.check()?;
-        match entry.read(&mut buffer) {
+        match entry.read(buffer) {
             Ok(0) => return Ok((size, sha256.finalize().into())),
             Ok(got) => {
                 size += got as u64;
