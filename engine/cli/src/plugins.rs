@@ -35,7 +35,17 @@ mod tests {
     }
 
     /// Steps that examples speak of, each with the output that they use.
-    const OTHERS: [(&str, &str); 4] = [
+    const OTHERS: [(&str, &str); 6] = [
+        (
+            "checked",
+            "{ uses: files.check_archive, with: { target: homes, archive: \"${ steps.archive.file }\", \
+             manifest: \"${ steps.archive.manifest }\" } }",
+        ),
+        (
+            "archive",
+            "{ uses: files.archive, with: { target: homes, source: { root: a, path: [b], owner: 1 }, \
+             into: { root: c, path: [b.tgz] } }, undo: restore }",
+        ),
         (
             "accounts",
             "{ uses: ldap.search, with: { target: people, base: dc=org, filter: (cn=*), \
@@ -72,11 +82,19 @@ mod tests {
             }
         }
         let mut steps = String::new();
+        let mut writes = spec.risk;
         for (other, text) in OTHERS {
-            if id != other && spec.example.contains(&format!("steps.{other}.")) {
+            let mentioned = format!("steps.{other}.");
+            if id != other && (spec.example.contains(&mentioned) || steps.contains(&mentioned)) {
                 steps.push_str(&format!("  {other}: {text}\n"));
-                let (alias, kind) =
-                    if text.contains("ldap.") { ("people", "ldap") } else { ("records", "sql") };
+                let (alias, kind) = match text {
+                    _ if text.contains("ldap.") => ("people", "ldap"),
+                    _ if text.contains("files.") => ("homes", "files"),
+                    _ => ("records", "sql"),
+                };
+                if text.contains("undo: restore") {
+                    writes = writes.max(Risk::Recoverable);
+                }
                 if !targets.contains(alias) {
                     targets.push_str(&format!("  {alias}: {kind}\n"));
                 }
@@ -85,7 +103,7 @@ mod tests {
         for line in spec.example.lines() {
             steps.push_str(&format!("  {line}\n"));
         }
-        let risk = match spec.risk {
+        let risk = match writes {
             Risk::ReadOnly => "read_only",
             Risk::Recoverable => "recoverable",
             Risk::Destructive => "destructive",

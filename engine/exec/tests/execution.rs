@@ -343,6 +343,22 @@ async fn the_barrier_shows_the_whole_plan_and_no_write_happens_before_the_answer
 }
 
 #[tokio::test]
+async fn a_plan_that_fails_below_steps_with_changes_is_known_later_and_fails_then() {
+    let bench = Bench::new("fails_below");
+    let rest = "steps:
+  first: { uses: fake.set, with: { target: world, object: a, value: [no, text] }, undo: restore }
+  second: { uses: fake.set, with: { target: world, object: \"${ steps.first.value }\", value: x }, undo: restore }
+";
+    let start = bench.start(&[runbook("fails_below", "recoverable", rest)], Value::map::<&str>([]));
+    let plan = bench.driver().plan(&start).await.unwrap();
+    let second = plan.steps.iter().find(|step| &*step.id == "second").unwrap();
+    assert!(matches!(&second.state, PlanStepState::After(step) if **step == *"first"), "{:?}", second.state);
+    let ended = bench.run(&start).await.unwrap();
+    assert_eq!(ended.state, RunState::Failed);
+    assert_eq!(ended.failure.unwrap().kind, FailureKind::Input);
+}
+
+#[tokio::test]
 async fn guards_stop_or_ask_before_the_first_write() {
     for (otherwise, state) in [("stop", RunState::Failed), ("ask", RunState::Parked)] {
         let bench = Bench::new(&format!("guard_{otherwise}"));

@@ -18,6 +18,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::beneath::Beneath;
 use crate::path::SafePath;
 use crate::pool::{Item, Limits, read_all};
+use crate::private::PRIVATE;
 use crate::target::FilesTarget;
 
 /// Reads a few small text files in each of many folders, such as the homes of tools.
@@ -373,7 +374,13 @@ impl ReadMany {
                 return Ok(None);
             }
             wanted.keys.push(key.clone());
-            let paths = SafePath::of_value(&folder).map_err(|bad| ("*".to_owned(), bad.0));
+            let paths = SafePath::of_value(&folder).map_err(|bad| bad.0).and_then(|path| {
+                if path.segments().next() == Some(PRIVATE) {
+                    return Err(format!("`{PRIVATE}` is Farrier's own, and no path leads there"));
+                }
+                Ok(path)
+            });
+            let paths = paths.map_err(|wrong| ("*".to_owned(), wrong));
             let paths = paths.and_then(|folder| Ok(Item { folder, texts: self.places(&fixed, &scope)? }));
             match paths {
                 Ok(item) => {

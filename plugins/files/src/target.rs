@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use farrier_action::{ConnectCx, TargetKind};
 use farrier_model::{Failure, FailureKind};
-use rustix::fs::{Mode, OFlags, open};
+use rustix::fs::{Mode, OFlags, ResolveFlags, open, openat2};
+use rustix::io::Errno;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -21,6 +22,10 @@ use crate::pool;
 pub struct FilesConfig {
     /// Each root's name and folder. A relative folder starts at the environment's file.
     roots: BTreeMap<String, String>,
+    /// For stand-ins, whose folders are copies and belong to whoever copied them: by root and folder name, the number
+    /// of the account that owns it in the world it stands for.
+    #[serde(default)]
+    owners: BTreeMap<String, BTreeMap<String, u32>>,
     /// Reserved for reaching the folders through another host.
     #[serde(default)]
     #[schemars(with = "serde_json::Value")]
@@ -31,12 +36,45 @@ pub struct FilesConfig {
 #[derive(Debug)]
 pub struct FilesTarget;
 
+/// Where a root is.
+#[derive(Debug, Clone)]
+struct Root {
+    /// The environment's folder.
+    base: PathBuf,
+    /// As configured.
+    folder: String,
+    /// No link leads to it.
+    stand_in: bool,
+}
+
 /// A connected `files` target.
 #[derive(Debug)]
 pub struct Files {
-    roots: BTreeMap<String, PathBuf>,
+    roots: BTreeMap<String, Root>,
+    owners: BTreeMap<String, BTreeMap<String, u32>>,
     /// Threads that were given up while the kernel kept them waiting for a file.
     hanging: Arc<AtomicUsize>,
+}
+
+impl Root {
+    fn shown(&self) -> String {
+        self.base.join(&self.folder).components().collect::<PathBuf>().display().to_string()
+    }
+
+    fn open(&self) -> Result<OwnedFd, Errno> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        if !self.stand_in {
+            return open(self.base.join(&self.folder), flags, Mode::empty());
+        }
+        // The way to the environment may have links; the way on from there may not, because a link in a copy of the
+        // environment leads out of the copy.
+        let base = open(&self.base, flags, Mode::empty())?;
+        let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        match openat2(&base, &*self.folder, flags, Mode::empty(), resolve) {
+            Err(Errno::NOSYS) => open(self.base.join(&self.folder), flags, Mode::empty()),
+            other => other,
+        }
+    }
 }
 
 impl TargetKind for FilesTarget {
@@ -51,9 +89,10 @@ impl TargetKind for FilesTarget {
         format!("files {}", roots.join(" "))
     }
 
-    /// Folders of the environment's own are as good as a stand-in: there is no server behind them.
+    /// Folders of the environment's own are as good as a stand-in: there is no server behind them, and a copy of the
+    /// environment's folder is a world of its own.
     fn is_stand_in(config: &FilesConfig) -> bool {
-        config.roots.values().all(|folder| !folder.starts_with('/'))
+        config.roots.values().all(|folder| stays_near(folder))
     }
 
     async fn reader(config: FilesConfig, cx: &ConnectCx) -> Result<Files, Failure> {
@@ -74,24 +113,33 @@ impl Files {
             )
             .help("remove `via`, and mount the folders where Farrier runs or run Farrier where they are"));
         }
-        let roots = config.roots.into_iter().map(|(name, folder)| (name, cx.path(folder))).collect();
-        Ok(Files { roots, hanging: Arc::default() })
+        let stand_in = FilesTarget::is_stand_in(&config);
+        if !stand_in && !config.owners.is_empty() {
+            return Err(Failure::new(
+                FailureKind::Input,
+                "`owners` is for stand-ins, and some of its roots are real folders",
+            )
+            .help("remove `owners`: the owners of real folders are those on disk"));
+        }
+        for (root, names) in &config.owners {
+            if !config.roots.contains_key(root) {
+                let names: Vec<&str> = names.keys().map(String::as_str).collect();
+                let message =
+                    format!("`owners` names the root `{root}` ({}), which is not there", names.join(", "));
+                return Err(Failure::new(FailureKind::Input, message));
+            }
+        }
+        let root = |folder| Root { base: cx.path("."), folder, stand_in };
+        let roots = config.roots.into_iter().map(|(name, folder)| (name, root(folder))).collect();
+        Ok(Files { roots, owners: config.owners, hanging: Arc::default() })
     }
 
     /// Opens a root, anew for each step: what is mounted there may change while Farrier runs.
     pub(crate) async fn root(&self, name: &str, timeout: Duration) -> Result<OwnedFd, Failure> {
-        let path = self.roots.get(name).ok_or_else(|| {
-            let known: Vec<String> = self.roots.keys().map(|name| format!("`{name}`")).collect();
-            Failure::new(
-                FailureKind::Input,
-                format!("there is no root `{name}`; there is {}", known.join(", ")),
-            )
-            .help("name it under `roots:` of this target in the environment file")
-        })?;
-        let shown = path.display().to_string();
-        let path = path.clone();
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let opened = pool::answer_within(timeout, &self.hanging, move || open(path, flags, Mode::empty()));
+        let root = self.find(name)?;
+        let shown = root.shown();
+        let root = root.clone();
+        let opened = pool::answer_within(timeout, &self.hanging, move || root.open());
         let error = match opened.await? {
             Some(Ok(root)) => return Ok(root),
             Some(Err(error)) => error,
@@ -100,14 +148,80 @@ impl Files {
                 return Err(Failure::new(FailureKind::Unreachable, message));
             }
         };
-        let kind = match error {
-            rustix::io::Errno::ACCESS | rustix::io::Errno::PERM => FailureKind::Denied,
-            _ => FailureKind::Unreachable,
-        };
-        Err(Failure::new(kind, format!("cannot open the root `{name}` ({shown}): {error}")))
+        Err(cannot_open(name, &shown, error))
+    }
+
+    /// The same for work that has a thread of its own and waits as long as the disk needs.
+    pub(crate) fn open(&self, name: &str) -> Result<OwnedFd, Failure> {
+        let root = self.find(name)?;
+        root.open().map_err(|error| cannot_open(name, &root.shown(), error))
+    }
+
+    fn find(&self, name: &str) -> Result<&Root, Failure> {
+        self.roots.get(name).ok_or_else(|| {
+            let known: Vec<String> = self.roots.keys().map(|name| format!("`{name}`")).collect();
+            Failure::new(
+                FailureKind::Input,
+                format!("there is no root `{name}`; there is {}", known.join(", ")),
+            )
+            .help("name it under `roots:` of this target in the environment file")
+        })
+    }
+
+    /// Who owns a folder beneath a root in the world that a stand-in stands for, if it says so.
+    pub(crate) fn said_owner(&self, root: &str, name: &str) -> Option<u32> {
+        self.owners.get(root)?.get(name).copied()
     }
 
     pub(crate) fn hanging(&self) -> &Arc<AtomicUsize> {
         &self.hanging
+    }
+}
+
+/// A path that begins at the environment's folder and leads at most two levels above it, as far as a test copies its
+/// surroundings.
+fn stays_near(folder: &str) -> bool {
+    let mut depth = 0;
+    for component in Path::new(folder).components() {
+        match component {
+            Component::Normal(_) => depth += 1,
+            Component::CurDir => {}
+            Component::ParentDir => depth -= 1,
+            Component::RootDir | Component::Prefix(_) => return false,
+        }
+        if depth < -2 {
+            return false;
+        }
+    }
+    true
+}
+
+fn cannot_open(name: &str, shown: &str, error: Errno) -> Failure {
+    let kind = match error {
+        Errno::ACCESS | Errno::PERM => FailureKind::Denied,
+        Errno::LOOP => FailureKind::Refused,
+        _ => FailureKind::Unreachable,
+    };
+    let failure = Failure::new(kind, format!("cannot open the root `{name}` ({shown}): {error}"));
+    match error {
+        Errno::LOOP => {
+            failure.help("a stand-in's folders are reached through no link, so that tests work on copies")
+        }
+        _ => failure,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stand_in_stays_with_its_environment() {
+        for near in ["demo/homes", "./homes", "../.farrier/demo", "a/../../b", "../../x"] {
+            assert!(stays_near(near), "{near}");
+        }
+        for far in ["/srv/homes", "../../../x", "a/../../../../x", "/"] {
+            assert!(!stays_near(far), "{far}");
+        }
     }
 }

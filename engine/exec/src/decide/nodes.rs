@@ -23,6 +23,12 @@ impl Decider<'_> {
             NodeState::InDoubt => self.in_doubt(node),
             NodeState::Waiting if run_node.wait.is_some() => self.check_wait(node),
             NodeState::Waiting => self.start(node),
+            // What failed below steps with changes is planned again when those are made, and not over and over until then.
+            NodeState::Pending
+                if matches!(run_node.phase, Phase::Deferred { .. }) && !self.is_firm(node.step) =>
+            {
+                Ok(())
+            }
             NodeState::Pending | NodeState::Retryable => {
                 if node.item.is_some() {
                     self.look_at_pending_item(node)
