@@ -17,6 +17,8 @@ const NEEDED: &[(&str, &str)] = &[
     ("mariadb", "mariadb-client"),
     ("postgres", "postgresql"),
     ("psql", "postgresql-client"),
+    ("prometheus", "prometheus"),
+    ("prometheus-alertmanager", "prometheus-alertmanager"),
     ("openssl", "openssl"),
     ("setpriv", "util-linux"),
 ];
