@@ -1,4 +1,5 @@
-//! HTTP to the places that an environment names, and to no others: what the plugins that speak HTTP share.
+//! HTTP to the places that an environment names, and to no others: what the plugins that speak HTTP share. Their TLS
+//! serves the mail plugin too.
 //!
 //! Read first: [`Endpoint`] (what an environment says of a place), [`Request`] and [`Answer`], then [`Web`], which
 //! [`Client`] does with a real server and each plugin's stand-in without one.

@@ -19,6 +19,7 @@ const NEEDED: &[(&str, &str)] = &[
     ("psql", "postgresql-client"),
     ("prometheus", "prometheus"),
     ("prometheus-alertmanager", "prometheus-alertmanager"),
+    ("exim4", "exim4-daemon-light"),
     ("openssl", "openssl"),
     ("setpriv", "util-linux"),
 ];
