@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use farrier_model::{Failure, FailureKind};
+use farrier_model::{Failure, FailureKind, Secret};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{HeaderName, HeaderValue};
 use url::Url;
@@ -35,6 +35,7 @@ pub(crate) struct Settings {
     pub(crate) base: Url,
     pub(crate) networks: Networks,
     pub(crate) headers: Vec<(String, HeaderValue)>,
+    pub(crate) secrets: Vec<Secret>,
     pub(crate) identity: Option<ClientIdentity>,
     pub(crate) ca_file: Option<PathBuf>,
     pub(crate) connect_timeout: Duration,
@@ -48,6 +49,8 @@ pub struct Client {
     http: reqwest::Client,
     base: Url,
     headers: Vec<(String, HeaderValue)>,
+    /// What must not come back in an answer.
+    secrets: Vec<Secret>,
     size_limit: u64,
 }
 
@@ -78,7 +81,13 @@ impl Client {
             .pool_max_idle_per_host(if settings.keep_alive { 8 } else { 0 })
             .build()
             .map_err(|error| Failure::new(FailureKind::Internal, format!("no HTTP client: {error}")))?;
-        Ok(Client { http, base: settings.base, headers: settings.headers, size_limit: settings.size_limit })
+        Ok(Client {
+            http,
+            base: settings.base,
+            headers: settings.headers,
+            secrets: settings.secrets,
+            size_limit: settings.size_limit,
+        })
     }
 
     /// The endpoint's own address.
@@ -155,8 +164,44 @@ impl Client {
             answer.cut = true;
             break;
         }
+        self.hide_secrets(&mut answer);
         Ok(answer)
     }
+
+    /// A server that repeats what it was asked would carry our credentials into outputs, errors and journals.
+    fn hide_secrets(&self, answer: &mut Answer) {
+        // What is shorter hides nothing, and would tear holes into every text.
+        const SHORTEST: usize = 4;
+        for secret in self.secrets.iter().map(Secret::reveal).filter(|secret| secret.len() >= SHORTEST) {
+            for value in answer.headers.values_mut() {
+                if value.contains(secret) {
+                    *value = value.replace(secret, HIDDEN);
+                }
+            }
+            if contains(&answer.body, secret.as_bytes()) {
+                answer.body = replaced(&answer.body, secret.as_bytes(), HIDDEN.as_bytes());
+            }
+        }
+    }
+}
+
+/// What stands in an answer where a secret was.
+const HIDDEN: &str = "[hidden]";
+
+fn contains(text: &[u8], part: &[u8]) -> bool {
+    text.windows(part.len()).any(|window| window == part)
+}
+
+fn replaced(text: &[u8], part: &[u8], by: &[u8]) -> Vec<u8> {
+    let mut result = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.windows(part.len()).position(|window| window == part) {
+        result.extend_from_slice(&rest[..at]);
+        result.extend_from_slice(by);
+        rest = &rest[at + part.len()..];
+    }
+    result.extend_from_slice(rest);
+    result
 }
 
 #[async_trait]
@@ -241,6 +286,7 @@ mod tests {
             base: Url::parse(base).unwrap(),
             networks,
             headers: Vec::new(),
+            secrets: Vec::new(),
             identity: None,
             ca_file: Some(ca_file),
             connect_timeout: Duration::from_secs(30),

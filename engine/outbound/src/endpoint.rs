@@ -7,7 +7,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use farrier_action::{ConnectCx, SecretRef};
-use farrier_model::{Failure, FailureKind};
+use farrier_model::{Failure, FailureKind, Secret};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
@@ -68,6 +68,9 @@ pub struct Account {
     #[serde(default)]
     certificate: Option<ClientCertificate>,
 }
+
+/// Headers, and the secrets in them.
+type SecretHeaders = (Vec<(String, reqwest::header::HeaderValue)>, Vec<Secret>);
 
 /// A user with a password.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -211,9 +214,11 @@ impl Endpoint {
             .host()
             .ok_or_else(|| Failure::new(FailureKind::Input, format!("`{}` names no host", self.url)))?;
         let networks = Networks::new(&self.networks, &host);
+        let (headers, secrets) = account.headers(cx).await?;
         Client::new(Settings {
             networks,
-            headers: account.headers(cx).await?,
+            headers,
+            secrets,
             identity: account.identity(cx).await?,
             ca_file: self.ca_file.as_ref().map(|file| cx.path(file)),
             connect_timeout: self.connect_timeout.map_or(Duration::from_secs(5), |wait| wait.0),
@@ -230,26 +235,33 @@ impl Account {
         self.bearer.is_some() || self.basic.is_some() || self.header.is_some() || self.certificate.is_some()
     }
 
-    /// The headers that say who asks; their values are marked so that nothing prints them.
-    async fn headers(&self, cx: &ConnectCx) -> Result<Vec<(String, reqwest::header::HeaderValue)>, Failure> {
+    /// The headers that say who asks, their values marked so that nothing prints them; and the secrets in them.
+    async fn headers(&self, cx: &ConnectCx) -> Result<SecretHeaders, Failure> {
         if self.bearer.is_some() && self.basic.is_some() {
             return Err(Failure::new(FailureKind::Input, "`bearer` and `basic` exclude each other"));
         }
         let mut headers: BTreeMap<String, String> = BTreeMap::new();
+        let mut secrets: Vec<Secret> = Vec::new();
         if let Some(token) = &self.bearer {
-            headers.insert("authorization".into(), format!("Bearer {}", token.resolve(cx).await?.reveal()));
+            let token = token.resolve(cx).await?;
+            headers.insert("authorization".into(), format!("Bearer {}", token.reveal()));
+            secrets.push(token);
         }
         if let Some(Credentials { user, password }) = &self.basic {
             if user.contains(':') {
                 return Err(Failure::new(FailureKind::Input, "the user of `basic` has a colon in its name"));
             }
-            let pair = format!("{user}:{}", password.resolve(cx).await?.reveal());
-            headers.insert("authorization".into(), format!("Basic {}", BASE64.encode(pair)));
+            let password = password.resolve(cx).await?;
+            let pair = BASE64.encode(format!("{user}:{}", password.reveal()));
+            headers.insert("authorization".into(), format!("Basic {pair}"));
+            secrets.extend([password, Secret::new(pair)]);
         }
         if let Some(SecretHeader { name, value }) = &self.header {
-            headers.insert(name.to_ascii_lowercase(), value.resolve(cx).await?.reveal().to_owned());
+            let value = value.resolve(cx).await?;
+            headers.insert(name.to_ascii_lowercase(), value.reveal().to_owned());
+            secrets.push(value);
         }
-        headers
+        let headers = headers
             .into_iter()
             .map(|(name, value)| {
                 let mut value = reqwest::header::HeaderValue::from_str(&value).map_err(|_| {
@@ -261,7 +273,8 @@ impl Account {
                 value.set_sensitive(true);
                 Ok((name, value))
             })
-            .collect()
+            .collect::<Result<_, Failure>>()?;
+        Ok((headers, secrets))
     }
 
     async fn identity(&self, cx: &ConnectCx) -> Result<Option<ClientIdentity>, Failure> {

@@ -35,7 +35,8 @@ if [ ! -e "$policy" ]; then
 fi
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -q
-apt-get install -q -y --no-install-recommends "$@"
+# A mail server of the machine's own must not go because the tests want theirs.
+apt-get install -q -y --no-remove --no-install-recommends "$@"
 "#;
 
 /// Installs what is missing when this account may; otherwise says what to install.

@@ -79,6 +79,15 @@ async fn secrets_are_never_shown() {
     assert!(!shown.contains(TOKEN), "{shown}");
     let heads = place.server.as_ref().unwrap().heads.lock().unwrap().clone();
     assert!(heads.iter().any(|head| head.contains(&format!("authorization: Bearer {TOKEN}"))), "{heads:?}");
+    // A server that repeats what it was sent does not bring the token back.
+    let echo = r#"{"target": "feed", "path": ["echo"]}"#;
+    let failure = apply(&targets, "http.send", echo, "E").await.unwrap_err();
+    assert!(failure.message.contains("Bearer [hidden]"), "{failure}");
+    let reads = place.targets_of(
+        place.config(r#"{"read_as": {"basic": {"user": "reader", "password": {"file": "token"}}}}"#),
+    );
+    let text = plan(&reads, "http.get", echo).await.unwrap().output.unwrap().to_json();
+    assert!(text.contains("Basic [hidden]") && !text.contains(TOKEN), "{text}");
     let bad = place.path("token");
     std::fs::write(&bad, format!("{TOKEN}\r\nx: y")).unwrap();
     let failure =

@@ -65,7 +65,13 @@ async fn serve(mut stream: TcpStream, routes: &Routes, seen: &Mutex<Vec<String>>
         };
         let head = String::from_utf8(bytes[..end].to_vec()).unwrap();
         let (mut request, length) = read(&head);
-        seen.lock().unwrap().push(head);
+        seen.lock().unwrap().push(head.clone());
+        if request.path == ["echo"] {
+            let status = if request.method == Method::Get { 200 } else { 500 };
+            let answer = Answer { status, body: head.into_bytes(), ..Answer::default() };
+            stream.write_all(&written(&answer, answer.body.len())).await.unwrap();
+            return;
+        }
         bytes.drain(..end + 4);
         while bytes.len() < length {
             if stream.read_buf(&mut bytes).await.unwrap_or(0) == 0 {
