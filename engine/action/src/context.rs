@@ -26,12 +26,19 @@ pub struct ReadCx {
     targets: Arc<Targets>,
     scope: Scope,
     node: NodeInfo,
+    look_once: bool,
 }
 
 impl ReadCx {
     /// A context for one node.
     pub fn new(targets: Arc<Targets>, scope: Scope, node: NodeInfo) -> ReadCx {
-        ReadCx { targets, scope, node }
+        ReadCx { targets, scope, node, look_once: false }
+    }
+
+    /// The same for a plan that must not wait, see [`ReadCx::looks_once`].
+    #[must_use]
+    pub fn looking_once(self, look_once: bool) -> ReadCx {
+        ReadCx { look_once, ..self }
     }
 
     /// The reading side of a target, connected on first use with its `read_as` credentials and then shared.
@@ -45,6 +52,12 @@ impl ReadCx {
     /// The names that expressions of this step see, for actions that evaluate one per item.
     pub fn scope(&self) -> &Scope {
         &self.scope
+    }
+
+    /// Whether this plan is only to be shown, so that an action that waits for something looks once and says, with
+    /// [`Fidelity::Deferred`](farrier_model::Fidelity::Deferred), what it would wait for.
+    pub fn looks_once(&self) -> bool {
+        self.look_once
     }
 
     /// Which attempt of which node is at work.

@@ -74,6 +74,8 @@ fn every_file_in_the_manual_is_without_mistakes() {
                 let file = found.add_file(page.as_str(), text.as_bytes());
                 read_project(file, text.as_bytes(), &mut found);
             }
+            // Read by the plugin that it is for, in that plugin's tests.
+            ["yaml", "stand-in", _] => continue,
             ["yaml", kind, ..] => wrong.push(format!("{page}: there is no kind of file `{kind}`")),
             _ => continue,
         }

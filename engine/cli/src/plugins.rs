@@ -12,7 +12,10 @@ pub fn registry() -> Result<ActionRegistry, RegistryError> {
     farrier_plugin_files::register(&mut registry)?;
     farrier_plugin_flow::register(&mut registry)?;
     farrier_plugin_host::register(&mut registry)?;
+    farrier_plugin_http::register(&mut registry)?;
     farrier_plugin_ldap::register(&mut registry)?;
+    farrier_plugin_mail::register(&mut registry)?;
+    farrier_plugin_prometheus::register(&mut registry)?;
     farrier_plugin_sql::register(&mut registry)?;
     Ok(registry)
 }

@@ -191,7 +191,7 @@ impl Task<'_> {
     }
 
     async fn plan(&self, action: &dyn BoundAction, look_once: bool) -> Result<PlanReport, Failure> {
-        let cx = self.read_cx();
+        let cx = self.read_cx().looking_once(look_once);
         let mut planned = self.still(action.plan(&cx)).await?;
         let mut finish = None;
         let finished = planned.changes.is_empty() && planned.fidelity < Fidelity::Described;

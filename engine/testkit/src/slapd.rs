@@ -23,8 +23,8 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 
-use crate::or_panic;
 use crate::process::{self, Account, Launch, Process, on_a_free_port, require_program};
+use crate::{certificates, or_panic};
 
 /// The suffix of the directory.
 pub const BASE_DN: &str = "dc=wikimedia,dc=org";
@@ -105,7 +105,7 @@ impl Slapd {
         write(&folder.path().join("farrier-toolforge.schema"), TOOLFORGE_SCHEMA)?;
         write(&folder.path().join("slapd.conf"), &configuration(folder.path(), options))?;
         if options.tls {
-            make_certificates(folder.path())?;
+            certificates::make(folder.path())?;
         }
         load(folder.path(), &with_member_of(&format!("{BASE_ENTRIES}\n{}", options.entries)))?;
         let (ports, process) = on_a_free_port(|plain| {
@@ -352,26 +352,6 @@ fn with_member_of(ldif: &str) -> String {
         completed.push('\n');
     }
     completed
-}
-
-/// A certificate authority of this directory's own, and a certificate of the server signed by it.
-fn make_certificates(folder: &Path) -> Result<()> {
-    let openssl = require_program("openssl", "openssl")?;
-    let run = |options: &str| -> Result<()> {
-        process::run(Command::new(&openssl).current_dir(folder).args(options.split(' ')), "")
-            .map(drop)
-            .context("cannot make a certificate")
-    };
-    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
-    write(
-        &folder.join("server.ext"),
-        "subjectAltName=DNS:localhost,IP:127.0.0.1\nbasicConstraints=CA:FALSE\nextendedKeyUsage=serverAuth\n",
-    )?;
-    run(&format!("req -x509 {key} -keyout ca.key -out ca.pem -days 30 -subj /CN=farrier-testkit-ca"))?;
-    run(&format!("req {key} -keyout server.key -out server.csr -subj /CN=localhost"))?;
-    run(
-        "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out server.pem -days 30 -extfile server.ext",
-    )
 }
 
 #[cfg(test)]

@@ -41,7 +41,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "farrier-store",
         ],
     ),
-    ("farrier-plugin-*", &["farrier-action", "farrier-model"]),
+    // What plugins that speak HTTP share.
+    ("farrier-outbound", &["farrier-action", "farrier-model"]),
+    ("farrier-plugin-*", &["farrier-action", "farrier-model", "farrier-outbound"]),
     (
         "farrier",
         &[

@@ -17,6 +17,9 @@ const NEEDED: &[(&str, &str)] = &[
     ("mariadb", "mariadb-client"),
     ("postgres", "postgresql"),
     ("psql", "postgresql-client"),
+    ("prometheus", "prometheus"),
+    ("prometheus-alertmanager", "prometheus-alertmanager"),
+    ("exim4", "exim4-daemon-light"),
     ("openssl", "openssl"),
     ("setpriv", "util-linux"),
 ];
@@ -32,7 +35,8 @@ if [ ! -e "$policy" ]; then
 fi
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -q
-apt-get install -q -y --no-install-recommends "$@"
+# A mail server of the machine's own must not go because the tests want theirs.
+apt-get install -q -y --no-remove --no-install-recommends "$@"
 "#;
 
 /// Installs what is missing when this account may; otherwise says what to install.

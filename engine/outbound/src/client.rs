@@ -1,0 +1,326 @@
+//! [`Client`]: requests to one endpoint, over reqwest.
+
+use std::error::Error as _;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use farrier_model::{Failure, FailureKind, Secret};
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::header::{HeaderName, HeaderValue};
+use url::Url;
+
+use crate::answer::Answer;
+use crate::network::Networks;
+use crate::request::{Method, Request};
+use crate::tls::{ClientIdentity, tls_config};
+
+/// A place that answers requests: a server, or the stand-in for one.
+#[async_trait]
+pub trait Web: Send + Sync {
+    /// Asks, and waits for the whole answer, whatever its status.
+    ///
+    /// A failure is in doubt when the request writes and may have arrived.
+    async fn send(&self, request: &Request) -> Result<Answer, Failure>;
+
+    /// The address of a request, for people.
+    fn shown(&self, request: &Request) -> String;
+}
+
+/// What a client needs to know.
+pub(crate) struct Settings {
+    pub(crate) base: Url,
+    pub(crate) networks: Networks,
+    pub(crate) headers: Vec<(String, HeaderValue)>,
+    pub(crate) secrets: Vec<Secret>,
+    pub(crate) identity: Option<ClientIdentity>,
+    pub(crate) ca_file: Option<PathBuf>,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) timeout: Duration,
+    pub(crate) size_limit: u64,
+    pub(crate) keep_alive: bool,
+}
+
+/// Requests to one endpoint.
+pub struct Client {
+    http: reqwest::Client,
+    base: Url,
+    headers: Vec<(String, HeaderValue)>,
+    /// What must not come back in an answer.
+    secrets: Vec<Secret>,
+    size_limit: u64,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Client({})", self.base)
+    }
+}
+
+impl Client {
+    pub(crate) fn new(settings: Settings) -> Result<Client, Failure> {
+        let tls = tls_config(settings.ca_file.as_deref(), settings.identity)?;
+        let http = reqwest::Client::builder()
+            .tls_backend_preconfigured(tls)
+            .dns_resolver(Arc::new(Checked(settings.networks)))
+            .redirect(reqwest::redirect::Policy::none())
+            // The process's environment must not decide where requests go.
+            .no_proxy()
+            // What is tried again is the engine's decision, not the library's.
+            .retry(reqwest::retry::never())
+            .http1_only()
+            .referer(false)
+            .user_agent(concat!("farrier/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(settings.connect_timeout)
+            .timeout(settings.timeout)
+            // A request that writes must not go out on a connection that the server is just closing: nobody could tell
+            // whether it arrived.
+            .pool_max_idle_per_host(if settings.keep_alive { 8 } else { 0 })
+            .build()
+            .map_err(|error| Failure::new(FailureKind::Internal, format!("no HTTP client: {error}")))?;
+        Ok(Client {
+            http,
+            base: settings.base,
+            headers: settings.headers,
+            secrets: settings.secrets,
+            size_limit: settings.size_limit,
+        })
+    }
+
+    /// The endpoint's own address.
+    pub fn base(&self) -> &Url {
+        &self.base
+    }
+
+    fn prepared(&self, request: &Request) -> Result<reqwest::Request, Failure> {
+        let input = |message: String| Failure::new(FailureKind::Input, message);
+        let method = match request.method {
+            Method::Get => reqwest::Method::GET,
+            Method::Post => reqwest::Method::POST,
+            Method::Put => reqwest::Method::PUT,
+            Method::Patch => reqwest::Method::PATCH,
+            Method::Delete => reqwest::Method::DELETE,
+        };
+        let mut prepared = reqwest::Request::new(method, request.url(&self.base));
+        if let Some((kind, body)) = &request.body {
+            prepared.headers_mut().insert(reqwest::header::CONTENT_TYPE, HeaderValue::from_static(kind));
+            *prepared.body_mut() = Some(body.clone().into());
+        }
+        for (name, value) in &request.headers {
+            let header = HeaderName::from_bytes(name.as_bytes())
+                .map_err(|_| input(format!("{name:?} is not the name of a header")))?;
+            let value = HeaderValue::from_str(value).map_err(|_| {
+                input(format!("the value of the header `{name}` has characters that no header may have"))
+            })?;
+            prepared.headers_mut().insert(header, value);
+        }
+        // Last, so that no step speaks for the account.
+        for (name, value) in &self.headers {
+            let header = HeaderName::from_bytes(name.as_bytes())
+                .map_err(|_| input(format!("{name:?} is not the name of a header")))?;
+            prepared.headers_mut().insert(header, value.clone());
+        }
+        Ok(prepared)
+    }
+
+    async fn exchange(&self, request: &Request, prepared: reqwest::Request) -> Result<Answer, Failure> {
+        let mut response = self.http.execute(prepared).await.map_err(|error| trouble(request, error))?;
+        let mut answer = Answer { status: response.status().as_u16(), ..Answer::default() };
+        for name in response.headers().keys() {
+            if *name == reqwest::header::SET_COOKIE {
+                continue;
+            }
+            let values: Vec<String> = response
+                .headers()
+                .get_all(name)
+                .iter()
+                .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+                .collect();
+            answer.headers.insert(name.as_str().to_owned(), values.join(", "));
+        }
+        while let Some(piece) = response.chunk().await.map_err(|error| trouble(request, error))? {
+            let room = self.size_limit.saturating_sub(answer.body.len() as u64);
+            if piece.len() as u64 <= room {
+                answer.body.extend_from_slice(&piece);
+                continue;
+            }
+            if request.method == Method::Get {
+                return Err(Failure::new(
+                    FailureKind::Limit,
+                    format!(
+                        "the answer to {} {} has more than {} bytes",
+                        request.method,
+                        request.shown_path(),
+                        self.size_limit
+                    ),
+                )
+                .help("ask for less, or raise the target's `size_limit`"));
+            }
+            // The status says what became of it; too long a report does not undo that.
+            answer.body.extend_from_slice(&piece[..room as usize]);
+            answer.cut = true;
+            break;
+        }
+        self.hide_secrets(&mut answer);
+        Ok(answer)
+    }
+
+    /// A server that repeats what it was asked would carry our credentials into outputs, errors and journals.
+    fn hide_secrets(&self, answer: &mut Answer) {
+        // What is shorter hides nothing, and would tear holes into every text.
+        const SHORTEST: usize = 4;
+        for secret in self.secrets.iter().map(Secret::reveal).filter(|secret| secret.len() >= SHORTEST) {
+            for value in answer.headers.values_mut() {
+                if value.contains(secret) {
+                    *value = value.replace(secret, HIDDEN);
+                }
+            }
+            if contains(&answer.body, secret.as_bytes()) {
+                answer.body = replaced(&answer.body, secret.as_bytes(), HIDDEN.as_bytes());
+            }
+        }
+    }
+}
+
+/// What stands in an answer where a secret was.
+const HIDDEN: &str = "[hidden]";
+
+fn contains(text: &[u8], part: &[u8]) -> bool {
+    text.windows(part.len()).any(|window| window == part)
+}
+
+fn replaced(text: &[u8], part: &[u8], by: &[u8]) -> Vec<u8> {
+    let mut result = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.windows(part.len()).position(|window| window == part) {
+        result.extend_from_slice(&rest[..at]);
+        result.extend_from_slice(by);
+        rest = &rest[at + part.len()..];
+    }
+    result.extend_from_slice(rest);
+    result
+}
+
+#[async_trait]
+impl Web for Client {
+    async fn send(&self, request: &Request) -> Result<Answer, Failure> {
+        let prepared = self.prepared(request)?;
+        self.exchange(request, prepared).await
+    }
+
+    fn shown(&self, request: &Request) -> String {
+        format!("{} {}", request.method, request.url(&self.base))
+    }
+}
+
+/// What went wrong, without the address: that is the environment's, and a query may hold what is not for logs.
+fn trouble(request: &Request, error: reqwest::Error) -> Failure {
+    let error = error.without_url();
+    let mut source = error.source();
+    let mut reason = error.to_string();
+    while let Some(inner) = source {
+        if let Some(Refused(failure)) = inner.downcast_ref() {
+            return failure.clone();
+        }
+        reason = inner.to_string();
+        source = inner.source();
+    }
+    let doing = format!("{} {}", request.method, request.shown_path());
+    let not_sent = error.is_connect() || error.is_builder();
+    let kind = if error.is_timeout() { FailureKind::Timeout } else { FailureKind::Unreachable };
+    let message = match kind {
+        FailureKind::Timeout => format!("{doing} took longer than the target's timeout allows"),
+        _ if not_sent => format!("cannot connect: {reason}"),
+        _ => format!("the answer to {doing} did not come whole: {reason}"),
+    };
+    let failure = Failure::new(kind, message);
+    if not_sent || request.method == Method::Get { failure } else { failure.in_doubt() }
+}
+
+/// Resolves names to allowed addresses alone.
+struct Checked(Networks);
+
+impl Resolve for Checked {
+    fn resolve(&self, name: Name) -> Resolving {
+        let networks = self.0.clone();
+        Box::pin(async move {
+            match networks.resolve(name.as_str(), 0).await {
+                Ok(addresses) => Ok(Box::new(addresses.into_iter())
+                    as Box<dyn Iterator<Item = SocketAddr> + Send>
+                    as Addrs),
+                Err(failure) => Err(Box::new(Refused(failure)) as Box<dyn std::error::Error + Send + Sync>),
+            }
+        })
+    }
+}
+
+/// Carries a failure through the library.
+#[derive(Debug)]
+struct Refused(Failure);
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for Refused {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::network::Network;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    fn client(base: &str, networks: Networks) -> Client {
+        // Any authority will do; the machine may have none.
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = rcgen::CertificateParams::default().self_signed(&key).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let ca_file = folder.path().join("ca.pem");
+        std::fs::write(&ca_file, certificate.pem()).unwrap();
+        Client::new(Settings {
+            base: Url::parse(base).unwrap(),
+            networks,
+            headers: Vec::new(),
+            secrets: Vec::new(),
+            identity: None,
+            ca_file: Some(ca_file),
+            connect_timeout: Duration::from_secs(30),
+            timeout: Duration::from_secs(30),
+            size_limit: 100,
+            keep_alive: true,
+        })
+        .unwrap()
+    }
+
+    /// The name is the environment's, the address is whoever's zone it is; only the environment's networks count.
+    #[tokio::test]
+    async fn a_name_that_resolves_to_a_private_address_is_not_connected_to() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://localhost:{}", listener.local_addr().unwrap().port());
+        let server = tokio::spawn(async move {
+            let mut heads = Vec::new();
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.read_buf(&mut heads).await.unwrap();
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi").await.unwrap();
+            (heads, listener)
+        });
+        let request = Request::new(Method::Get, ["a"]).unwrap();
+        let failure = client(&base, Networks::default()).send(&request).await.unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Denied, "{failure}");
+        assert!(failure.message.starts_with("`localhost` resolves to "), "{failure}");
+        assert!(failure.message.ends_with("which is neither a public address nor listed in `networks`"));
+
+        let loopback = Network::parse("127.0.0.0/8").unwrap();
+        let networks = Networks::new(&[loopback], &url::Host::Domain("example.org"));
+        let answer = client(&base, networks).send(&request).await.unwrap();
+        assert_eq!((answer.status, answer.text()), (200, "hi".to_owned()));
+        // The refused request never reached the server.
+        let (heads, _listener) = server.await.unwrap();
+        assert!(heads.starts_with(b"GET /a HTTP/1.1\r\n"), "{}", String::from_utf8_lossy(&heads));
+    }
+}

@@ -1,0 +1,36 @@
+//! HTTP: get, request, send, delete, certificate; a server, or recorded routes that stand in for one.
+//!
+//! Read first: `target` (what an environment says), `parts` (the pieces of a request that a runbook gives), `standin`
+//! (recorded routes). There is one file for each action. What keeps a request within its place is in
+//! `farrier-outbound`.
+//!
+//! **Rule:** the address is the environment's. A step adds segments, parameters, a few headers and a tree, each
+//! encoded on its own, and never a piece of an address.
+
+mod certificate;
+mod delete;
+mod get;
+mod parts;
+mod request;
+mod send;
+mod standin;
+mod target;
+#[cfg(test)]
+mod tests;
+
+use farrier_action::{ActionRegistry, RegistryError};
+
+pub use target::{Http, HttpConfig, HttpReader, HttpWriter};
+
+/// Adds the target kind `http` and its actions.
+///
+/// # Errors
+/// When one of the names is taken.
+pub fn register(registry: &mut ActionRegistry) -> Result<(), RegistryError> {
+    registry.target::<Http>()?;
+    registry.action::<certificate::Certificate>()?;
+    registry.action::<delete::Delete>()?;
+    registry.action::<get::Get>()?;
+    registry.action::<request::Request>()?;
+    registry.action::<send::Send>()
+}
