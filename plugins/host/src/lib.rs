@@ -5,9 +5,12 @@
 //! **Rule:** a command is a list of arguments that the kernel hands over as they are. No shell reads it.
 //!
 //! **Rule:** what a command starts ends with its step: it runs in a process group of its own, and the group is ended
-//! when the command is over, when the step is cancelled and when it takes too long.
+//! when the command is over, when the step is cancelled and when it takes too long. What a killed Farrier left behind is
+//! ended by the next one ([`leftovers`]).
 
 mod capture;
+pub mod leftovers;
+mod marks;
 mod process;
 mod run;
 mod target;

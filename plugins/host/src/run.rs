@@ -11,6 +11,7 @@ use farrier_model::{Change, ChangeKind, Effect, Failure, FailureKind, Value};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::marks::{self, Marks};
 use crate::process::{self, Finished, Spec};
 use crate::target::{Host, HostTarget, PATH};
 
@@ -20,8 +21,9 @@ use crate::target::{Host, HostTarget, PATH};
 /// person decides. A command that changes nothing says `read_only: true`: it then also runs in plans, and later steps
 /// can use its output there.
 ///
-/// The command gets a small fixed environment (`PATH`, `LANG`, `HOME`, `USER`, `LOGNAME`) and what `env` adds. When the
-/// step ends, is cancelled or takes too long, everything that the command started is ended as well.
+/// The command gets a small fixed environment (`PATH`, `LANG`, `HOME`, `USER`, `LOGNAME`) and what `env` adds. `FARRIER_RUN`
+/// and `FARRIER_NODE` say what it belongs to; `FARRIER_EFFECT` is the same for every attempt of the step, so a script can
+/// use it as a key to do its work only once. When the step ends, is cancelled or takes too long, everything that the command started is ended as well.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Run {
@@ -90,7 +92,7 @@ evidence:
         self.check()?;
         let host = cx.reader(&self.target).await?;
         if self.read_only {
-            return self.run(&host).await.map(Planned::known);
+            return self.run(&host, cx).await.map(Planned::known);
         }
         host.program(&self.argv[0].0).map_err(|failure| failure.at(self.target.alias()))?;
         Ok(Planned::described(vec![self.change()]))
@@ -102,7 +104,7 @@ evidence:
             return Err(Failure::new(FailureKind::Drift, "the command is not the one that was planned"));
         }
         let host = cx.writer(&self.target).await?;
-        self.run(&host).await
+        self.run(&host, cx).await
     }
 }
 
@@ -125,6 +127,12 @@ impl Run {
         for (name, value) in &self.env {
             if name.is_empty() || name.contains('=') || nul(name) {
                 return input(format!("`env`: {name:?} is not the name of a variable"));
+            }
+            if name.starts_with(marks::RESERVED) {
+                return input(format!(
+                    "`env.{name}`: names that begin with `{}` are Farrier's own",
+                    marks::RESERVED
+                ));
             }
             if nul(&value.0) {
                 return input(format!("`env.{name}` contains a NUL character"));
@@ -164,7 +172,7 @@ impl Run {
         shortened(&words.join(" "), SHOWN)
     }
 
-    async fn run(&self, host: &Host) -> Result<Ran, Failure> {
+    async fn run(&self, host: &Host, cx: &ReadCx) -> Result<Ran, Failure> {
         let at_target = |failure: Failure| failure.at(self.target.alias());
         let name = &*self.argv[0].0;
         let own: Vec<(&str, String)> = ["HOME", "USER", "LOGNAME"]
@@ -173,6 +181,8 @@ impl Run {
             .collect();
         let mut env = vec![("PATH", PATH), ("LANG", "C.UTF-8")];
         env.extend(own.iter().map(|(name, value)| (*name, value.as_str())));
+        let marks = Marks::of(cx.node());
+        env.extend(marks.variables());
         env.extend(self.env.iter().map(|(name, value)| (name.as_str(), value.0.as_str())));
         let spec = Spec {
             program: host.program(name).map_err(at_target)?,
@@ -381,8 +391,31 @@ mod tests {
         assert_eq!(field(&shown, "stdout"), "/usr\nin\na b\n");
         // The test's own environment has many more, some of them possibly secret.
         let names = output(&["sh", "-c", "env | cut -d= -f1 | sort"], more).await.unwrap();
-        let known = ["HOME", "LANG", "LOGNAME", "PATH", "PWD", "SHLVL", "USER", "WORD", "_", "OLDPWD"];
+        let known = [
+            "FARRIER_EFFECT",
+            "FARRIER_NODE",
+            "FARRIER_RUN",
+            "HOME",
+            "LANG",
+            "LOGNAME",
+            "PATH",
+            "PWD",
+            "SHLVL",
+            "USER",
+            "WORD",
+            "_",
+            "OLDPWD",
+        ];
         assert!(field(&names, "stdout").lines().all(|name| known.contains(&name)), "{names}");
+    }
+
+    #[tokio::test]
+    async fn a_command_knows_its_run_and_its_key() {
+        let script = "echo $FARRIER_RUN $FARRIER_NODE $FARRIER_EFFECT";
+        let output = output(&["sh", "-c", script], "{'read_only': true}").await.unwrap();
+        let (run, node) = (farrier_model::RunId::at(0, [7; 10]), farrier_model::NodeName::step("case"));
+        let effect = farrier_model::ids::effect_id(run, &node, "do");
+        assert_eq!(field(&output, "stdout"), format!("{run} case {effect}\n"));
     }
 
     #[tokio::test]
@@ -418,6 +451,7 @@ mod tests {
             input(&["true"], "{'env': {'A=B': 'c'}}"),
             input(&["true"], "{'env': {'': 'c'}}"),
             input(&["true"], "{'env': {'A': 'c\\u0000'}}"),
+            input(&["true"], "{'env': {'FARRIER_RUN': 'c'}}"),
             input(&["true"], "{'cwd': 'relative'}"),
             input(&["true"], "{'ok_codes': [256]}"),
             input(&["true"], "{'argv': 'true'}"),
