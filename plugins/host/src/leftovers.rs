@@ -199,7 +199,7 @@ mod tests {
             .args(["-c", script, "sh"])
             .arg(file)
             .env_clear()
-            .envs([("PATH", crate::target::PATH), (marks::RUN, run), (marks::NODE, "drain[a]")])
+            .envs([("PATH", crate::local::PATH), (marks::RUN, run), (marks::NODE, "drain[a]")])
             .process_group(0)
             .stdin(Stdio::null())
             .spawn()

@@ -9,13 +9,35 @@
 //! ended by the next one ([`leftovers`]).
 
 mod capture;
+mod facts;
+mod fan_out;
+mod file;
+mod hosts;
 pub mod leftovers;
+mod local;
 mod marks;
+mod outcome;
+mod posix;
 mod process;
+mod reboot;
 mod run;
+mod script;
+mod scripted;
+mod service;
 mod target;
+mod transport;
+mod words;
 
-pub use run::{Ran, Run};
+#[cfg(test)]
+mod tests;
+
+pub use facts::{Facts, Found, HostFacts};
+pub use file::{File, Written};
+pub use outcome::{Group, HostResult, Ran, State};
+pub use reboot::{Back, Reboot};
+pub use run::Run;
+pub use script::Script;
+pub use service::{Service, ServiceState, Services};
 pub use target::{Host, HostConfig, HostTarget};
 
 use farrier_action::{ActionRegistry, RegistryError};
@@ -26,5 +48,10 @@ use farrier_action::{ActionRegistry, RegistryError};
 /// When one of the names is taken.
 pub fn register(registry: &mut ActionRegistry) -> Result<(), RegistryError> {
     registry.target::<HostTarget>()?;
-    registry.action::<Run>()
+    registry.action::<Facts>()?;
+    registry.action::<File>()?;
+    registry.action::<Reboot>()?;
+    registry.action::<Run>()?;
+    registry.action::<Script>()?;
+    registry.action::<Service>()
 }
