@@ -1,7 +1,7 @@
-//! Real servers for tests: OpenLDAP, MariaDB and PostgreSQL from the distribution's packages, each on loopback, on a
+//! Real servers for tests: OpenLDAP, MariaDB, PostgreSQL and OpenSSH from the distribution's packages, each on loopback, on a
 //! free port, in a temporary folder; and a proxy that breaks connections on purpose.
 //!
-//! Read first: [`slapd::Slapd`], [`mariadb::MariaDb`], [`postgres::Postgres`], [`proxy::CutProxy`].
+//! Read first: [`slapd::Slapd`], [`mariadb::MariaDb`], [`postgres::Postgres`], [`sshd::Sshd`], [`proxy::CutProxy`].
 //!
 //! **Rule:** nothing started here outlives the test process, however that ends. Each server runs under a small
 //! supervising shell that waits for the test process to close a pipe; the kernel closes it even after `kill -9`. The
@@ -16,6 +16,7 @@ mod process;
 pub mod proxy;
 mod server_url;
 pub mod slapd;
+pub mod sshd;
 pub mod statements;
 mod template;
 

@@ -18,6 +18,8 @@ const NEEDED: &[(&str, &str)] = &[
     ("postgres", "postgresql"),
     ("psql", "postgresql-client"),
     ("openssl", "openssl"),
+    ("sshd", "openssh-server"),
+    ("ssh", "openssh-client"),
     ("setpriv", "util-linux"),
 ];
 

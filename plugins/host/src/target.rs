@@ -14,17 +14,23 @@ use serde::Deserialize;
 use crate::hosts::{self, Groups, Names};
 use crate::local::{self, Local};
 use crate::scripted::Scripted;
+use crate::ssh::Ssh;
+use crate::ssh::config::{Side, SshConfig};
 use crate::transport::Transport;
 
-/// Machines to run commands on: the one that Farrier runs on, or scripted ones that stand in for machines.
+/// Machines to run commands on: the one that Farrier runs on, those that are reached by SSH, or scripted ones that stand in
+/// for machines.
 ///
-/// Exactly one of `local` and `scripted` is given.
+/// Exactly one of `local`, `ssh` and `scripted` is given.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct HostConfig {
     /// `true`: commands run on the machine that Farrier runs on, as its own user.
     #[serde(default)]
     local: bool,
+    /// Hosts that are reached by SSH.
+    #[serde(default)]
+    ssh: Option<SshConfig>,
     /// A file with scripted hosts, from the folder of the environment file.
     #[serde(default)]
     scripted: Option<String>,
@@ -72,9 +78,10 @@ impl TargetKind for HostTarget {
     type Writer = Host;
 
     fn identity(config: &HostConfig) -> String {
-        match &config.scripted {
-            Some(path) => format!("host scripted in {path}"),
-            None => "host local".into(),
+        match (&config.scripted, &config.ssh) {
+            (Some(path), _) => format!("host scripted in {path}"),
+            (None, Some(ssh)) => format!("host ssh {}", ssh.identity()),
+            (None, None) => "host local".into(),
         }
     }
 
@@ -86,11 +93,11 @@ impl TargetKind for HostTarget {
     }
 
     async fn reader(config: HostConfig, cx: &ConnectCx) -> Result<Host, Failure> {
-        Host::new(config, cx)
+        Host::new(config, Side::Read, cx)
     }
 
     async fn writer(config: HostConfig, cx: &ConnectCx) -> Result<Host, Failure> {
-        Host::new(config, cx)
+        Host::new(config, Side::Write, cx)
     }
 }
 
@@ -103,25 +110,23 @@ pub(crate) struct Choice<'a> {
 }
 
 impl Host {
-    fn new(config: HostConfig, cx: &ConnectCx) -> Result<Host, Failure> {
+    fn new(config: HostConfig, side: Side, cx: &ConnectCx) -> Result<Host, Failure> {
         let input = |message: String| Failure::new(FailureKind::Input, message);
-        let mut all;
-        let transport: Arc<dyn Transport> = match (config.local, &config.scripted) {
-            (true, None) => {
+        let mut all = None;
+        let transport: Arc<dyn Transport> = match (config.local, &config.ssh, &config.scripted) {
+            (true, None, None) => {
                 all = Some(vec![local::NAME.to_owned()]);
                 Arc::new(Local::default())
             }
-            (false, Some(path)) => {
-                let scripted = Scripted::open(
-                    &cx.path(path),
-                    config.state.as_ref().map(|path| cx.path(path)),
-                    cx.now.clone(),
-                )?;
+            (false, Some(ssh), None) => Arc::new(Ssh::new(ssh.settings(side, cx)?)?),
+            (false, None, Some(path)) => {
+                let state = config.state.as_ref().map(|path| cx.path(path));
+                let scripted = Scripted::open(&cx.path(path), state, cx.now.clone())?;
                 all = Some(scripted.names());
                 Arc::new(scripted)
             }
             _ => {
-                return Err(input("it must have exactly one of `local: true` and `scripted`".into())
+                return Err(input("it must have exactly one of `local: true`, `ssh` and `scripted`".into())
                     .help("write `local: true` for the machine that Farrier runs on"));
             }
         };
@@ -232,7 +237,7 @@ mod tests {
 
     fn host(json: &str) -> Result<Host, Failure> {
         let cx = ConnectCx { alias: "here".into(), base_dir: "/nowhere".into(), now: Now::default() };
-        Host::new(Value::from_json(json).unwrap().read().unwrap(), &cx)
+        Host::new(Value::from_json(json).unwrap().read().unwrap(), Side::Read, &cx)
     }
 
     fn names(names: &[&str]) -> Names {
