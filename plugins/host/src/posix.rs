@@ -301,3 +301,133 @@ impl Ended {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use async_trait::async_trait;
+    use farrier_model::{NodeName, RunId};
+
+    use super::*;
+    use crate::capture::Capture;
+    use crate::transport::Finished;
+
+    /// A machine that says what a test wants, and remembers what it was asked.
+    struct Says {
+        code: i32,
+        stdout: &'static str,
+        stderr: &'static str,
+        asked: Mutex<Vec<String>>,
+    }
+
+    #[async_trait]
+    impl Transport for Says {
+        async fn run(&self, _: &str, command: &Command<'_>) -> Result<Finished, Failure> {
+            // The text of the plugin's own scripts says nothing here.
+            let argv: Vec<&str> = command.argv.iter().filter(|word| !word.contains('\n')).copied().collect();
+            self.asked.lock().unwrap().push(argv.join(" "));
+            let output = |text: &str| {
+                let mut capture = Capture::new(command.max_output);
+                capture.push(text.as_bytes());
+                capture
+            };
+            Ok(Finished {
+                ended: Ended::Code(self.code),
+                stdout: output(self.stdout),
+                stderr: output(self.stderr),
+            })
+        }
+    }
+
+    fn says(code: i32, stdout: &'static str, stderr: &'static str) -> Says {
+        Says { code, stdout, stderr, asked: Mutex::default() }
+    }
+
+    fn marks() -> Marks {
+        Marks::of(&farrier_action::NodeInfo {
+            run: RunId::at(0, [1; 10]),
+            node: NodeName::step("a"),
+            attempt: 1,
+            effect_id: "e".into(),
+        })
+    }
+
+    #[tokio::test]
+    async fn the_service_manager_is_understood() {
+        let unit = |running, enabled, failed| Some(Service { running, enabled, failed });
+        for (load, active, file, expected) in [
+            ("loaded", "active", "enabled", unit(true, Some(true), false)),
+            ("loaded", "reloading", "enabled-runtime", unit(true, None, false)),
+            ("loaded", "inactive", "disabled", unit(false, Some(false), false)),
+            ("loaded", "failed", "static", unit(false, None, true)),
+            ("not-found", "inactive", "", None),
+        ] {
+            let text = format!("LoadState={load}\nActiveState={active}\nUnitFileState={file}\n");
+            let machine = says(0, text.leak(), "");
+            assert_eq!(
+                machine.service("a", "exim4", &marks()).await.unwrap(),
+                expected,
+                "{load} {active} {file}"
+            );
+            let asked = machine.asked.into_inner().unwrap();
+            assert_eq!(asked, ["systemctl show --property=LoadState,ActiveState,UnitFileState -- exim4"]);
+        }
+        let starting = says(0, "LoadState=loaded\nActiveState=activating\nUnitFileState=enabled\n", "");
+        let failure = starting.service("a", "exim4", &marks()).await.unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Conflict);
+        // An answer that says nothing is not a service that is not there.
+        for machine in [says(0, "", ""), says(1, "", "System has not been booted with systemd")] {
+            let failure = machine.service("a", "exim4", &marks()).await.unwrap_err();
+            assert_eq!(failure.kind, FailureKind::Refused, "{failure}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_service_manager_is_told() {
+        for verb in [Verb::Start, Verb::Stop, Verb::Restart, Verb::Enable, Verb::Disable] {
+            let machine = says(0, "", "");
+            machine.set_service("a", "exim4", verb, &marks()).await.unwrap();
+            let asked = machine.asked.into_inner().unwrap();
+            assert_eq!(asked, [format!("systemctl --no-ask-password {} -- exim4", verb.name())]);
+        }
+        let machine = says(4, "", "Interactive authentication required.\n");
+        let failure = machine.set_service("a", "exim4", Verb::Stop, &marks()).await.unwrap_err();
+        assert_eq!(
+            failure.message,
+            "on `a`, `systemctl` ended with code 4: Interactive authentication required."
+        );
+    }
+
+    #[tokio::test]
+    async fn a_reboot_is_asked_for_with_the_boot_id() {
+        let machine = says(0, "", "");
+        machine.reboot("a", "1-2-3", &marks()).await.unwrap();
+        assert_eq!(machine.asked.into_inner().unwrap(), ["/bin/sh -c reboot 1-2-3 systemctl reboot"]);
+    }
+
+    #[tokio::test]
+    async fn facts_that_are_not_all_there_are_an_error() {
+        for stdout in ["", "id\n1.5\n", "id\nlong\na\nb\nc\nd\ne\n1\n1\n"] {
+            let failure = says(0, stdout, "").facts("a", &marks()).await.unwrap_err();
+            assert!(failure.message.starts_with("the host `a` did not say the facts"), "{failure}");
+        }
+        let facts =
+            says(0, "id\n90.5\nname\n6.1\nx86_64\n\n\n2\n1000\n", "").facts("a", &marks()).await.unwrap();
+        assert_eq!(
+            (facts.uptime.as_millis(), facts.memory_bytes, facts.os.as_str()),
+            (90_500, 1_024_000, "")
+        );
+    }
+
+    #[test]
+    fn the_scripts_are_valid_shell() {
+        for script in [FACTS, READ, WRITE, REBOOT] {
+            for shell in ["dash", "bash"] {
+                assert!(
+                    std::process::Command::new(shell).args(["-n", "-c", script]).status().unwrap().success()
+                );
+            }
+        }
+    }
+}

@@ -20,13 +20,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use farrier_model::{Failure, FailureKind};
 use openssh::{Session, Stdio};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use self::config::Settings;
 use self::pool::Pool;
-use self::wrapper::Marked;
+use self::wrapper::{Marked, State};
 use crate::local::{no_folder, no_program};
 use crate::transport::{Command, Ended, Finished, Transport};
 use crate::words;
@@ -35,9 +35,6 @@ use crate::words;
 const LONGEST_LINE: usize = 128 << 10;
 /// How long the other side has, after the time limit, to end a command and say so.
 const SLACK: Duration = Duration::from_secs(20);
-/// How long an output may be silent, after the command is over, until it is no longer waited for.
-const OUTPUT_GRACE: Duration = Duration::from_secs(2);
-
 /// Many hosts.
 #[derive(Debug)]
 pub(crate) struct Ssh {
@@ -83,96 +80,101 @@ impl Transport for Ssh {
         };
         let begun = Instant::now();
         let mut said = (Marked::new(&mark, command.max_output), Marked::new(&mark, command.max_output));
-        let mut buffers = (vec![0; 16 << 10], vec![0; 16 << 10]);
-        let mut open = (true, true);
         let mut input = command.stdin.unwrap_or_default().as_bytes();
-        let mut status = None;
         let limit = Duration::from_secs(wrapper::seconds(command.time_limit));
-        let wait = child.wait();
-        tokio::pin!(wait);
-        // The end of `stdin` would end the command, so it is kept until the command is over.
-        while status.is_none() || open.0 || open.1 {
-            let patience = match &status {
-                None => (begun + limit + SLACK).saturating_duration_since(Instant::now()),
-                Some(_) => OUTPUT_GRACE,
+        let ended = {
+            let hear =
+                async { tokio::join!(listen(&mut stdout, &mut said.0), listen(&mut stderr, &mut said.1)) };
+            let feed = async {
+                while !input.is_empty() {
+                    match stdin.write(input).await {
+                        Ok(count @ 1..) => input = &input[count..],
+                        // A script that ended early, or a connection that is gone: the outputs tell.
+                        _ => break,
+                    }
+                }
+                // Its end would end the command.
+                std::future::pending::<()>().await;
             };
             tokio::select! {
-                read = stdout.read(&mut buffers.0), if open.0 => match read {
-                    Ok(count @ 1..) => said.0.push(&buffers.0[..count]),
-                    _ => open.0 = false,
-                },
-                read = stderr.read(&mut buffers.1), if open.1 => match read {
-                    Ok(count @ 1..) => said.1.push(&buffers.1[..count]),
-                    _ => open.1 = false,
-                },
-                written = stdin.write(input), if !input.is_empty() => match written {
-                    Ok(count) => input = &input[count..],
-                    Err(_) => input = &[],
-                },
-                ended = &mut wait, if status.is_none() => status = Some(ended),
-                () = tokio::time::sleep(patience) => break,
+                _ = hear => true,
+                () = feed => false,
+                () = tokio::time::sleep(limit + SLACK) => false,
             }
+        };
+        if !ended {
+            let message =
+                format!("the host `{host}` did not say that the command ended, long after its `time_limit`");
+            return Err(in_doubt(Failure::new(FailureKind::Timeout, message), command.read_only));
         }
+        let late = begun.elapsed() >= limit;
+        if let (State::Over(code), State::Over(_)) = (said.0.state(), said.1.state()) {
+            return judge(command, *code, said, late).map_err(|failure| on(host, failure));
+        }
+        if let State::Stopped(reason) = said.1.state() {
+            return Err(on(
+                host,
+                match reason.as_str() {
+                    "folder" => no_folder(command.cwd),
+                    reason => Failure::new(FailureKind::Refused, words::shortened(reason, 300)),
+                },
+            ));
+        }
+        // The outputs are at their end, so asking for the status cuts nothing off any more.
         drop(stdin);
-        match status {
-            None => Err(in_doubt(
-                Failure::new(
-                    FailureKind::Timeout,
-                    format!(
-                        "the host `{host}` did not say that the command ended, long after its `time_limit`"
-                    ),
-                ),
-                command.read_only,
-            )),
-            Some(status) => judge(host, command, status, said, begun.elapsed() >= limit),
+        let code = child.wait().await.ok().and_then(|status| status.code());
+        match (said.1.state(), code) {
+            // The account's shell ended in good order, and all that it said has arrived: our script never began.
+            (State::Before, Some(code)) => {
+                let before = said.1.before();
+                let shown = words::last_of(&before);
+                let message = format!("the account's shell ended with code {code}: {shown}");
+                Err(on(host, Failure::new(FailureKind::Refused, message)))
+            }
+            _ => {
+                let message = format!("the connection to the host `{host}` was cut");
+                Err(in_doubt(Failure::new(FailureKind::Unreachable, message), command.read_only))
+            }
         }
     }
 }
 
-/// What became of a command whose end was reported, or whose connection is gone.
+/// Reads an output until the command is over, or to its end.
+async fn listen(pipe: &mut (impl AsyncRead + Unpin), output: &mut Marked) {
+    let mut buffer = vec![0; 16 << 10];
+    while !matches!(output.state(), State::Over(_) | State::Stopped(_)) {
+        match pipe.read(&mut buffer).await {
+            Ok(count @ 1..) => output.push(&buffer[..count]),
+            _ => break,
+        }
+    }
+    output.close();
+}
+
+/// What became of a command that ended.
 fn judge(
-    host: &str,
     command: &Command<'_>,
-    status: Result<std::process::ExitStatus, openssh::Error>,
+    code: i32,
     (stdout, stderr): (Marked, Marked),
     late: bool,
 ) -> Result<Finished, Failure> {
-    let code = match status {
-        Ok(status) => status.code(),
-        // What the library makes of this code.
-        Err(openssh::Error::Remote(error)) if error.kind() == std::io::ErrorKind::NotFound => Some(127),
-        Err(_) => None,
-    };
-    let Some(code) = code else {
-        let failure =
-            Failure::new(FailureKind::Unreachable, format!("the connection to the host `{host}` was cut"));
-        return Err(in_doubt(failure, command.read_only));
-    };
-    let at = |failure: Failure| Failure { message: format!("on `{host}`: {}", failure.message), ..failure };
-    if let Some(reason) = stderr.not_started() {
-        return Err(at(match reason.as_str() {
-            "folder" => no_folder(command.cwd),
-            "" => Failure::new(
-                FailureKind::Refused,
-                format!("its shell ended with code {code} and said nothing"),
-            ),
-            reason => Failure::new(FailureKind::Refused, words::shortened(reason, 300)),
-        }));
-    }
     let (stdout, stderr) = (stdout.capture, stderr.capture);
     let name = command.argv[0];
-    let last = if matches!(code, 126 | 127) { stderr.clone().text() } else { String::new() };
+    let said = if matches!(code, 126 | 127) { stderr.clone().text() } else { String::new() };
     let ended = match code {
-        127 if last.starts_with("env: ") => return Err(at(no_program(name))),
-        126 if last.starts_with("env: ") => {
-            let message = format!("cannot start `{name}`: {}", last.trim());
-            return Err(at(Failure::new(FailureKind::Denied, message)));
+        127 if said.starts_with("env: ") => return Err(no_program(name)),
+        126 if said.starts_with("env: ") => {
+            return Err(Failure::new(FailureKind::Denied, format!("cannot start `{name}`: {}", said.trim())));
         }
         // By the signals that end it: TERM, or KILL when it does not obey.
         143 | 137 if late => Ended::Late,
         code => Ended::Code(code),
     };
     Ok(Finished { ended, stdout, stderr })
+}
+
+fn on(host: &str, failure: Failure) -> Failure {
+    Failure { message: format!("on `{host}`: {}", failure.message), ..failure }
 }
 
 /// The connection did not take the command.

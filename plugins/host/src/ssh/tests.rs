@@ -377,6 +377,63 @@ async fn a_dropped_command_ends_with_all_it_started() {
     }
 }
 
+const KILLED: &str = "FARRIER_TEST_KILLED_CLIENT";
+
+/// Runs twice: as the test, and as the process that the test kills.
+#[tokio::test]
+async fn a_killed_farrier_leaves_nothing_running_on_the_other_side() {
+    if let Some(folder) = std::env::var_os(KILLED) {
+        let folder = Path::new(&folder);
+        let config = std::fs::read_to_string(folder.join("target.json")).unwrap();
+        let world = World::new(&config, |_| ());
+        let script = "echo $$ >>$0; sleep 1000 & echo $! >>$0; wait";
+        let file = folder.join("pids");
+        run(&world, &reading("worker-1", &["sh", "-c", script, file.to_str().unwrap()])).await.unwrap();
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let shown = folder.path().display();
+    std::fs::write(folder.path().join("known_hosts"), shared().known_hosts("worker-1")).unwrap();
+    std::fs::write(folder.path().join("ssh_config"), shared().client_config("worker-1")).unwrap();
+    let config = json!({ "ssh": {
+        "known_hosts": format!("{shown}/known_hosts"), "config": format!("{shown}/ssh_config"), "idle_close": "5s",
+    } });
+    std::fs::write(folder.path().join("target.json"), config.to_string()).unwrap();
+    let mut client = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "ssh::tests::a_killed_farrier_leaves_nothing_running_on_the_other_side"])
+        .env(KILLED, folder.path())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let file = folder.path().join("pids");
+    until(|| pids(&file).len() == 2).await;
+    client.kill().unwrap();
+    client.wait().unwrap();
+    until(|| !pids(&file).iter().any(|pid| lives(pid))).await;
+}
+
+#[tokio::test]
+async fn a_server_that_takes_no_further_command_says_so() {
+    let server = Sshd::start(Options { configuration: "MaxSessions 1".into(), ..Options::default() });
+    let world = world(&server, &["worker-1"]);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("pids");
+    let first = reading("worker-1", &["sh", "-c", "echo $$ >$0; sleep 1000", file.to_str().unwrap()]);
+    let mut second = reading("worker-1", &["true"]);
+    second["read_only"] = json!(false);
+    let more = async {
+        until(|| pids(&file).len() == 1).await;
+        run(&world, &second).await.unwrap_err()
+    };
+    tokio::select! {
+        outcome = run(&world, &first) => panic!("ended by itself: {outcome:?}"),
+        failure = more => {
+            assert_eq!((failure.kind, failure.in_doubt), (FailureKind::Conflict, false), "{failure}");
+            assert!(failure.message.contains("takes no further command"), "{failure}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn the_machine_itself_ends_what_takes_too_long() {
     let world = world(shared(), &["worker-1"]);

@@ -7,8 +7,11 @@
 //!
 //! The command's own input is read first, and whole: a command never works on half of it.
 //!
-//! Before the command begins, the script says a mark on both outputs. What comes before it was said by the start-up files
-//! of the account's shell, and is not the command's.
+//! On both outputs, the script says a mark before the command begins and one with the exit code when it is over. What
+//! comes before was said by the start-up files of the account's shell. What comes after is not waited for: something that
+//! left the process group may hold an output open for ever. And an output that ends without the second mark was cut off,
+//! whatever SSH says about it: `ssh` gives an exit status before the output is all there, and drops the rest when asked for
+//! nothing more.
 
 use std::time::Duration;
 
@@ -17,8 +20,6 @@ use crate::local::PATH;
 use crate::ssh::quote;
 use crate::transport::Command;
 
-/// What a reason not to start the command begins with, on standard error before the mark.
-const SAYS: &str = "farrier: ";
 /// How many bytes before a mark are kept, in case that it never comes.
 const BEFORE: usize = 16 << 10;
 
@@ -27,7 +28,7 @@ const SCRIPT: &str = r#"
 LC_ALL=C PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 mark=$1 limit=$2 size=$3 folder=$4
 shift 4
-stop() { echo "farrier: $*" >&2; exit 125; }
+stop() { echo "$mark stop $*" >&2; exit 125; }
 for tool in setsid timeout head env cat sleep; do command -v $tool >/dev/null || stop "there is no $tool"; done
 exec 3<&0 </dev/null
 if [ "$size" -gt 0 ]; then
@@ -37,8 +38,8 @@ if [ "$size" -gt 0 ]; then
 fi
 cd -- "$folder" 2>/dev/null || stop folder
 set -- env -i "HOME=$HOME" "USER=$USER" "LOGNAME=$LOGNAME" "$@"
-echo "$mark"
-echo "$mark" >&2
+echo "$mark begin"
+echo "$mark begin" >&2
 if [ "$size" -gt 0 ]; then
     printf %s "$input" 2>/dev/null 3<&- | setsid "$@" 3<&- &
 else
@@ -51,10 +52,11 @@ watch=$!
 exec 3<&-
 wait "$command"
 code=$?
-exec 2>/dev/null
-kill -s KILL -- "-$command"
-kill -s KILL -- "-$watch"
-kill -s KILL "$watch"
+kill -s KILL -- "-$command" 2>/dev/null
+kill -s KILL -- "-$watch" 2>/dev/null
+kill -s KILL "$watch" 2>/dev/null
+echo "$mark end $code"
+echo "$mark end $code" >&2
 exit $code
 "#;
 
@@ -78,68 +80,149 @@ pub(crate) fn seconds(limit: Duration) -> u64 {
     limit.as_secs() + u64::from(limit.subsec_nanos() > 0 || limit.is_zero())
 }
 
-/// An output from the mark on.
+/// One output, between the marks.
 #[derive(Debug)]
 pub(crate) struct Marked {
     mark: String,
-    before: Vec<u8>,
-    begun: bool,
+    /// What may still be part of a mark, or comes before the first.
+    pending: Vec<u8>,
+    state: State,
     pub(crate) capture: Capture,
+}
+
+/// How far an output is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum State {
+    /// The script has said nothing yet.
+    Before,
+    /// The command was not started, for this reason.
+    Stopped(String),
+    /// It was.
+    Begun,
+    /// It ended with this code.
+    Over(i32),
 }
 
 impl Marked {
     pub(crate) fn new(mark: &str, limit: usize) -> Marked {
-        Marked { mark: format!("{mark}\n"), before: Vec::new(), begun: false, capture: Capture::new(limit) }
+        let capture = Capture::new(limit);
+        Marked { mark: format!("{mark} "), pending: Vec::new(), state: State::Before, capture }
+    }
+
+    pub(crate) fn state(&self) -> &State {
+        &self.state
     }
 
     /// Adds what came next.
     pub(crate) fn push(&mut self, bytes: &[u8]) {
-        if self.begun {
-            return self.capture.push(bytes);
-        }
-        self.before.extend_from_slice(bytes);
-        let mark = self.mark.as_bytes();
-        match self.before.windows(mark.len()).position(|window| window == mark) {
-            Some(at) => {
-                self.begun = true;
-                self.capture.push(&self.before[at + mark.len()..]);
+        self.pending.extend_from_slice(bytes);
+        while !matches!(self.state, State::Over(_) | State::Stopped(_)) {
+            let mark = self.mark.as_bytes();
+            let Some(at) = find(&self.pending, mark) else {
+                // A mark may have begun at the end.
+                let settled = self.pending.len().saturating_sub(mark.len() - 1);
+                self.settle(settled);
+                return;
+            };
+            let rest = &self.pending[at + mark.len()..];
+            let Some(end) = rest.iter().position(|byte| *byte == b'\n') else {
+                self.settle(at);
+                return;
+            };
+            let said = String::from_utf8_lossy(&rest[..end]).into_owned();
+            let next = at + mark.len() + end + 1;
+            if self.state == State::Begun {
+                self.capture.push(&self.pending[..at]);
             }
-            None => drop(self.before.drain(..self.before.len().saturating_sub(BEFORE))),
+            self.pending.drain(..next);
+            self.state = match said.split_once(' ').unwrap_or((&said, "")) {
+                ("begin", _) => State::Begun,
+                ("stop", reason) => State::Stopped(reason.to_owned()),
+                (_, code) => State::Over(code.parse().unwrap_or(-1)),
+            };
         }
     }
 
-    /// Why the command was not started, in the script's words.
-    pub(crate) fn not_started(&self) -> Option<String> {
-        if self.begun {
-            return None;
+    /// There is no more to come.
+    pub(crate) fn close(&mut self) {
+        if self.state == State::Begun {
+            self.settle(self.pending.len());
         }
-        let said = String::from_utf8_lossy(&self.before);
-        Some(said.lines().rev().find_map(|line| line.strip_prefix(SAYS)).unwrap_or(said.trim()).to_owned())
     }
+
+    /// What was said before any mark.
+    pub(crate) fn before(&self) -> String {
+        String::from_utf8_lossy(&self.pending).trim().to_owned()
+    }
+
+    /// The first bytes that wait are no part of a mark. Before the first mark, the last of them are kept.
+    fn settle(&mut self, count: usize) {
+        let gone = if self.state == State::Before { count.saturating_sub(BEFORE) } else { count };
+        if self.state == State::Begun {
+            self.capture.push(&self.pending[..gone]);
+        }
+        self.pending.drain(..gone);
+    }
+}
+
+fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
+    let first = *wanted.first()?;
+    let mut from = 0;
+    while let Some(at) = bytes.get(from..)?.iter().position(|byte| *byte == first) {
+        if bytes[from + at..].starts_with(wanted) {
+            return Some(from + at);
+        }
+        from += at + 1;
+    }
+    None
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
+    fn read(pieces: &[&[u8]]) -> (State, String) {
+        let mut output = Marked::new("MARK", 1 << 20);
+        for piece in pieces {
+            output.push(piece);
+        }
+        output.close();
+        (output.state, output.capture.text())
+    }
+
     #[test]
-    fn what_comes_before_the_mark_is_dropped() {
+    fn only_what_is_between_the_marks_counts() {
         let noise = "x".repeat(3 * BEFORE);
-        for (pieces, expected) in [
-            (&["MARK\nout"][..], "out"),
-            (&["welcome\nMARK\nout", "put"], "output"),
-            (&["welcomeMA", "RK", "\nout"], "out"),
-            (&[&noise, "MARK\n", "MARK\n"], "MARK\n"),
-            (&["welcome"], ""),
+        let over = |code| State::Over(code);
+        for (pieces, state, expected) in [
+            (&["MARK begin\nout\nMARK end 0\n"][..], over(0), "out\n"),
+            (&["welcome\nMARK begin\nout", "put", "MARK end 3\nlater"], over(3), "output"),
+            (&["welcomeMA", "RK", " begin", "\noutM", "ARK", " end 25", "5\n"], over(255), "out"),
+            (&[&noise, "MARK begin\n", "MAR", "K"], State::Begun, "MARK"),
+            (&["MARK begin\nMARK end 0\n"], over(0), ""),
+            (&["welcome"], State::Before, ""),
+            (&["x\nMARK stop folder\n"], State::Stopped("folder".into()), ""),
         ] {
-            let mut output = Marked::new("MARK", 100);
-            for piece in pieces {
-                output.push(piece.as_bytes());
-            }
-            assert_eq!(output.capture.text(), expected);
+            let pieces: Vec<&[u8]> = pieces.iter().map(|piece| piece.as_bytes()).collect();
+            assert_eq!(read(&pieces), (state, expected.to_owned()), "{pieces:?}");
         }
         let mut output = Marked::new("MARK", 100);
-        output.push(b"welcome\nfarrier: there is no setsid\n");
-        assert_eq!(output.not_started().as_deref(), Some("there is no setsid"));
+        output.push(b"not today\n");
+        assert_eq!(output.before(), "not today");
+    }
+
+    proptest! {
+        /// However the pieces fall, the result is that of one piece.
+        #[test]
+        fn pieces_do_not_matter(noise in "[MAR K\n]{0,20}", out in "[MAR K\n]{0,40}", step in 1..9_usize) {
+            let text = format!("{noise}MARK begin\n{out}MARK end 7\nmore");
+            let pieces: Vec<&[u8]> = text.as_bytes().chunks(step).collect();
+            prop_assert_eq!(read(&pieces), read(&[text.as_bytes()]));
+            if !noise.contains("MARK ") && !out.contains("MARK ") {
+                prop_assert_eq!(read(&pieces), (State::Over(7), out));
+            }
+        }
     }
 }
