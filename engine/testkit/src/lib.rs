@@ -1,8 +1,8 @@
-//! Real servers for tests: OpenLDAP, MariaDB, PostgreSQL, Prometheus, Alertmanager and Exim from the distribution's
+//! Real servers for tests: OpenLDAP, MariaDB, PostgreSQL, OpenSSH, Prometheus, Alertmanager and Exim from the distribution's
 //! packages, each on loopback, on a free port, in a temporary folder; and a proxy that breaks connections on purpose.
 //!
-//! Read first: [`slapd::Slapd`], [`mariadb::MariaDb`], [`postgres::Postgres`], [`prometheus::Prometheus`],
-//! [`exim::Exim`], [`proxy::CutProxy`].
+//! Read first: [`slapd::Slapd`], [`mariadb::MariaDb`], [`postgres::Postgres`], [`sshd::Sshd`],
+//! [`prometheus::Prometheus`], [`exim::Exim`], [`proxy::CutProxy`].
 //!
 //! **Rule:** nothing started here outlives the test process, however that ends. Each server runs under a small
 //! supervising shell that waits for the test process to close a pipe; the kernel closes it even after `kill -9`. The
@@ -20,6 +20,7 @@ pub mod prometheus;
 pub mod proxy;
 mod server_url;
 pub mod slapd;
+pub mod sshd;
 pub mod statements;
 mod template;
 

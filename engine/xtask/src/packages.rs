@@ -21,6 +21,8 @@ const NEEDED: &[(&str, &str)] = &[
     ("prometheus-alertmanager", "prometheus-alertmanager"),
     ("exim4", "exim4-daemon-light"),
     ("openssl", "openssl"),
+    ("sshd", "openssh-server"),
+    ("ssh", "openssh-client"),
     ("setpriv", "util-linux"),
 ];
 

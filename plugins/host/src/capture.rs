@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 /// Bytes as they arrive. Holds at most twice `limit`.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Capture {
     limit: usize,
     head: Vec<u8>,

@@ -8,8 +8,9 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
@@ -18,6 +19,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 
 use crate::capture::Capture;
+use crate::transport::{Ended, Finished};
 
 /// How long a group has between being asked to end and being killed.
 const TERM_GRACE: Duration = if cfg!(test) { Duration::from_secs(2) } else { Duration::from_secs(5) };
@@ -36,14 +38,6 @@ pub(crate) struct Spec<'a> {
     pub(crate) stdin: Option<&'a str>,
     /// Bytes kept of the beginning and of the end of each output.
     pub(crate) max_output: usize,
-}
-
-/// How it went.
-#[derive(Debug)]
-pub(crate) struct Finished {
-    pub(crate) status: ExitStatus,
-    pub(crate) stdout: Capture,
-    pub(crate) stderr: Capture,
 }
 
 /// Runs a command to its end.
@@ -95,7 +89,11 @@ pub(crate) async fn run(spec: Spec<'_>) -> io::Result<Finished> {
     kill(child, Signal::KILL);
     let status = child.wait().await?;
     group.0 = None;
-    Ok(Finished { status, stdout: finished_stdout, stderr: finished_stderr })
+    let ended = match (status.code(), status.signal()) {
+        (Some(code), _) => Ended::Code(code),
+        (None, signal) => Ended::Signal(signal.unwrap_or_default()),
+    };
+    Ok(Finished { ended, stdout: finished_stdout, stderr: finished_stderr })
 }
 
 /// Reads a pipe to its end.
@@ -192,7 +190,7 @@ mod tests {
         Spec {
             program: "/bin/sh".into(),
             arguments: ["-c", script, "sh"].iter().chain(arguments).copied().collect(),
-            env: vec![("PATH", crate::target::PATH)],
+            env: vec![("PATH", crate::local::PATH)],
             cwd: Path::new("/"),
             stdin: None,
             max_output: 1000,
@@ -276,7 +274,7 @@ mod tests {
         // The second one holds the output open; it must not hold up the step.
         for script in ["sleep 1000 >/dev/null 2>&1 & echo $!", "sleep 1000 & echo $!"] {
             let finished = run(shell(script, &[])).await.unwrap();
-            assert!(finished.status.success());
+            assert_eq!(finished.ended, Ended::Code(0));
             let pid = finished.stdout.text();
             until(|| !lives(&pid)).await;
         }
@@ -300,6 +298,6 @@ mod tests {
         assert_eq!(finished.stderr.text(), text);
         // One that does not read its input is no error.
         let spec = Spec { stdin: Some(&text), ..shell("exit 3", &[]) };
-        assert_eq!(run(spec).await.unwrap().status.code(), Some(3));
+        assert_eq!(run(spec).await.unwrap().ended, Ended::Code(3));
     }
 }

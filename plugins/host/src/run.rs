@@ -1,84 +1,106 @@
 //! `host.run`.
 
 use std::collections::BTreeMap;
-use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::time::Duration;
 
-use farrier_action::text::FreeText;
-use farrier_action::{Action, Planned, ReadCx, Target, WriteCx};
+use farrier_action::text::{FreeText, Literal};
+use farrier_action::{Action, Planned, Probe, ReadCx, Target, WriteCx};
 use farrier_model::spec::Risk;
 use farrier_model::{Change, ChangeKind, Effect, Failure, FailureKind, Value};
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
-use crate::process::{self, Finished, Spec};
-use crate::target::{Host, HostTarget, PATH};
+use crate::fan_out::{Pace, Share, Wait, fan_out};
+use crate::hosts::Names;
+use crate::marks::{self, Marks};
+use crate::outcome::{self, Done, Ran};
+use crate::target::{Choice, Host, HostTarget};
+use crate::transport::{Command, Ended};
+use crate::words;
 
-/// Runs one command. No shell reads it: each argument reaches the program as it is.
+/// Runs one command, on one host or on many. No shell reads it: each argument reaches the program as it is.
 ///
-/// Farrier cannot know what a command changes, so a plan only shows the command, and after a crash in the middle a
-/// person decides. A command that changes nothing says `read_only: true`: it then also runs in plans, and later steps
-/// can use its output there.
+/// Farrier cannot know what a command changes, so a plan only shows the command, on which hosts, and after a crash in the
+/// middle a person decides. A command that changes nothing says `read_only: true`: it then also runs in plans, and later
+/// steps can use its output there. `unless` is a command that tells whether the work is done already: hosts where it
+/// succeeds are left alone, and after a crash it is asked instead of a person.
 ///
-/// The command gets a small fixed environment (`PATH`, `LANG`, `HOME`, `USER`, `LOGNAME`) and what `env` adds. When the
-/// step ends, is cancelled or takes too long, everything that the command started is ended as well.
+/// The command gets a small fixed environment (`PATH`, `LANG`, `HOME`, `USER`, `LOGNAME`) and what `env` adds. `FARRIER_RUN`
+/// and `FARRIER_NODE` say what it belongs to; `FARRIER_EFFECT` is the same for every attempt of the step, so a script can
+/// use it as a key to do its work only once. When the step ends, is cancelled or takes too long, everything that the
+/// command started is ended as well.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Run {
-    /// The machine.
-    target: Target<HostTarget>,
+    /// The machines.
+    pub(crate) target: Target<HostTarget>,
+    /// The name of a host, or a list of names. Names are taken as they are and never as patterns, so they may come from
+    /// anywhere. Left out where the target is a single machine.
+    #[serde(default)]
+    pub(crate) hosts: Option<Names>,
+    /// A set of hosts, instead of `hosts`: `worker-[1-80] ! @broken`, with `,` for both, `!` for without, `&` for in both and
+    /// `^` for in one of two; `@NAME` is a group of the environment, `@all` every host of it.
+    #[serde(default)]
+    pub(crate) select: Option<Literal>,
+    /// Hosts to leave out of the set.
+    #[serde(default)]
+    pub(crate) except: Option<Names>,
     /// The program and its arguments. A program without a slash is looked for in the usual folders.
-    argv: Vec<FreeText>,
+    pub(crate) argv: Vec<FreeText>,
+    /// A command that changes nothing and succeeds where `argv` need not be run.
+    #[serde(default)]
+    pub(crate) unless: Option<Vec<FreeText>>,
     /// Environment variables to add.
     #[serde(default)]
-    env: BTreeMap<String, FreeText>,
+    pub(crate) env: BTreeMap<String, FreeText>,
     /// The folder to run in, an absolute path. Left out, `/`.
     #[serde(default)]
-    cwd: Option<String>,
+    pub(crate) cwd: Option<String>,
     /// Text for its standard input. Left out, the input is empty.
     #[serde(default)]
-    stdin: Option<String>,
+    pub(crate) stdin: Option<String>,
     /// The author's word that the command changes nothing.
     #[serde(default)]
-    read_only: bool,
+    pub(crate) read_only: bool,
     /// The exit codes that mean success.
-    #[serde(default = "default_ok_codes")]
-    ok_codes: Vec<u8>,
+    #[serde(default = "outcome::default_ok_codes")]
+    pub(crate) ok_codes: Vec<u8>,
     /// How many bytes are kept of the beginning of each output, and as many of its end.
-    #[serde(default = "default_max_output")]
-    max_output: u32,
-}
-
-fn default_ok_codes() -> Vec<u8> {
-    vec![0]
-}
-
-fn default_max_output() -> u32 {
-    64 << 10
-}
-
-/// What the command said.
-#[derive(Debug, Serialize, JsonSchema)]
-pub struct Ran {
-    /// Its standard output. Bytes that are not UTF-8 become `�`.
-    pub stdout: String,
-    /// Its standard error.
-    pub stderr: String,
-    /// Its exit code.
-    pub code: i32,
-    /// The middle of an output was left out because it was longer than `max_output` allows.
-    pub cut: bool,
+    #[serde(default = "outcome::default_max_output")]
+    pub(crate) max_output: u32,
+    /// After this time the machine itself ends the command, even when Farrier or the connection is gone.
+    #[serde(default = "outcome::default_time_limit")]
+    #[schemars(default = "outcome::shown_time_limit")]
+    pub(crate) time_limit: Wait,
+    /// How many hosts at once: a number or a share such as `30%`. A host that is done makes room for the next. The default
+    /// is 32.
+    #[serde(default)]
+    pub(crate) batch: Option<Share>,
+    /// The next batch begins only when all of the one before is done.
+    #[serde(default)]
+    pub(crate) whole_batches: bool,
+    /// A pause after each host before the next takes its place; with `whole_batches`, between batches.
+    #[serde(default)]
+    pub(crate) pause: Option<Wait>,
+    /// How many hosts must succeed: a number or a share such as `90%`. When that can no longer be, no further host is begun,
+    /// and the step fails. The default is all.
+    #[serde(default)]
+    pub(crate) must_succeed: Option<Share>,
+    /// What people are shown instead of the command line.
+    #[serde(skip)]
+    pub(crate) title: Option<String>,
 }
 
 impl Action for Run {
     const NAME: &'static str = "host.run";
-    const EFFECT: Effect = Effect::Once;
+    const EFFECT: Effect = Effect::Probed;
     const RISK: Risk = Risk::Destructive;
     const EXAMPLE: &'static str = "\
 evidence:
   uses: host.run
   with:
     target: nodes
+    hosts: tools-k8s-worker-12
     argv: [ps, -eo, 'pid,stat,user,etimes,args', --no-headers]
     read_only: true
   timeout: 20s
@@ -89,59 +111,91 @@ evidence:
     async fn plan(&self, cx: &ReadCx) -> Result<Planned<Ran>, Failure> {
         self.check()?;
         let host = cx.reader(&self.target).await?;
+        let at_target = |failure: Failure| failure.at(self.target.alias());
+        let chosen = host.choose(self.choice()).map_err(at_target)?;
+        let pace = self.pace(chosen.len())?;
         if self.read_only {
-            return self.run(&host).await.map(Planned::known);
+            let results = self.run(&host, &chosen, pace, cx).await;
+            return outcome::judge(&chosen, results, pace, &self.command_line())
+                .map(Planned::known)
+                .map_err(at_target);
         }
-        host.program(&self.argv[0].0).map_err(|failure| failure.at(self.target.alias()))?;
-        Ok(Planned::described(vec![self.change()]))
+        for name in &chosen {
+            host.transport.find_program(name, &self.argv[0].0).map_err(at_target)?;
+        }
+        let left = self.left(&host, &chosen, cx).await.map_err(at_target)?;
+        if left.is_empty() {
+            let done = chosen.iter().map(|_| Some(Done::nothing_to_do())).collect();
+            return outcome::judge(&chosen, done, pace, "").map(Planned::known);
+        }
+        let considered = self.unless.as_ref().map(|_| chosen.len() as u64);
+        let changes = left.iter().map(|name| self.change(host.named(name))).collect();
+        Ok(Planned { considered, ..Planned::described(changes) })
     }
 
     async fn apply(&self, cx: &WriteCx, changes: &[Change]) -> Result<Ran, Failure> {
         self.check()?;
-        if *changes != [self.change()] {
-            return Err(Failure::new(FailureKind::Drift, "the command is not the one that was planned"));
-        }
         let host = cx.writer(&self.target).await?;
-        self.run(&host).await
+        let at_target = |failure: Failure| failure.at(self.target.alias());
+        let chosen = self.planned(&host, changes)?;
+        let pace = self.pace(chosen.len())?;
+        let results = self.run(&host, &chosen, pace, cx).await;
+        outcome::judge(&chosen, results, pace, &self.command_line()).map_err(at_target)
+    }
+
+    async fn probe(&self, cx: &ReadCx, changes: &[Change]) -> Result<Probe, Failure> {
+        if self.unless.is_none() {
+            return Ok(Probe::Unknown);
+        }
+        let host = cx.reader(&self.target).await?;
+        let chosen = self.planned(&host, changes)?;
+        // Where it is not done it can be begun again: `unless` is asked once more before, host by host.
+        let left = self.left(&host, &chosen, cx).await.map_err(|failure| failure.at(self.target.alias()))?;
+        Ok(if left.is_empty() { Probe::Applied } else { Probe::NotApplied })
     }
 }
 
 impl Run {
+    /// Of a script, its text.
+    pub(crate) fn script_text(&self) -> &str {
+        self.argv.get(2).map_or("", |text| &text.0)
+    }
+
+    fn choice(&self) -> Choice<'_> {
+        Choice { hosts: self.hosts.as_ref(), select: self.select.as_ref(), except: self.except.as_ref() }
+    }
+
+    fn pace(&self, total: usize) -> Result<Pace, Failure> {
+        Pace::new(total, self.batch, self.whole_batches, self.pause, self.must_succeed)
+    }
+
     /// What the kernel would refuse anyway, in the author's words and before anything is touched.
     fn check(&self) -> Result<(), Failure> {
-        let input = |message: String| Err(Failure::new(FailureKind::Input, message));
-        let nul = |text: &str| text.contains('\0');
-        match self.argv.first().map(|program| &*program.0) {
-            None | Some("") => return input("`argv` names no program".into()),
-            Some(program) if program.contains('/') && !program.starts_with('/') => {
-                return input(format!("the program `{program}` must be a plain name or an absolute path"));
-            }
-            Some("." | "..") => return input("`argv` names a folder, not a program".into()),
-            Some(_) => {}
+        check_argv("argv", &self.argv)?;
+        if let Some(unless) = &self.unless {
+            check_argv("unless", unless)?;
         }
-        if let Some(at) = self.argv.iter().position(|argument| nul(&argument.0)) {
-            return input(format!("`argv[{at}]` contains a NUL character"));
+        check_env(&self.env)?;
+        check_folder("cwd", self.cwd.as_deref())?;
+        self.pace(1)?;
+        if self.read_only && self.unless.is_some() {
+            return input("a command that is `read_only` has nothing to leave out with `unless`".into());
         }
-        for (name, value) in &self.env {
-            if name.is_empty() || name.contains('=') || nul(name) {
-                return input(format!("`env`: {name:?} is not the name of a variable"));
-            }
-            if nul(&value.0) {
-                return input(format!("`env.{name}` contains a NUL character"));
-            }
-        }
-        match &self.cwd {
-            Some(folder) if !folder.starts_with('/') || nul(folder) => {
-                input(format!("`cwd`: {folder:?} is not an absolute path"))
-            }
-            _ => Ok(()),
-        }
+        Ok(())
     }
 
     /// What is shown before it runs, and compared when it does.
-    fn change(&self) -> Change {
-        let mut after =
-            vec![("argv", Value::list(self.argv.iter().map(|argument| Value::text(&*argument.0)).collect()))];
+    fn change(&self, host: Option<&str>) -> Change {
+        let mut after = Vec::new();
+        let mut object = self.command_line();
+        if let Some(name) = host {
+            object = format!("{name}: {object}");
+            after.push(("host", Value::text(name)));
+        }
+        after.push((
+            "argv",
+            Value::list(self.argv.iter().map(|argument| Value::text(&*argument.0)).collect()),
+        ));
         if !self.env.is_empty() {
             let env = self.env.iter().map(|(name, value)| (name.as_str(), Value::text(&*value.0)));
             after.push(("env", Value::map(env)));
@@ -149,7 +203,7 @@ impl Run {
         after.extend(self.cwd.iter().map(|folder| ("cwd", Value::text(&**folder))));
         after.extend(self.stdin.iter().map(|text| ("stdin", Value::text(&**text))));
         Change {
-            object: self.command_line().into(),
+            object: object.into(),
             kind: ChangeKind::Run,
             before: Value::Null,
             after: Value::map(after),
@@ -157,100 +211,145 @@ impl Run {
         }
     }
 
-    /// The command for people, quoted as a shell would want it, cut when it is very long.
+    /// The hosts of changes, if they are exactly what this step would make.
+    fn planned(&self, host: &Host, changes: &[Change]) -> Result<Vec<String>, Failure> {
+        let of = |change: &Change| {
+            let name = host.of_change(change)?;
+            (self.change(host.named(&name)) == *change).then_some(name)
+        };
+        let names: Option<Vec<String>> = changes.iter().map(of).collect();
+        names.ok_or_else(|| Failure::new(FailureKind::Drift, "the command is not the one that was planned"))
+    }
+
     fn command_line(&self) -> String {
-        const SHOWN: usize = 400;
-        let words: Vec<String> = self.argv.iter().map(|argument| quoted(&argument.0)).collect();
-        shortened(&words.join(" "), SHOWN)
-    }
-
-    async fn run(&self, host: &Host) -> Result<Ran, Failure> {
-        let at_target = |failure: Failure| failure.at(self.target.alias());
-        let name = &*self.argv[0].0;
-        let own: Vec<(&str, String)> = ["HOME", "USER", "LOGNAME"]
-            .into_iter()
-            .filter_map(|name| Some((name, std::env::var(name).ok()?)))
-            .collect();
-        let mut env = vec![("PATH", PATH), ("LANG", "C.UTF-8")];
-        env.extend(own.iter().map(|(name, value)| (*name, value.as_str())));
-        env.extend(self.env.iter().map(|(name, value)| (name.as_str(), value.0.as_str())));
-        let spec = Spec {
-            program: host.program(name).map_err(at_target)?,
-            arguments: self.argv[1..].iter().map(|argument| argument.0.as_str()).collect(),
-            env,
-            cwd: Path::new(self.cwd.as_deref().unwrap_or("/")),
-            stdin: self.stdin.as_deref(),
-            max_output: self.max_output as usize,
-        };
-        let finished = process::run(spec).await.map_err(|error| {
-            host.forget(name);
-            at_target(self.not_started(&error))
-        })?;
-        self.judge(finished).map_err(at_target)
-    }
-
-    fn not_started(&self, error: &std::io::Error) -> Failure {
-        use std::io::ErrorKind as Io;
-        let folder_is_gone = self.cwd.as_ref().filter(|folder| !Path::new(folder).is_dir());
-        if let Some(folder) = folder_is_gone {
-            return Failure::new(FailureKind::Refused, format!("there is no folder `{folder}` to run in"));
+        if let Some(title) = &self.title {
+            return title.clone();
         }
-        let kind = match error.kind() {
-            Io::PermissionDenied => FailureKind::Denied,
-            Io::ArgumentListTooLong | Io::OutOfMemory => FailureKind::Limit,
-            // Someone is just writing the program, or there are too many processes.
-            Io::ExecutableFileBusy | Io::WouldBlock => FailureKind::Conflict,
-            _ => FailureKind::Refused,
-        };
-        Failure::new(kind, format!("cannot start `{}`: {error}", self.command_line()))
+        let argv: Vec<&str> = self.argv.iter().map(|argument| &*argument.0).collect();
+        words::command_line(&argv)
     }
 
-    fn judge(&self, finished: Finished) -> Result<Ran, Failure> {
-        let cut = finished.stdout.is_cut() || finished.stderr.is_cut();
-        let (stdout, stderr) = (finished.stdout.text(), finished.stderr.text());
-        let ended = match (finished.status.code(), finished.status.signal()) {
-            (Some(code), _) if u8::try_from(code).is_ok_and(|code| self.ok_codes.contains(&code)) => {
-                return Ok(Ran { stdout, stderr, code, cut });
+    /// The hosts where the work is not done yet, as far as `unless` can tell.
+    async fn left(&self, host: &Host, chosen: &[String], cx: &ReadCx) -> Result<Vec<String>, Failure> {
+        let Some(unless) = &self.unless else { return Ok(chosen.to_vec()) };
+        let marks = Marks::of(cx.node());
+        let pace = Pace::new(chosen.len(), self.batch, false, None, None)?;
+        let ask = async |at: usize| is_done(host, &chosen[at], unless, &marks).await;
+        let answers = fan_out(chosen, pace, ask, Result::is_err).await;
+        let mut left = Vec::new();
+        for (name, answer) in chosen.iter().zip(answers) {
+            match answer {
+                Some(Ok(true)) | None => {}
+                Some(Ok(false)) => left.push(name.clone()),
+                Some(Err(failure)) => return Err(failure),
             }
-            (Some(code), _) => format!("ended with code {code}"),
-            (None, Some(signal)) => format!("was ended by signal {signal}"),
-            (None, None) => "ended in an unknown way".into(),
+        }
+        Ok(left)
+    }
+
+    async fn run(&self, host: &Host, chosen: &[String], pace: Pace, cx: &ReadCx) -> Vec<Option<Done>> {
+        let marks = Marks::of(cx.node());
+        let work = async |at: usize| {
+            let name = &chosen[at];
+            if let Some(unless) = self.unless.as_ref().filter(|_| !self.read_only) {
+                match is_done(host, name, unless, &marks).await {
+                    Ok(true) => return Done::nothing_to_do(),
+                    Ok(false) => {}
+                    Err(failure) => return Done::failed(failure),
+                }
+            }
+            let command = Command {
+                argv: self.argv.iter().map(|argument| &*argument.0).collect(),
+                env: self.env.iter().map(|(name, value)| (name.as_str(), value.0.as_str())).collect(),
+                marks: &marks,
+                cwd: self.cwd.as_deref().unwrap_or("/"),
+                stdin: self.stdin.as_deref(),
+                max_output: self.max_output as usize,
+                time_limit: self.time_limit.0,
+                read_only: self.read_only,
+            };
+            match host.transport.run(name, &command).await {
+                Ok(finished) => Done::finished(finished, &self.ok_codes),
+                Err(failure) => Done::failed(failure),
+            }
         };
-        let said = if stderr.trim().is_empty() { last_of(&stdout) } else { last_of(&stderr) };
-        let colon = if said.is_empty() { "" } else { ": " };
-        Err(Failure::new(FailureKind::Exit, format!("`{}` {ended}{colon}{said}", self.command_line())))
+        fan_out(chosen, pace, work, Done::has_failed).await
     }
 }
 
-/// One word of a command line, in quotes when a shell would need them or nobody could see where it ends.
-fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_alphanumeric() || "-_./:=@,+%^".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        return word.to_owned();
-    }
-    if word.chars().any(char::is_control) {
-        return format!("$'{}'", word.escape_debug());
-    }
-    format!("'{}'", word.replace('\'', r"'\''"))
-}
-
-fn shortened(text: &str, limit: usize) -> String {
-    match text.char_indices().nth(limit) {
-        Some((at, _)) => format!("{}…", &text[..at]),
-        None => text.to_owned(),
+/// Whether the command that tells says that the work is done.
+async fn is_done(host: &Host, name: &str, unless: &[FreeText], marks: &Marks) -> Result<bool, Failure> {
+    let argv: Vec<&str> = unless.iter().map(|argument| &*argument.0).collect();
+    let mut command = Command::new(&argv, marks).reading();
+    command.time_limit = Duration::from_secs(300);
+    let finished = host.transport.run(name, &command).await?;
+    match finished.ended {
+        Ended::Code(0) => Ok(true),
+        Ended::Code(_) => Ok(false),
+        // A probe that did not end by itself has said nothing.
+        ended => Err(Failure::new(
+            FailureKind::Exit,
+            format!("on `{name}`, `unless` (`{}`) {}", words::command_line(&argv), ended.text()),
+        )),
     }
 }
 
-/// The end of an output, where commands say what was wrong.
-fn last_of(text: &str) -> &str {
-    const SHOWN: usize = 1000;
-    let text = text.trim();
-    let start = text.char_indices().rev().nth(SHOWN - 1).map_or(0, |(at, _)| at);
-    &text[start..]
+fn input<T>(message: String) -> Result<T, Failure> {
+    Err(Failure::new(FailureKind::Input, message))
+}
+
+fn nul(text: &str) -> bool {
+    text.contains('\0')
+}
+
+pub(crate) fn check_argv(field: &str, argv: &[FreeText]) -> Result<(), Failure> {
+    match argv.first().map(|program| &*program.0) {
+        None | Some("") => return input(format!("`{field}` names no program")),
+        Some(program) if program.contains('/') && !program.starts_with('/') => {
+            return input(format!("the program `{program}` must be a plain name or an absolute path"));
+        }
+        Some("." | "..") => return input(format!("`{field}` names a folder, not a program")),
+        Some(program) if program.starts_with('-') || program.contains('=') => {
+            return input(format!("`{program}` is not the name of a program"));
+        }
+        Some(_) => {}
+    }
+    match argv.iter().position(|argument| nul(&argument.0)) {
+        Some(at) => input(format!("`{field}[{at}]` contains a NUL character")),
+        None => Ok(()),
+    }
+}
+
+pub(crate) fn check_env(env: &BTreeMap<String, FreeText>) -> Result<(), Failure> {
+    for (name, value) in env {
+        if name.is_empty() || name.contains('=') || nul(name) {
+            return input(format!("`env`: {name:?} is not the name of a variable"));
+        }
+        if name.starts_with(marks::RESERVED) {
+            return input(format!(
+                "`env.{name}`: names that begin with `{}` are Farrier's own",
+                marks::RESERVED
+            ));
+        }
+        if nul(&value.0) {
+            return input(format!("`env.{name}` contains a NUL character"));
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn check_folder(field: &str, folder: Option<&str>) -> Result<(), Failure> {
+    match folder {
+        Some(folder) if !folder.starts_with('/') || nul(folder) => {
+            input(format!("`{field}`: {folder:?} is not an absolute path"))
+        }
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
     use std::sync::Arc;
 
     use farrier_action::harness::{Case, Shown, World};
@@ -324,7 +423,14 @@ mod tests {
         assert_eq!(&*change.object, expected);
         assert_eq!(change.after.get("argv"), Some(&words(&argv)));
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "run\n", "once, and not by planning");
-        assert_eq!(shown.output, json("{'stdout': 'done\\n', 'stderr': '', 'code': 0, 'cut': false}"));
+        let group = "{'hosts': ['localhost'], 'folded': 'localhost', 'state': 'succeeded', 'code': 0,
+                      'stdout': 'done\\n', 'stderr': '', 'reason': ''}";
+        let result = "{'host': 'localhost', 'state': 'succeeded', 'code': 0, 'group': 0}";
+        let expected = format!(
+            "{{'stdout': 'done\\n', 'stderr': '', 'code': 0, 'cut': false, 'failed': [], 'results': [{result}], \
+             'groups': [{group}]}}"
+        );
+        assert_eq!(shown.output, json(&expected));
     }
 
     #[tokio::test]
@@ -381,8 +487,31 @@ mod tests {
         assert_eq!(field(&shown, "stdout"), "/usr\nin\na b\n");
         // The test's own environment has many more, some of them possibly secret.
         let names = output(&["sh", "-c", "env | cut -d= -f1 | sort"], more).await.unwrap();
-        let known = ["HOME", "LANG", "LOGNAME", "PATH", "PWD", "SHLVL", "USER", "WORD", "_", "OLDPWD"];
+        let known = [
+            "FARRIER_EFFECT",
+            "FARRIER_NODE",
+            "FARRIER_RUN",
+            "HOME",
+            "LANG",
+            "LOGNAME",
+            "PATH",
+            "PWD",
+            "SHLVL",
+            "USER",
+            "WORD",
+            "_",
+            "OLDPWD",
+        ];
         assert!(field(&names, "stdout").lines().all(|name| known.contains(&name)), "{names}");
+    }
+
+    #[tokio::test]
+    async fn a_command_knows_its_run_and_its_key() {
+        let script = "echo $FARRIER_RUN $FARRIER_NODE $FARRIER_EFFECT";
+        let output = output(&["sh", "-c", script], "{'read_only': true}").await.unwrap();
+        let (run, node) = (farrier_model::RunId::at(0, [7; 10]), farrier_model::NodeName::step("case"));
+        let effect = farrier_model::ids::effect_id(run, &node, "do");
+        assert_eq!(field(&output, "stdout"), format!("{run} case {effect}\n"));
     }
 
     #[tokio::test]
@@ -404,7 +533,7 @@ mod tests {
         }
         let long = "x".repeat(3 << 20);
         let failure = output(&["true", &long], "{}").await.unwrap_err();
-        assert_eq!(failure.kind, FailureKind::Limit, "{}", shortened(&failure.message, 100));
+        assert_eq!(failure.kind, FailureKind::Limit, "{}", words::shortened(&failure.message, 100));
     }
 
     #[tokio::test]
@@ -418,6 +547,7 @@ mod tests {
             input(&["true"], "{'env': {'A=B': 'c'}}"),
             input(&["true"], "{'env': {'': 'c'}}"),
             input(&["true"], "{'env': {'A': 'c\\u0000'}}"),
+            input(&["true"], "{'env': {'FARRIER_RUN': 'c'}}"),
             input(&["true"], "{'cwd': 'relative'}"),
             input(&["true"], "{'ok_codes': [256]}"),
             input(&["true"], "{'argv': 'true'}"),
@@ -430,26 +560,9 @@ mod tests {
     async fn another_command_than_the_planned_one_is_not_run() {
         let run: Run = input(&["true"], "{}").read().unwrap();
         let other: Run = input(&["true", "x"], "{}").read().unwrap();
-        assert_ne!(run.change(), other.change());
+        assert_ne!(run.change(None), other.change(None));
         let with_input: Run = input(&["true"], "{'stdin': 'x'}").read().unwrap();
-        assert_ne!(run.change(), with_input.change());
-    }
-
-    #[test]
-    fn command_lines_are_for_people() {
-        for (word, expected) in [
-            ("plain-1.2/x:y=z", "plain-1.2/x:y=z"),
-            ("", "''"),
-            ("a b", "'a b'"),
-            ("it's", r"'it'\''s'"),
-            ("$HOME", "'$HOME'"),
-            ("a\nb'c", r"$'a\nb\'c'"),
-            ("é", "é"),
-        ] {
-            assert_eq!(quoted(word), expected, "{word:?}");
-        }
-        let run: Run = input(&["echo", &"x".repeat(1000)], "{}").read().unwrap();
-        assert_eq!(run.command_line().chars().count(), 401);
+        assert_ne!(run.change(None), with_input.change(None));
     }
 
     #[test]
