@@ -1,0 +1,37 @@
+//! Kubernetes: get, list, apply, patch, delete, scale, cordon, drain, restart, logs, jobs; a cluster's API server, or
+//! YAML objects that stand in for one.
+//!
+//! Read first: `target` (what an environment says), `cluster` (kube's client, and failures in our words), `object` (how
+//! objects are shown and compared). There is one file for each action, and `standin` for the embedded cluster.
+//!
+//! **Rule:** every write is tied to the object that the plan saw, by its uid and its version.
+
+mod cluster;
+mod kinds;
+mod standin;
+mod target;
+
+use std::path::Path;
+
+use farrier_action::{ActionRegistry, Now, RegistryError};
+use farrier_model::Failure;
+
+pub use target::{Kubernetes, KubernetesConfig, KubernetesReader, KubernetesWriter};
+
+/// Adds the target kind `k8s` and its actions.
+///
+/// # Errors
+/// When one of the names is taken.
+pub fn register(registry: &mut ActionRegistry) -> Result<(), RegistryError> {
+    registry.target::<Kubernetes>()?;
+    Ok(())
+}
+
+/// kube's client for the embedded cluster over a YAML file or a folder of them, whose time is `now`: for tests that
+/// look at the world behind an action's back.
+///
+/// # Errors
+/// When the files cannot be read, or hold something that is no object.
+pub fn stand_in(path: &Path, now: Now) -> Result<kube::Client, Failure> {
+    standin::StandIn::open(path, now).map(|standin| standin.client())
+}
