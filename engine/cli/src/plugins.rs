@@ -12,6 +12,7 @@ pub fn registry() -> Result<ActionRegistry, RegistryError> {
     farrier_plugin_files::register(&mut registry)?;
     farrier_plugin_flow::register(&mut registry)?;
     farrier_plugin_host::register(&mut registry)?;
+    farrier_plugin_k8s::register(&mut registry)?;
     farrier_plugin_ldap::register(&mut registry)?;
     farrier_plugin_sql::register(&mut registry)?;
     Ok(registry)

@@ -6,10 +6,27 @@
 //!
 //! **Rule:** every write is tied to the object that the plan saw, by its uid and its version.
 
+mod apply;
 mod cluster;
+mod cordon;
+mod delete;
+mod drain;
+mod get;
+mod job;
 mod kinds;
+mod list;
+mod logs;
+mod object;
+mod patch;
+mod restart;
+mod scale;
 mod standin;
 mod target;
+#[cfg(test)]
+mod tests;
+mod tied;
+mod uncordon;
+mod wait;
 
 use std::path::Path;
 
@@ -24,7 +41,19 @@ pub use target::{Kubernetes, KubernetesConfig, KubernetesReader, KubernetesWrite
 /// When one of the names is taken.
 pub fn register(registry: &mut ActionRegistry) -> Result<(), RegistryError> {
     registry.target::<Kubernetes>()?;
-    Ok(())
+    registry.action::<apply::Apply>()?;
+    registry.action::<cordon::Cordon>()?;
+    registry.action::<delete::Delete>()?;
+    registry.action::<drain::Drain>()?;
+    registry.action::<get::Get>()?;
+    registry.action::<job::Job>()?;
+    registry.action::<list::List>()?;
+    registry.action::<logs::Logs>()?;
+    registry.action::<patch::Patch>()?;
+    registry.action::<restart::Restart>()?;
+    registry.action::<scale::Scale>()?;
+    registry.action::<uncordon::Uncordon>()?;
+    registry.action::<wait::WaitFor>()
 }
 
 /// kube's client for the embedded cluster over a YAML file or a folder of them, whose time is `now`: for tests that

@@ -214,6 +214,13 @@ fn conflict(conflicts: &[(String, String, Path)]) -> Refusal {
     )
 }
 
+/// What an apply of `config` gives, owners aside.
+pub(crate) fn merged(live: &Json, config: &Json) -> Json {
+    let mut merged = live.clone();
+    merge(&mut merged, config, &mut Vec::new());
+    merged
+}
+
 /// Merges as the schema says: maps by field, keyed lists by item, sets by value, the rest whole.
 fn merge(target: &mut Json, config: &Json, path: &mut Vec<String>) {
     match (target, config) {

@@ -44,8 +44,10 @@ use http_body_util::combinators::UnsyncBoxBody;
 use kube::client::Body;
 use serde_json::Value as Json;
 
+pub(crate) use apply::merged;
 use files::Files;
 use kinds::KINDS;
+pub(crate) use patch::merge as merge_patch;
 use request::{Request, Route};
 use status::Refusal;
 use watch::Watch;
