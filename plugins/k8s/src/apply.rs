@@ -11,7 +11,8 @@ use serde_json::Value as Json;
 
 use crate::cluster::{Cluster, is_missing, read_failure, status, write_failure};
 use crate::object::{
-    Named, Object, deviations, difference, from_value, tied_patch, to_json, to_value, tree, uid, without_bookkeeping,
+    Named, Object, deviations, difference, from_value, tied_patch, to_json, to_value, tree, uid,
+    without_bookkeeping,
 };
 use crate::target::Kubernetes;
 use crate::tied::{MANAGER, Way, drifted, gone, only, same_object, set, update};
@@ -99,7 +100,9 @@ impl Apply {
             }
         }
         if manifest["kind"] == "Secret" {
-            return Err(input("a Secret cannot be applied: its values would stand in the journal of the run"));
+            return Err(input(
+                "a Secret cannot be applied: its values would stand in the journal of the run",
+            ));
         }
         for field in ["uid", "resourceVersion", "managedFields"] {
             if manifest["metadata"].get(field).is_some() {
@@ -111,8 +114,7 @@ impl Apply {
 
     async fn named(&self, cluster: &Cluster, manifest: &Json) -> Result<Named, Failure> {
         let text = |path: &str| manifest.pointer(path).and_then(Json::as_str);
-        let (kind, name) =
-            (text("/kind").unwrap_or_default(), text("/metadata/name").unwrap_or_default());
+        let (kind, name) = (text("/kind").unwrap_or_default(), text("/metadata/name").unwrap_or_default());
         Named::of(cluster, kind, text("/apiVersion"), text("/metadata/namespace"), name).await
     }
 
@@ -132,7 +134,9 @@ impl Apply {
         let (judged, fidelity) = match judged {
             Ok(judged) => (judged, Fidelity::Exact),
             // The account that reads may not have the server judge a write.
-            Err(error) if status(&error).is_some_and(|status| status.code == 403 && is_permission(status)) => {
+            Err(error)
+                if status(&error).is_some_and(|status| status.code == 403 && is_permission(status)) =>
+            {
                 (computed(live.as_ref(), manifest)?, Fidelity::Computed)
             }
             Err(error) => return Err(refused(&error, &named)),
@@ -159,13 +163,20 @@ impl Apply {
             .unknown("object")
             .considered(usize::from(live.is_some()));
         Ok(if fidelity == Fidelity::Computed {
-            planned.note("the account that reads may not have the server judge it, so Farrier compared by itself")
+            planned.note(
+                "the account that reads may not have the server judge it, so Farrier compared by itself",
+            )
         } else {
             planned
         })
     }
 
-    async fn apply_in(&self, cluster: &Cluster, manifest: &Json, change: &Change) -> Result<Applied, Failure> {
+    async fn apply_in(
+        &self,
+        cluster: &Cluster,
+        manifest: &Json,
+        change: &Change,
+    ) -> Result<Applied, Failure> {
         let named = self.named(cluster, manifest).await?;
         let (before, after) = (from_value(&change.before)?, from_value(&change.after)?);
         for _ in 0..TRIES {
@@ -204,7 +215,8 @@ impl Apply {
                 },
             }
         }
-        let message = format!("{} changes so often that no write came between; nothing was changed", named.title());
+        let message =
+            format!("{} changes so often that no write came between; nothing was changed", named.title());
         Err(Failure::new(FailureKind::Conflict, message))
     }
 
@@ -218,7 +230,8 @@ impl Apply {
         if !different.is_empty() {
             return Err(drifted(&named, &different));
         }
-        let preconditions = Preconditions { uid: Some(uid(&live)), resource_version: live.metadata.resource_version };
+        let preconditions =
+            Preconditions { uid: Some(uid(&live)), resource_version: live.metadata.resource_version };
         let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
         match named.api(cluster).delete(&named.name, &params).await {
             Ok(_) => Ok(()),

@@ -155,12 +155,11 @@ pub(crate) fn write_failure(error: &kube::Error, doing: &str) -> Failure {
 
 fn of_status(status: &Status, doing: &str) -> Failure {
     let kind = match status.code {
-        401 => FailureKind::Denied,
         // Quotas and namespaces on their way out are told in the words of permissions.
         403 if ["exceeded quota", "being terminated"].iter().any(|text| status.message.contains(text)) => {
             FailureKind::Refused
         }
-        403 => FailureKind::Denied,
+        401 | 403 => FailureKind::Denied,
         409 | 410 | 429 => FailureKind::Conflict,
         500.. if status.reason != "InternalError" && !status.reason.is_empty() => FailureKind::Unreachable,
         _ => FailureKind::Refused,

@@ -97,7 +97,9 @@ impl Cordon {
                 Planned::known(Cordoned { node: self.node.clone(), unschedulable: true, note: note.clone() });
             return Ok(match (foreign, note.as_str()) {
                 (false, _) => planned,
-                (true, "") => planned.note(format!("{} was cordoned by someone who left no note", named.title())),
+                (true, "") => {
+                    planned.note(format!("{} was cordoned by someone who left no note", named.title()))
+                }
                 (true, other) => planned.note(format!("{} was cordoned by `{other}`", named.title())),
             });
         }
@@ -124,7 +126,12 @@ pub(crate) async fn node(cluster: &Cluster, name: &str) -> Result<Named, Failure
 }
 
 /// Makes the change of a node, or takes it back.
-pub(crate) async fn set_node(cluster: &Cluster, name: &str, change: &Change, way: Way) -> Result<(), Failure> {
+pub(crate) async fn set_node(
+    cluster: &Cluster,
+    name: &str,
+    change: &Change,
+    way: Way,
+) -> Result<(), Failure> {
     let named = node(cluster, name).await?;
     set(cluster, &named, change, way).await
 }

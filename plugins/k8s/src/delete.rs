@@ -129,7 +129,8 @@ impl Delete {
             after: farrier_model::Value::Null,
             fingerprint: Some(uid(&object).into()),
         };
-        let planned = Planned::changes(vec![change], Deleted { deleted: true, uid: uid(&object) }).considered(1);
+        let planned =
+            Planned::changes(vec![change], Deleted { deleted: true, uid: uid(&object) }).considered(1);
         Ok(if named.kind.resource.kind == "Namespace" {
             planned.note(format!("everything in the namespace `{}` goes with it", named.name))
         } else {
@@ -158,7 +159,9 @@ impl Delete {
                 Ok(_) => {}
                 Err(error) if status(&error).is_some_and(|status| status.code == 404) => return Ok(done),
                 // The server has compared.
-                Err(error) if status(&error).is_some_and(|status| status.code == 409) => return Err(gone(&named)),
+                Err(error) if status(&error).is_some_and(|status| status.code == 409) => {
+                    return Err(gone(&named));
+                }
                 Err(error) => return Err(write_failure(&error, &format!("cannot delete {}", named.title()))),
             }
         }

@@ -192,7 +192,8 @@ impl Drain {
             )
             .help("`empty_dir: evict` and `unmanaged: evict` let them go all the same"));
         }
-        let evicted = changes.iter().map(|change| going(change).map(|pod| pod.shown())).collect::<Result<_, _>>()?;
+        let evicted =
+            changes.iter().map(|change| going(change).map(|pod| pod.shown())).collect::<Result<_, _>>()?;
         let output = Drained { node: self.node.clone(), evicted, forced: Vec::new(), left };
         let mut planned = Planned::changes(changes, output).unknown("forced").considered(pods.len());
         if !is_cordoned(&object) {
@@ -363,7 +364,8 @@ struct Begun {
 impl Begun {
     fn is_past(&self, now: Timestamp, limit: Duration) -> bool {
         let in_cluster = now.as_millisecond().saturating_sub(self.in_cluster.as_millisecond());
-        self.at.elapsed() >= limit || u128::try_from(in_cluster).is_ok_and(|waited| waited >= limit.as_millis())
+        self.at.elapsed() >= limit
+            || u128::try_from(in_cluster).is_ok_and(|waited| waited >= limit.as_millis())
     }
 }
 

@@ -76,8 +76,7 @@ ready:
 
 impl Get {
     async fn get(&self, cluster: &crate::cluster::Cluster) -> Result<Got, Failure> {
-        let (kind, version, namespace) =
-            (&self.kind, self.api_version.as_deref(), self.namespace.as_deref());
+        let (kind, version, namespace) = (&self.kind, self.api_version.as_deref(), self.namespace.as_deref());
         let named = Named::of(cluster, kind, version, namespace, &self.name).await?;
         let object = match self.missing {
             Missing::Fail => Some(named.get(cluster).await?),

@@ -234,7 +234,11 @@ impl Job {
                 let ended = self.ended(cluster, named).await?;
                 let reason = failed["reason"].as_str().unwrap_or("no reason given");
                 let said = ended.log.trim();
-                let said = if said.is_empty() { String::new() } else { format!(": {}", end_of(said.into(), 1000).0) };
+                let said = if said.is_empty() {
+                    String::new()
+                } else {
+                    format!(": {}", end_of(said.into(), 1000).0)
+                };
                 let message = if reason == "DeadlineExceeded" {
                     format!("{} did not end in {}{said}", named.title(), format_duration(self.deadline.0))
                 } else {

@@ -197,7 +197,8 @@ pub(crate) fn selector(labels: &BTreeMap<String, Value>) -> Result<String, Failu
 
 fn is_key(key: &str) -> bool {
     let (prefix, name) = key.rsplit_once('/').unwrap_or(("", key));
-    let domain = prefix.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.'));
+    let domain =
+        prefix.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.'));
     domain && !name.is_empty() && is_value(name)
 }
 

@@ -113,7 +113,8 @@ pub(crate) fn hide(kind: &str, object: &mut Json) {
         return;
     }
     for field in ["data", "stringData"] {
-        for value in object.get_mut(field).and_then(Json::as_object_mut).into_iter().flat_map(Map::values_mut) {
+        for value in object.get_mut(field).and_then(Json::as_object_mut).into_iter().flat_map(Map::values_mut)
+        {
             *value = Json::Null;
         }
     }
@@ -140,11 +141,16 @@ pub(crate) fn is_ready(kind: &str, object: &Json) -> bool {
         "Deployment" | "StatefulSet" | "ReplicaSet" => {
             let wanted = object.pointer("/spec/replicas").and_then(Json::as_i64).unwrap_or(1);
             let updated = kind == "ReplicaSet" || number("/status/updatedReplicas") >= wanted;
-            observed && updated && number("/status/readyReplicas") >= wanted && number("/status/replicas") == wanted
+            observed
+                && updated
+                && number("/status/readyReplicas") >= wanted
+                && number("/status/replicas") == wanted
         }
         "DaemonSet" => {
             let wanted = number("/status/desiredNumberScheduled");
-            observed && number("/status/updatedNumberScheduled") >= wanted && number("/status/numberReady") >= wanted
+            observed
+                && number("/status/updatedNumberScheduled") >= wanted
+                && number("/status/numberReady") >= wanted
         }
         "Job" => condition("Complete") == Some(true),
         "Node" | "Pod" => condition("Ready") == Some(true),
@@ -213,9 +219,9 @@ impl Named {
 
     /// The object, which must be there.
     pub(crate) async fn get(&self, cluster: &Cluster) -> Result<DynamicObject, Failure> {
-        self.find(cluster).await?.ok_or_else(|| {
-            Failure::new(FailureKind::Refused, format!("there is no {}", self.title()))
-        })
+        self.find(cluster)
+            .await?
+            .ok_or_else(|| Failure::new(FailureKind::Refused, format!("there is no {}", self.title())))
     }
 }
 
@@ -251,7 +257,9 @@ pub(crate) fn without_bookkeeping(object: &Json) -> Json {
         map.shift_remove("status");
     }
     if let Some(metadata) = object.get_mut("metadata").and_then(Json::as_object_mut) {
-        for field in ["managedFields", "resourceVersion", "generation", "uid", "creationTimestamp", "selfLink"] {
+        for field in
+            ["managedFields", "resourceVersion", "generation", "uid", "creationTimestamp", "selfLink"]
+        {
             metadata.shift_remove(field);
         }
     }

@@ -19,6 +19,7 @@ use crate::tied::{MANAGER, Way, only, set, update};
 /// they are as the plan saw them; undo brings them back. The values of secrets are refused.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[expect(clippy::struct_field_names, reason = "authors write these names")]
 pub(crate) struct Patch {
     /// The cluster.
     target: Target<Kubernetes>,
@@ -130,7 +131,8 @@ impl Patch {
     async fn plan_in(&self, cluster: &Cluster, patch: &Json) -> Result<Planned<Patched>, Failure> {
         let named = self.named(cluster).await?;
         let live = named.get(cluster).await?;
-        let params = PatchParams { dry_run: true, field_manager: Some(MANAGER.into()), ..PatchParams::default() };
+        let params =
+            PatchParams { dry_run: true, field_manager: Some(MANAGER.into()), ..PatchParams::default() };
         let body = match self.lists {
             Lists::Merge => Body::Merge(patch),
             Lists::Strategic => Body::Strategic(patch),

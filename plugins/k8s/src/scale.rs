@@ -84,7 +84,8 @@ impl Scale {
     async fn plan_in(&self, cluster: &Cluster) -> Result<Planned<Scaled>, Failure> {
         let named = self.named(cluster).await?;
         let object = named.get(cluster).await?;
-        let Some(now) = to_json(&object)?.pointer("/spec/replicas").and_then(serde_json::Value::as_u64) else {
+        let Some(now) = to_json(&object)?.pointer("/spec/replicas").and_then(serde_json::Value::as_u64)
+        else {
             let message = format!("{} has no number of replicas to set", named.title());
             return Err(Failure::new(FailureKind::Refused, message));
         };

@@ -26,7 +26,12 @@ pub(crate) enum Way {
 }
 
 /// An update of some parts of an object.
-pub(crate) fn update(named: &Named, object: &DynamicObject, before: &Json, after: &Json) -> Result<Change, Failure> {
+pub(crate) fn update(
+    named: &Named,
+    object: &DynamicObject,
+    before: &Json,
+    after: &Json,
+) -> Result<Change, Failure> {
     Ok(Change {
         object: named.title().into(),
         kind: ChangeKind::Update,
@@ -73,7 +78,10 @@ pub(crate) fn same_object(named: &Named, live: &DynamicObject, change: &Change) 
     match &change.fingerprint {
         Some(planned) if **planned != *uid(live) => Err(Failure::new(
             FailureKind::Drift,
-            format!("{} is another object of that name since the plan was made; nothing was changed", named.title()),
+            format!(
+                "{} is another object of that name since the plan was made; nothing was changed",
+                named.title()
+            ),
         )
         .help("plan again")),
         _ => Ok(()),
@@ -90,8 +98,11 @@ pub(crate) fn only(changes: &[Change]) -> Result<&Change, Failure> {
 
 /// The object is gone since the plan.
 pub(crate) fn gone(named: &Named) -> Failure {
-    Failure::new(FailureKind::Drift, format!("{} is gone since the plan was made; nothing was changed", named.title()))
-        .help("plan again")
+    Failure::new(
+        FailureKind::Drift,
+        format!("{} is gone since the plan was made; nothing was changed", named.title()),
+    )
+    .help("plan again")
 }
 
 /// The object is not as planned.

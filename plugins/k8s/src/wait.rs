@@ -130,7 +130,10 @@ impl WaitFor {
     async fn look(&self, cluster: &Cluster, named: &Named) -> Result<Waited, Failure> {
         let object = named.find(cluster).await?;
         let object = object.map(|object| Object::of(&named.kind, &object)).transpose()?;
-        Ok(Waited { found: object.is_some(), ready: object.is_some_and(|object| object.ready && !object.deleting) })
+        Ok(Waited {
+            found: object.is_some(),
+            ready: object.is_some_and(|object| object.ready && !object.deleting),
+        })
     }
 
     fn is_so(&self, now: &Waited) -> bool {

@@ -161,7 +161,7 @@ pub(crate) fn apply(live: &Json, config: &Json, force: bool, writer: Writer<'_>)
                 own.time = time;
             }
             own.fields = wanted;
-            own.api_version = writer.api_version.to_owned();
+            writer.api_version.clone_into(&mut own.api_version);
         }
         None => owners.insert(
             0,
@@ -237,13 +237,17 @@ fn merge(target: &mut Json, config: &Json, path: &mut Vec<String>) {
             }
         }
         (Json::Array(items), Json::Array(config)) => match list(path, By::Apply) {
-            Merge::Atomic => *items = config.clone(),
+            Merge::Atomic => items.clone_from(config),
             Merge::Set => {
                 for value in config {
                     if !items.contains(value) {
                         items.push(value.clone());
                     }
                 }
+            }
+            // What cannot be told apart is one thing.
+            Merge::Keyed(keys) if config.iter().any(|item| item_key(item, keys).is_none()) => {
+                items.clone_from(config);
             }
             Merge::Keyed(keys) => {
                 for value in config {

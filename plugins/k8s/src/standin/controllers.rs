@@ -143,7 +143,7 @@ fn collect(world: &mut World, now: Timestamp) {
         } else if finalizers.contains(&"foregroundDeletion") {
             for (dependent, _) in &dependents {
                 if world.get(dependent).is_some_and(|dependent| !is_deleting(dependent)) {
-                    let _ = delete_at(world, dependent, &Options::default(), now);
+                    let _ = delete_at(world, dependent, &Options::foreground(), now);
                 }
             }
             if dependents.iter().any(|(dependent, _)| world.get(dependent).is_some()) {
@@ -157,7 +157,9 @@ fn collect(world: &mut World, now: Timestamp) {
         if let Some(finalizers) = new["metadata"]["finalizers"].as_array_mut() {
             finalizers.retain(|finalizer| finalizer != done);
         }
-        if no_finalizers(key.kind(), &new) {
+        // A pod's grace goes on.
+        let over = time_at(&new, &["metadata", "deletionTimestamp"]).is_some_and(|until| until <= now);
+        if over && no_finalizers(key.kind(), &new) {
             world.remove(&key, now);
         } else {
             world.put(&key, new, now);
@@ -176,13 +178,11 @@ fn belongs(object: &Json, owner: &Json) -> bool {
     references.into_iter().flatten().any(|reference| reference["uid"] == owner["metadata"]["uid"])
 }
 
-/// Whether a controller acts on it: always, unless the files left it at rest and nobody has changed it.
+/// Whether a controller acts on it: always, unless the files left it at rest and nobody has changed its spec.
 fn is_live(object: &Json) -> bool {
     let generation = object["metadata"]["generation"].as_i64().unwrap_or(1);
-    !is_deleting(object)
-        && (generation > 1
-            || at(object, &["status", "observedGeneration"]).is_some()
-            || object["metadata"].get("managedFields").is_some())
+    let known = ["observedGeneration", "startTime"].iter().any(|field| object["status"].get(field).is_some());
+    !is_deleting(object) && (generation > 1 || known)
 }
 
 fn set_status(world: &mut World, key: &Key, status: Json, now: Timestamp) {
@@ -396,9 +396,9 @@ fn jobs(world: &mut World, now: Timestamp) {
         if job["spec"]["suspend"] == true {
             continue;
         }
-        if at(&job, &["status", "startTime"]).is_none() {
+        if world.get(&pod_key).is_none() && at(&job, &["status", "active"]).is_none() {
             add_pod(world, &key, &job, &name, now);
-            set_status(world, &key, json!({ "startTime": stamp(now), "active": 1 }), now);
+            set_status(world, &key, json!({ "active": 1 }), now);
         }
         let script = [job["metadata"]["annotations"].get(ENDS).cloned()]
             .into_iter()

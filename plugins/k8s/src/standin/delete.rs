@@ -19,6 +19,11 @@ pub(crate) struct Options {
 }
 
 impl Options {
+    /// Dependents go first.
+    pub(crate) fn foreground() -> Options {
+        Options { propagation: Some("Foreground".into()), ..Options::default() }
+    }
+
     /// Reads the options of the body, which may be empty, and of the query.
     pub(crate) fn read(request: &Request, body: &Json) -> Result<Options, Refusal> {
         let of_query = request.number("gracePeriodSeconds")?.map(|seconds| seconds as i64);

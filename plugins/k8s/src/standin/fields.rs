@@ -250,7 +250,7 @@ pub(crate) fn remove_at(object: &mut Json, path: &[Step]) {
                 remove_at(&mut items[at], rest);
             }
         }
-        (Step::Value(value), Json::Array(items)) => items.retain(|item| item.to_string() != *value),
+        (Step::Value(value), Json::Array(items)) => items.retain(|item| *value != item.to_string().as_str()),
         _ => {}
     }
 }

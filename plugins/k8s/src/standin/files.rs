@@ -227,7 +227,7 @@ fn load(object: Json, world: &mut World) -> Result<Key, String> {
 
 fn render(world: &World, key: &Key) -> Result<Option<Document>, Failure> {
     let Some(object) = world.get(key) else { return Ok(None) };
-    Ok(Some(Document { text: yaml(&**object)?, keys: vec![key.clone()], counter: false }))
+    Ok(Some(Document { text: yaml(object)?, keys: vec![key.clone()], counter: false }))
 }
 
 fn counter(revision: u64) -> Result<Document, Failure> {

@@ -10,6 +10,7 @@ use serde_json::{Value as Json, json};
 
 /// One kind of object.
 #[derive(Debug)]
+#[expect(clippy::struct_field_names, reason = "the name of the field in every object")]
 pub(crate) struct Kind {
     pub(crate) group: &'static str,
     pub(crate) version: &'static str,
@@ -120,7 +121,7 @@ impl Kind {
         Ok(unknown)
     }
 
-    fn verbs(&self) -> Json {
+    fn verbs() -> Json {
         let verbs = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
         verbs.into()
     }
@@ -196,7 +197,7 @@ fn resources(group: &str, version: &str) -> Option<Json> {
     for kind in KINDS.iter().filter(|kind| kind.group == group && kind.version == version) {
         resources.push(json!({
             "name": kind.plural, "singularName": kind.kind.to_lowercase(), "namespaced": kind.namespaced,
-            "kind": kind.kind, "verbs": kind.verbs(), "shortNames": kind.short,
+            "kind": kind.kind, "verbs": Kind::verbs(), "shortNames": kind.short,
         }));
         let mut sub = |name: &str, of: Json| {
             let mut resource = json!({

@@ -28,13 +28,13 @@ pub(crate) fn list(path: &[String], by: By) -> Merge {
     let in_pod = |name: &str| matches!(name, "spec");
     let in_container = matches!(name(2), "containers" | "initContainers" | "ephemeralContainers");
     match name(1) {
-        "finalizers" => Merge::Set,
+        "finalizers" | "podCIDRs" => Merge::Set,
         "ownerReferences" => Merge::Keyed(&["uid"]),
         "containers" | "initContainers" | "ephemeralContainers" | "volumes" if in_pod(name(2)) => {
             Merge::Keyed(&["name"])
         }
         "imagePullSecrets" | "secrets" => Merge::Keyed(&["name"]),
-        "hostAliases" => Merge::Keyed(&["ip"]),
+        "hostAliases" | "podIPs" => Merge::Keyed(&["ip"]),
         "topologySpreadConstraints" if by == By::Apply => Merge::Keyed(&["topologyKey", "whenUnsatisfiable"]),
         "topologySpreadConstraints" => Merge::Keyed(&["topologyKey"]),
         "env" if in_container => Merge::Keyed(&["name"]),
@@ -42,10 +42,7 @@ pub(crate) fn list(path: &[String], by: By) -> Merge {
         "ports" if in_container => Merge::Keyed(&["containerPort"]),
         "volumeMounts" if in_container => Merge::Keyed(&["mountPath"]),
         "volumeDevices" if in_container => Merge::Keyed(&["devicePath"]),
-        "conditions" if name(2) == "status" => Merge::Keyed(&["type"]),
-        "addresses" if name(2) == "status" => Merge::Keyed(&["type"]),
-        "podIPs" => Merge::Keyed(&["ip"]),
-        "podCIDRs" => Merge::Set,
+        "conditions" | "addresses" if name(2) == "status" => Merge::Keyed(&["type"]),
         _ => Merge::Atomic,
     }
 }
@@ -56,8 +53,7 @@ pub(crate) fn atomic_map(path: &[String]) -> bool {
     match name(1) {
         "selector" => name(2) == "spec",
         "nodeSelector" | "configMapKeyRef" | "secretKeyRef" | "fieldRef" | "resourceFieldRef"
-        | "secretRef" | "roleRef" | "involvedObject" => true,
-        "ownerReferences" | "imagePullSecrets" => true,
+        | "secretRef" | "roleRef" | "involvedObject" | "ownerReferences" | "imagePullSecrets" => true,
         _ => false,
     }
 }

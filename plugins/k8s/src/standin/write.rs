@@ -9,7 +9,7 @@ use super::meta;
 use super::patch;
 use super::request::{Request, Route};
 use super::status::{Cause, Refusal};
-use super::world::{Key, World, at, is_deleting, text, texts};
+use super::world::{Key, World, at, is_deleting, stamp, text, texts};
 
 /// An answer with a body.
 #[derive(Debug, Clone)]
@@ -80,13 +80,13 @@ pub(crate) fn create_at(
     meta::born(key, &mut object, world.revision + 1, now);
     // A node is registered together with its state; everything else starts without.
     if kind.status && kind.kind != "Node" {
-        let status = if kind.generation { json!({}) } else { Json::Null };
-        object["status"] = status;
-        if object["status"].is_null()
-            && let Some(map) = object.as_object_mut()
-        {
-            map.shift_remove("status");
-        }
+        // The mark by which controllers tell what a client made from what the files hold.
+        let status = match kind.kind {
+            "Deployment" | "ReplicaSet" | "StatefulSet" => Some(json!({ "observedGeneration": 0 })),
+            "Job" => Some(json!({ "startTime": stamp(now) })),
+            _ => kind.generation.then(|| json!({})),
+        };
+        set(&mut object, "status", status);
     }
     meta::default(kind, &mut object);
     if kind.kind == "Job" {
