@@ -166,10 +166,11 @@ impl Drain {
                 left.push(shown);
                 continue;
             }
-            if self.empty_dir == Policy::Fail && keeps_data(&tree) {
+            let decided = pod.metadata.deletion_timestamp.is_some();
+            if !decided && self.empty_dir == Policy::Fail && keeps_data(&tree) {
                 refused.push(format!("`{shown}` keeps data on the node (emptyDir)"));
             }
-            if self.unmanaged == Policy::Fail && controller(&tree).is_none() {
+            if !decided && self.unmanaged == Policy::Fail && controller(&tree).is_none() {
                 refused.push(format!("`{shown}` belongs to nothing that would make it again"));
             }
             changes.push(Change {
@@ -197,7 +198,10 @@ impl Drain {
         let output = Drained { node: self.node.clone(), evicted, forced: Vec::new(), left };
         let mut planned = Planned::changes(changes, output).unknown("forced").considered(pods.len());
         if !is_cordoned(&object) {
-            planned = planned.note(format!("{} still takes new pods; cordon it first", named.title()));
+            planned = planned.note(format!(
+                "{} is not cordoned yet: new pods may come while it is drained",
+                named.title()
+            ));
         }
         Ok(planned)
     }

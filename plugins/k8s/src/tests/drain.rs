@@ -134,7 +134,7 @@ async fn pods_that_come_meanwhile_are_told() {
     let case = place.case(&registry, "k8s.drain", &json!({ "node": node, "pod_grace": "0s" }), &["Pod"]);
     let bound = registry.bind(case.action, &case.input).unwrap();
     let plan = bound.plan(&case.read_cx()).await.unwrap();
-    assert!(plan.notes[0].contains("still takes new pods"), "{:?}", plan.notes);
+    assert!(plan.notes[0].contains("is not cordoned yet"), "{:?}", plan.notes);
     place.pod("late", &node, of("ReplicaSet", "web-1")).await;
     let failure = bound.apply(&WriteCx::after_intent(case.read_cx()), &plan.changes).await.unwrap_err();
     assert_eq!(failure.kind, FailureKind::Drift);
