@@ -1,7 +1,7 @@
-//! Real servers for tests: OpenLDAP, MariaDB and PostgreSQL from the distribution's packages, each on loopback, on a
-//! free port, in a temporary folder; and a proxy that breaks connections on purpose.
+//! Real servers for tests: OpenLDAP, MariaDB and PostgreSQL from the distribution's packages and a Kubernetes API server,
+//! each on loopback, on a free port, in a temporary folder; and a proxy that breaks connections on purpose.
 //!
-//! Read first: [`slapd::Slapd`], [`mariadb::MariaDb`], [`postgres::Postgres`], [`proxy::CutProxy`].
+//! Read first: [`slapd::Slapd`], [`mariadb::MariaDb`], [`postgres::Postgres`], [`kube::KubeApi`], [`proxy::CutProxy`].
 //!
 //! **Rule:** nothing started here outlives the test process, however that ends. Each server runs under a small
 //! supervising shell that waits for the test process to close a pipe; the kernel closes it even after `kill -9`. The
@@ -10,6 +10,7 @@
 //! These helpers are for tests, so they panic with a message that says what to do (a missing package, a server's own
 //! last words) instead of returning errors. Where a caller has to go on, there is a `try_` form.
 
+pub mod kube;
 pub mod mariadb;
 pub mod postgres;
 mod process;
