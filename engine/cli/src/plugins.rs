@@ -13,6 +13,7 @@ pub fn registry() -> Result<ActionRegistry, RegistryError> {
     farrier_plugin_flow::register(&mut registry)?;
     farrier_plugin_host::register(&mut registry)?;
     farrier_plugin_http::register(&mut registry)?;
+    farrier_plugin_k8s::register(&mut registry)?;
     farrier_plugin_ldap::register(&mut registry)?;
     farrier_plugin_mail::register(&mut registry)?;
     farrier_plugin_prometheus::register(&mut registry)?;

@@ -1,8 +1,8 @@
 //! Real servers for tests: OpenLDAP, MariaDB, PostgreSQL, OpenSSH, Prometheus, Alertmanager and Exim from the distribution's
-//! packages, each on loopback, on a free port, in a temporary folder; and a proxy that breaks connections on purpose.
+//! packages, and a Kubernetes API server built from them, each on loopback, on a free port, in a temporary folder; and a proxy that breaks connections on purpose.
 //!
 //! Read first: [`slapd::Slapd`], [`mariadb::MariaDb`], [`postgres::Postgres`], [`sshd::Sshd`],
-//! [`prometheus::Prometheus`], [`exim::Exim`], [`proxy::CutProxy`].
+//! [`prometheus::Prometheus`], [`exim::Exim`], [`kube::KubeApi`], [`proxy::CutProxy`].
 //!
 //! **Rule:** nothing started here outlives the test process, however that ends. Each server runs under a small
 //! supervising shell that waits for the test process to close a pipe; the kernel closes it even after `kill -9`. The
@@ -13,6 +13,7 @@
 
 mod certificates;
 pub mod exim;
+pub mod kube;
 pub mod mariadb;
 pub mod postgres;
 mod process;

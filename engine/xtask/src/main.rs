@@ -4,6 +4,7 @@
 //! The house rules themselves are in `tidy.rs` and `dependencies.rs`.
 
 mod dependencies;
+mod kube;
 mod packages;
 mod parts;
 mod suite;
@@ -34,6 +35,9 @@ enum Chore {
     Tidy,
     /// Write the generated files anew (site/schema).
     Generate,
+    /// The Kubernetes tests against a real API server too; builds one from Debian's sources when there is none, in ten
+    /// minutes.
+    Kube,
     /// The benchmarks, in release mode; arguments are passed on.
     Bench {
         /// Arguments for the benchmark program.
@@ -58,6 +62,7 @@ fn run(chore: &Chore) -> Result<ExitCode> {
     let report = match chore {
         Chore::Test => suite::test(&root),
         Chore::Check => suite::check(&root),
+        Chore::Kube => kube::test(&root),
         Chore::Tidy => suite::house_rules(&root),
         Chore::Generate => {
             suite::generate(&root)?;

@@ -4,11 +4,12 @@ use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use farrier_testkit::kube::{KUBECONFIG_VARIABLE, KubeApi};
 use farrier_testkit::mariadb::{self, MariaDb};
 use farrier_testkit::postgres::{self, Postgres};
 
 use crate::parts::{Counts, Outcome, Report};
-use crate::{dependencies, packages, tidy, tools};
+use crate::{dependencies, kube, packages, tidy, tools};
 
 /// The kinds of files that `farrier schema KIND` describes. The results stand in `site/schema/KIND.json`.
 const SCHEMAS: &[&str] = &["runbook", "environment", "project", "tests"];
@@ -21,6 +22,7 @@ const SIMULATOR_SEEDS: &str = "10000";
 struct Servers {
     mariadb: Option<MariaDb>,
     postgres: Option<Postgres>,
+    kube: Option<KubeApi>,
 }
 
 impl Servers {
@@ -31,6 +33,9 @@ impl Servers {
         }
         if let Some(server) = &self.postgres {
             command.env(postgres::URL_VARIABLE, server.url());
+        }
+        if let Some(server) = &self.kube {
+            command.env(KUBECONFIG_VARIABLE, server.kubeconfig());
         }
         command
     }
@@ -46,6 +51,15 @@ pub(crate) fn test(root: &Path) -> Report {
         servers.mariadb = Some(MariaDb::try_start().context("cannot start MariaDB")?);
         servers.postgres = Some(Postgres::try_start().context("cannot start PostgreSQL")?);
         Ok(Outcome::Passed)
+    });
+    report.run("Kubernetes API server", || {
+        servers.kube = kube::start(root)?;
+        Ok(match (&servers.kube, std::env::var_os(KUBECONFIG_VARIABLE)) {
+            (None, None) => Outcome::NotRun(
+                "plugins/k8s was tested on its stand-in alone; `cargo xtask kube` builds a server".to_owned(),
+            ),
+            _ => Outcome::Passed,
+        })
     });
     let mut counts = Counts::default();
     let has_nextest = tools::has_cargo_command(root, "nextest");
@@ -143,7 +157,7 @@ fn format_and_lint(report: &mut Report, root: &Path) {
     });
 }
 
-fn run_tests(command: &mut Command, counts: &mut Counts) -> Result<Outcome> {
+pub(crate) fn run_tests(command: &mut Command, counts: &mut Counts) -> Result<Outcome> {
     let (found, succeeded) = tools::run_tests(command)?;
     counts.passed += found.passed;
     counts.failed += found.failed;
