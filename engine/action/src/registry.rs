@@ -27,6 +27,9 @@ pub trait BoundAction: Send + Sync {
     fn apply<'a>(&'a self, cx: &'a WriteCx, changes: &'a [Change]) -> BoxFuture<'a, Result<Value, Failure>>;
     /// See [`Action::probe`].
     fn probe<'a>(&'a self, cx: &'a ReadCx, changes: &'a [Change]) -> BoxFuture<'a, Result<Probe, Failure>>;
+    /// The output of an effect that a probe found done: what a plan returns now, with fields that a next effect would
+    /// change as they are.
+    fn output_now<'a>(&'a self, cx: &'a ReadCx) -> BoxFuture<'a, Result<Value, Failure>>;
     /// See [`Action::undo`].
     fn undo<'a>(&'a self, cx: &'a WriteCx, changes: &'a [Change]) -> BoxFuture<'a, Result<(), Failure>>;
 }
@@ -46,6 +49,16 @@ impl<A: Action> BoundAction for A {
     }
     fn probe<'a>(&'a self, cx: &'a ReadCx, changes: &'a [Change]) -> BoxFuture<'a, Result<Probe, Failure>> {
         Action::probe(self, cx, changes).boxed()
+    }
+    fn output_now<'a>(&'a self, cx: &'a ReadCx) -> BoxFuture<'a, Result<Value, Failure>> {
+        async move {
+            let planned = Action::plan(self, cx).await?;
+            let output = planned.output.map(|output| Value::of(&output)).transpose();
+            output.map(Option::unwrap_or_default).map_err(|error| {
+                Failure::new(FailureKind::Internal, format!("the output is not a value: {error}"))
+            })
+        }
+        .boxed()
     }
     fn undo<'a>(&'a self, cx: &'a WriteCx, changes: &'a [Change]) -> BoxFuture<'a, Result<(), Failure>> {
         Action::undo(self, cx, changes).boxed()

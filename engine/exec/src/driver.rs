@@ -545,13 +545,12 @@ impl Driver {
             inputs.extend(halt_input(&halt.borrow_and_update()));
         }
         loop {
-            let counting = match rates.is_empty() {
-                true => None,
-                false => {
-                    let guard = self.rates.lock().await;
-                    run.memory.rates = self.count_rates(&rates).await?;
-                    Some(guard)
-                }
+            let counting = if rates.is_empty() {
+                None
+            } else {
+                let guard = self.rates.lock().await;
+                run.memory.rates = self.count_rates(&rates).await?;
+                Some(guard)
             };
             let Decision { events, work, give_up, wake, barrier, over, taken, tickets, cancel } = run
                 .decide(std::mem::take(&mut inputs), self.clock.now(), limits)

@@ -6,7 +6,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use farrier_action::{ActionRegistry, BoundAction, NodeInfo, Planned, ReadCx, Targets, WriteCx};
+use farrier_action::{ActionRegistry, BoundAction, NodeInfo, Planned, Probe, ReadCx, Targets, WriteCx};
 use farrier_model::expr::Template;
 use farrier_model::{Change, Effect, Failure, FailureKind, Fidelity, NodeName, RunId, Scope, Value};
 use farrier_runbook::graph::{Graph, Step, Undo, Uses, Verify};
@@ -119,7 +119,7 @@ impl Task<'_> {
             (_, WorkKind::Rehearse) => {
                 self.failed(Failure::new(FailureKind::Internal, "it was answered above"))
             }
-            (Uses::Runbook { .. }, WorkKind::Probe(_)) => Report::Probed(Ok(farrier_action::Probe::Unknown)),
+            (Uses::Runbook { .. }, WorkKind::Probe(_)) => Report::Probed(Ok((Probe::Unknown, Value::Null))),
             (Uses::Action { name, .. }, WorkKind::Plan { look_once }) => {
                 Report::Planned(match self.bind(name, inputs) {
                     Ok(action) => self.plan(&*action, *look_once).await,
@@ -143,7 +143,7 @@ impl Task<'_> {
             }
             (Uses::Action { name, .. }, WorkKind::Probe(planned)) => {
                 Report::Probed(match self.bind(name, inputs) {
-                    Ok(action) => self.still(action.probe(&self.read_cx(), &planned.changes)).await,
+                    Ok(action) => self.still(self.probe(&*action, &planned.changes)).await,
                     Err(failure) => Err(failure),
                 })
             }
@@ -322,6 +322,14 @@ impl Task<'_> {
             }
             let rest = verify.within.saturating_sub(begun.elapsed());
             tokio::time::sleep(verify.every.min(rest).max(Duration::from_millis(1))).await;
+        }
+    }
+
+    async fn probe(&self, action: &dyn BoundAction, changes: &[Change]) -> Result<(Probe, Value), Failure> {
+        let cx = self.read_cx();
+        match action.probe(&cx, changes).await? {
+            Probe::Applied => Ok((Probe::Applied, action.output_now(&cx).await?)),
+            other => Ok((other, Value::Null)),
         }
     }
 

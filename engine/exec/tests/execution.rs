@@ -509,3 +509,26 @@ steps:
     assert_eq!(ended.state, RunState::Failed);
     assert_eq!(ended.failure.unwrap().kind, FailureKind::Timeout);
 }
+
+/// A crash after a probed effect: the steps below see its output as if its answer had come.
+#[tokio::test]
+async fn an_effect_that_a_probe_found_done_has_its_output() {
+    let mut bench = Bench::new("probed_output");
+    let rest = "steps:
+  boot: { uses: fake.probed, with: { target: world, object: boot, value: 2 }, undo: none }
+  note: { uses: fake.set, with: { target: world, object: note, value: \"${ steps.boot.value }\" }, undo: none }
+";
+    let start = bench.start(&[runbook("probed_output", "recoverable", rest)], Value::map::<&str>([]));
+    bench.world.state.lock().unwrap().die_at_effect = Some((1, true));
+    let world = bench.world.clone();
+    tokio::select! {
+        _ = bench.run(&start) => panic!("the run ended although its process died"),
+        () = world.died() => {}
+    }
+    bench.store = bench.store.restart();
+    bench.world.state.lock().unwrap().dead = false;
+    let run = bench.store.runs(farrier_store::RunFilter::default()).await.unwrap()[0].id;
+    let ended = bench.driver().resume(run, &start, &farrier_exec::driver::ProceedAlways, &[]).await.unwrap();
+    assert_eq!(ended.state, RunState::Succeeded, "{:?}", ended.failure);
+    assert_eq!(bench.world.state().objects["note"], Value::Int(2));
+}

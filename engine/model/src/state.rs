@@ -146,17 +146,13 @@ impl NodeState {
         use NodeState as S;
         match (self, event) {
             (S::Pending, E::Expanded { .. }) => Ok(S::Pending),
-            (S::Pending, E::Skipped { .. }) => Ok(S::Skipped),
+            // Its condition is false, or the run was over before what it waited for.
+            (S::Pending | S::Waiting, E::Skipped { .. }) => Ok(S::Skipped),
             (S::Pending, E::Blocked { .. }) => Ok(S::Blocked),
             (S::Pending | S::Retryable | S::InDoubt, E::Intent { .. }) => Ok(S::Running),
-            // A child run that was waited for has ended, and what follows is checked.
-            (S::Running | S::InDoubt | S::Waiting, E::Applied { .. }) => Ok(S::Waiting),
             // A step that waits has no effect; one that starts a child run has its intent, and waits for the child's end.
-            (S::Pending | S::Retryable | S::Running | S::Waiting, E::WaitBegan { .. }) => Ok(S::Waiting),
-            // The run was over before what it waited for.
-            (S::Waiting, E::Skipped { .. }) => Ok(S::Skipped),
-            // A child run that waited is taken up again.
-            (S::Waiting, E::InDoubt { .. }) => Ok(S::InDoubt),
+            (S::Running | S::InDoubt | S::Waiting, E::Applied { .. })
+            | (S::Pending | S::Retryable | S::Running | S::Waiting, E::WaitBegan { .. }) => Ok(S::Waiting),
             // A step that changes nothing has no intent: its outcome is its only event.
             (S::Pending | S::Retryable | S::Running | S::Waiting | S::InDoubt, E::Succeeded { .. }) => {
                 Ok(S::Succeeded)
@@ -165,7 +161,7 @@ impl NodeState {
                 S::Pending | S::Retryable | S::Running | S::Waiting | S::InDoubt,
                 E::Failed { retry_at, .. },
             ) => Ok(if retry_at.is_some() { S::Retryable } else { S::Failed }),
-            (S::Running, E::InDoubt { .. }) => Ok(S::InDoubt),
+            (S::Running | S::Waiting, E::InDoubt { .. }) => Ok(S::InDoubt),
             (S::InDoubt, E::NotApplied { .. }) => Ok(S::Retryable),
             // A failed step may have applied its effect, or a part of it, so it can be undone as well.
             (S::Succeeded | S::Failed | S::Undoing, E::UndoIntent { .. }) => Ok(S::Undoing),

@@ -118,7 +118,7 @@ impl Head {
                     head.state = RunState::Waiting;
                     head.owner = None;
                     head.lease_until = None;
-                    head.not_before = until.map(|at| at.as_millisecond());
+                    head.not_before = until.map(farrier_model::time::Timestamp::as_millisecond);
                 }
                 Event::Finished { state, failure, .. } => {
                     finished = Some(*state);
@@ -245,16 +245,13 @@ pub(crate) fn asides(events: &[Event]) -> Vec<Aside> {
 /// Which of the tickets of one lock are granted next: first come, first served, and nobody is overtaken. `line` is in
 /// the order of numbers: whether it is held, and how many may hold it at once.
 pub(crate) fn grants(line: &[(bool, u32)]) -> Vec<usize> {
-    let mut held = line.iter().filter(|(held, _)| *held).count();
-    let mut granted = Vec::new();
-    for (at, (_, capacity)) in line.iter().enumerate().filter(|(_, (held, _))| !held) {
-        if held >= *capacity as usize {
-            break;
-        }
-        held += 1;
-        granted.push(at);
-    }
-    granted
+    let held = line.iter().filter(|(held, _)| *held).count();
+    let waiting = line.iter().enumerate().filter(|(_, (held, _))| !held);
+    waiting
+        .zip(held..)
+        .take_while(|((_, (_, capacity)), holders)| *holders < *capacity as usize)
+        .map(|((at, _), _)| at)
+        .collect()
 }
 
 /// What the journal refuses to hold twice: a node's success, and a node's intent under one attempt.

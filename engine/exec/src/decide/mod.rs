@@ -103,8 +103,8 @@ pub enum Report {
     Applied(Result<Value, Failure>),
     /// The checks after an apply; the output as last seen, and why the run is over, if it is.
     Verified(Result<(Value, Option<String>), Failure>),
-    /// A probe.
-    Probed(Result<Probe, Failure>),
+    /// A probe, and the output of an effect that it found done.
+    Probed(Result<(Probe, Value), Failure>),
     /// An undo.
     Undone(Result<(), Failure>),
     /// A child run waits for a person.
@@ -312,7 +312,7 @@ impl Decider<'_> {
             if !self.run.memory.dirty.is_empty() {
                 continue;
             }
-            if self.run.memory.active > 0 || self.something_waits()? {
+            if self.run.memory.active > 0 || self.something_waits() {
                 break;
             }
             if !self.run.memory.dirty.is_empty() {

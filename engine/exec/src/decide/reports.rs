@@ -44,17 +44,17 @@ impl Decider<'_> {
                 self.finish_early(node, finish)
             }
             Report::Applied(Err(failure)) | Report::Verified(Err(failure)) => self.fail(node, failure, true),
-            Report::Probed(Ok(Probe::Applied)) => {
+            Report::Probed(Ok((Probe::Applied, output))) => {
                 let attempt = self.run.node(node).attempt;
                 self.run.memory.dirty.insert(node);
-                self.emit_node(node, attempt, NodeEvent::Applied { output: Value::Null })
+                self.emit_node(node, attempt, NodeEvent::Applied { output })
             }
-            Report::Probed(Ok(Probe::NotApplied)) => {
+            Report::Probed(Ok((Probe::NotApplied, _))) => {
                 let attempt = self.run.node(node).attempt;
                 self.run.memory.dirty.insert(node);
                 self.emit_node(node, attempt, NodeEvent::NotApplied { by: "probe".into() })
             }
-            Report::Probed(Ok(Probe::Unknown)) => self.park_in_doubt(node, "its probe cannot tell"),
+            Report::Probed(Ok((Probe::Unknown, _))) => self.park_in_doubt(node, "its probe cannot tell"),
             Report::Probed(Err(failure)) => self.park_in_doubt(node, &format!("its probe failed: {failure}")),
             Report::Undone(Ok(())) => {
                 let attempt = self.run.node(node).attempt;

@@ -150,7 +150,7 @@ impl Decider<'_> {
 
     /// Whether a moment, an answer, a lock or a child run has to come before anything else can happen. Nodes that
     /// waited in vain, because the run stops, are looked at.
-    pub(super) fn something_waits(&mut self) -> Step<bool> {
+    pub(super) fn something_waits(&mut self) -> bool {
         if self.run.stopping() {
             let vain: Vec<NodeRef> = self
                 .run
@@ -162,16 +162,12 @@ impl Decider<'_> {
                 .filter(|node| !matches!(self.run.node(*node).wait, Some(Wait::Child { .. })))
                 .collect();
             self.run.memory.dirty.extend(vain.iter().copied());
-            if !vain.is_empty() {
-                return Ok(false);
-            }
-            return Ok(!self.run.memory.waiting.is_empty());
+            return vain.is_empty() && !self.run.memory.waiting.is_empty();
         }
         let open = !self.run.writes_allowed && self.waits_for_approval();
-        Ok(open
-            || !self.run.memory.timers.is_empty()
+        open || !self.run.memory.timers.is_empty()
             || !self.run.memory.waiting.is_empty()
-            || self.run.locks.values().any(|lock| lock.fence.is_none()))
+            || self.run.locks.values().any(|lock| lock.fence.is_none())
     }
 
     /// Nothing can begin now: when to look again, and whether to let go until then.
