@@ -21,7 +21,7 @@ use std::time::Duration;
 use common::{Bench, runbook};
 use farrier_exec::driver::{ProceedAlways, Start, Unobserved};
 use farrier_exec::{Driver, Halt, Run};
-use farrier_model::{Entry, Event, NodeEvent, NodeState, RunId, RunState, Text, Value};
+use farrier_model::{Ask, Entry, Event, NodeEvent, NodeState, RunId, RunState, Text, Value};
 use farrier_runbook::Bundle;
 use farrier_store::{RunFilter, Store as _};
 
@@ -38,6 +38,8 @@ enum Fate {
     GuardAccepted,
     /// A person cancels it after its first effect.
     Cancelled,
+    /// It waits again and again: for a signal, for two approvals, and for a time.
+    Answered,
 }
 
 struct Shape {
@@ -106,7 +108,7 @@ outputs: { made: \"${ steps.make.value }\" }
             ..shape("in_doubt_applied", Fate::DiesInEffect { after: true }, RunState::Succeeded, once)
         },
         shape(
-            "in_doubt_probed",
+            "in_doubt_probed_output",
             Fate::DiesInEffect { after: true },
             RunState::Succeeded,
             "steps:
@@ -175,6 +177,21 @@ outputs: { made: \"${ steps.call.made }\" }
 ",
         ),
         shape(
+            "answered",
+            Fate::Answered,
+            RunState::Succeeded,
+            "signals: [{ name: go_on, who: [ada], then: continue }]
+locks: [{ name: nodes, wait: 2h }]
+steps:
+  first: { uses: fake.set, with: { target: world, object: old, value: changed }, undo: restore }
+  called: { uses: flow.wait, needs: [first], with: { for: 40d, signal: go_on } }
+  sure: { uses: flow.approval, needs: [called], with: { who: [ada, grace], count: 2, within: 3d } }
+  pause: { uses: flow.wait, needs: [sure], with: { for: 1h } }
+  last: { uses: fake.set, needs: [pause], lock: { name: catalogue }, with: { target: world, object: new, value: v }, undo: restore }
+outputs: { called_by: \"${ steps.called.sent_by }\", approved_by: \"${ steps.sure.approved_by }\" }
+",
+        ),
+        shape(
             "cancelled",
             Fate::Cancelled,
             RunState::Cancelled,
@@ -240,6 +257,28 @@ async fn record(shape: &Shape) -> Recorded {
             let parked = bench.run(&start).await.unwrap();
             let guard = parked.guard.clone().unwrap();
             bench.driver().resume(parked.run, &start, &ProceedAlways, &[guard]).await.unwrap()
+        }
+        Fate::Answered => {
+            bench.options.patience = Duration::ZERO;
+            let waits = bench.run(&start).await.unwrap();
+            assert_eq!(waits.state, RunState::Waiting, "{waits:?}");
+            let (id, driver) = (waits.run, bench.driver());
+            driver.ask(id, "mallory", Ask::Signal { name: "go_on".into(), reason: None }).await.unwrap();
+            driver
+                .ask(id, "ada", Ask::Signal { name: "go_on".into(), reason: Some("now".into()) })
+                .await
+                .unwrap();
+            driver.resume(id, &start, &ProceedAlways, &[]).await.unwrap();
+            let journal = bench.store.journal(id).await.unwrap();
+            let run = Run::replay(id, start.bundle.graph().clone(), &journal).unwrap();
+            let (subject, asked) = run.approvals.first_key_value().unwrap();
+            for by in ["ada", "grace"] {
+                let (subject, digest) = (subject.clone(), asked.plan.digest);
+                driver.ask(id, by, Ask::Approve { subject, digest, reason: None }).await.unwrap();
+            }
+            driver.resume(id, &start, &ProceedAlways, &[]).await.unwrap();
+            tokio::time::sleep(Duration::from_secs(3601)).await;
+            driver.resume(id, &start, &ProceedAlways, &[]).await.unwrap()
         }
         Fate::Cancelled => {
             let (cancel, wishes) = tokio::sync::watch::channel(Halt::No);
