@@ -177,7 +177,8 @@ pub(super) struct Signal {
     /// The run, by the beginning of its id.
     run: String,
     /// One of the runbook's signals.
-    signal: String,
+    #[arg(value_name = "SIGNAL")]
+    name: String,
     /// In your words; kept in the journal.
     #[arg(long)]
     reason: Option<String>,
@@ -186,9 +187,9 @@ pub(super) struct Signal {
 impl Signal {
     pub(super) async fn run(&self, app: &App) -> Result<Exit, Problem> {
         let asked = Asked::open(app, &self.run).await?;
-        let ask = Ask::Signal { name: self.signal.as_str().into(), reason: self.reason.clone() };
+        let ask = Ask::Signal { name: self.name.as_str().into(), reason: self.reason.clone() };
         let (_, short) = asked.tell(app, ask).await?;
-        render::line(&format!("signal `{}` was accepted", self.signal))?;
+        render::line(&format!("signal `{}` was accepted", self.name))?;
         eprintln!("next: farrier resume {short}");
         Ok(Exit::Ok)
     }

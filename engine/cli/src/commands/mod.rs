@@ -334,18 +334,17 @@ impl Problem {
             | Problem::Inputs { .. }
             | Problem::Usage(_)
             | Problem::NoRun(_)
-            | Problem::AmbiguousRun(_) => Exit::Usage,
+            | Problem::AmbiguousRun(_)
+            | Problem::Refused(Refusal::Now(_)) => Exit::Usage,
             Problem::Targets { .. } | Problem::Mistakes(_) | Problem::BadPlan { .. } => Exit::Invalid,
             Problem::NotYet(_) | Problem::File { .. } | Problem::Unwritable { .. } | Problem::Other(_) => {
                 Exit::Error
             }
-            Problem::PlanGone { .. } => Exit::PlanGone,
+            Problem::PlanGone { .. } | Problem::Store(StoreError::PlanUsed { .. }) => Exit::PlanGone,
             Problem::Drift { .. } => Exit::Drift,
             Problem::Refused(Refusal::Person(_)) => Exit::NotAllowed,
-            Problem::Refused(Refusal::Now(_)) => Exit::Usage,
             Problem::Store(StoreError::Busy { .. } | StoreError::Owned { .. }) => Exit::StoreBusy,
             Problem::Store(StoreError::KeyTaken { .. }) => Exit::LockBusy,
-            Problem::Store(StoreError::PlanUsed { .. }) => Exit::PlanGone,
             Problem::Store(StoreError::Fatal { .. }) => Exit::StoreFailed,
             Problem::Store(_) => Exit::Store,
             Problem::Driver(error) => match error {
