@@ -6,6 +6,7 @@
 #![allow(unreachable_pub, reason = "a binary has no callers; `pub` says what a module offers to the others")]
 
 mod check;
+mod durable;
 mod engine;
 mod processes;
 mod report;
@@ -29,6 +30,9 @@ struct Arguments {
     /// How often each measurement is repeated; the report gives the median and the worst.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
+    /// How many runs wait.
+    #[arg(long, default_value_t = 1_000_000)]
+    sleepers: usize,
     /// A Python with the packages of benches/peer/requirements.txt, for the comparison with a plain script.
     #[arg(long, default_value = "python3")]
     python: String,
@@ -38,6 +42,10 @@ struct Arguments {
 enum Group {
     /// No-op steps on SQLite: what the engine costs.
     Engine,
+    /// Appends to the journal, resuming, and runbook tests.
+    Durable,
+    /// A store full of runs that wait, under `farrier serve`.
+    Waiting,
     /// Ten thousand processes, against ninja and make.
     Processes,
     /// Checking many runbooks; starting the program.
@@ -56,6 +64,13 @@ fn main() -> Result<()> {
     let mut report = Report::new(arguments.rounds);
     if wants(Group::Engine) {
         engine::measure(&mut report)?;
+    }
+    if wants(Group::Durable) {
+        durable::appends(&mut report)?;
+        durable::cases(&mut report, &binary)?;
+    }
+    if wants(Group::Waiting) {
+        durable::waiting(&mut report, &binary, arguments.sleepers)?;
     }
     if wants(Group::Processes) {
         processes::measure(&mut report, &binary)?;
