@@ -319,7 +319,7 @@ fn finished(runtime: &tokio::runtime::Runtime, dir: &Path) -> Result<usize> {
 
 /// From the process's start to the first claim; how late each due run was taken up, sorted; and how many were taken up
 /// before one whose moment was earlier.
-async fn claims(dir: &PathBuf, started: Timestamp) -> Result<(Duration, Vec<Duration>, usize)> {
+async fn claims(dir: &Path, started: Timestamp) -> Result<(Duration, Vec<Duration>, usize)> {
     let store = SqliteStore::open(dir, OpenOptions::read_only()).await?;
     let filter = RunFilter { states: vec![RunState::Succeeded], ..RunFilter::default() };
     let (mut first, mut taken) = (None::<Timestamp>, Vec::new());

@@ -9,9 +9,9 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 use common::*;
-use farrier_model::{Digest, Event, NodeEvent, RunState, Text, Value};
+use farrier_model::{Ask, BoundPlan, Digest, Event, NodeEvent, NodeName, Request, RunState, Text, Value};
 use farrier_store::{
-    Batch, Claim, MemoryStore, OpenOptions, RunFilter, SqliteStore, Store, StoreError, fsck,
+    Batch, Claim, Executed, MemoryStore, OpenOptions, RunFilter, SqliteStore, Store, StoreError, fsck,
 };
 
 enum Backing {
@@ -118,6 +118,15 @@ behaviours! {
     runs_are_listed_newest_first_and_filtered
     bundles_are_kept_by_digest
     unknown_runs_are_errors
+    a_suspended_run_is_a_row_with_a_moment
+    requests_wait_for_the_owner_and_make_a_waiting_run_due
+    what_comes_while_a_run_lets_go_is_not_slept_over
+    locks_are_lines_of_tickets
+    a_lock_is_given_back_with_the_end_of_its_run
+    the_end_of_a_child_makes_its_parent_due
+    one_run_per_key_is_alive
+    a_saved_plan_is_carried_out_once
+    executions_are_counted_over_time
 }
 
 /// Guards G1: a trigger that repeats itself must not start two runs. Mechanism: the run id is the primary key.
@@ -511,4 +520,252 @@ async fn unknown_runs_are_errors(world: &mut World) {
     assert_eq!(world.store().journal_after(run, 3).await.unwrap_err(), missing);
     assert_eq!(world.store().audit(run).await.unwrap_err(), missing);
     assert_eq!(world.store().run(run).await.unwrap(), None);
+}
+
+fn suspended(world: &World, after_ms: Option<i64>) -> Event {
+    let until = after_ms.map(|ms| world.clock.at(ms));
+    Event::Suspended { until, reason: "step `pause` waits".into() }
+}
+
+/// Lets go of a claimed run until `after_ms` from the clock's start.
+async fn suspend(world: &World, claim: &Claim, after_ms: Option<i64>) {
+    let event = suspended(world, after_ms);
+    world.store().append(claim, vec![event], Some(RunState::Waiting)).await.unwrap();
+}
+
+fn request(number: u128, by: &str) -> Request {
+    let at = farrier_model::time::Timestamp::from_millisecond(1_800_000_000_000).unwrap();
+    Request {
+        id: uuid::Uuid::from_u128(number),
+        at,
+        by: by.into(),
+        ask: Ask::Cancel { undo: false, reason: None },
+    }
+}
+
+async fn due(world: &mut World) -> Vec<String> {
+    let due = world.store().due(10).await.unwrap();
+    let titles = due.runs.iter().map(|row| row.title.to_string()).collect();
+    world.saw(due);
+    titles
+}
+
+/// A waiting run has no owner and no lease; it is found when its moment has come, the longest due first.
+async fn a_suspended_run_is_a_row_with_a_moment(world: &mut World) {
+    for (number, after) in [(1, Some(3_000)), (2, Some(1_000)), (3, None)] {
+        let claim = world.create_and_claim(number).await;
+        let two = vec![suspended(world, after), succeeded("a", 1)];
+        let refused = world.store().append(&claim, two, None).await.unwrap_err();
+        assert!(matches!(refused, StoreError::Invalid { .. }), "nothing follows it in its batch");
+        suspend(world, &claim, after).await;
+        let row = world.store().run(run_id(number)).await.unwrap().unwrap();
+        assert_eq!((row.state, row.owner.as_ref(), row.lease_until), (RunState::Waiting, None, None));
+        let late = world.store().append(&claim, vec![succeeded("a", 1)], None).await.unwrap_err();
+        assert!(matches!(late, StoreError::Fenced { .. }), "{late}");
+    }
+    assert_eq!(due(world).await, [""; 0]);
+    world.clock.advance_ms(5_000);
+    assert_eq!(due(world).await, ["sweep 2", "sweep 1"]);
+    let claim = world.store().claim(run_id(2), "host:2").await.unwrap();
+    assert_eq!(due(world).await, ["sweep 1"], "who is claimed is not due");
+    world.store().release(&claim).await.unwrap();
+    assert_eq!(due(world).await, ["sweep 1", "sweep 2"], "who was let go without an end is");
+    world.restart().await;
+    world.create_and_claim(4).await;
+    assert_eq!(due(world).await, ["sweep 1", "sweep 2"]);
+    world.restart().await;
+    assert_eq!(due(world).await, ["sweep 1", "sweep 2", "sweep 4"], "an owner that died is no owner");
+    for number in 1..=4 {
+        world.look(number).await;
+    }
+}
+
+/// K16: what was asked while nobody worked on the run is found by whoever takes it up, and once.
+async fn requests_wait_for_the_owner_and_make_a_waiting_run_due(world: &mut World) {
+    let claim = world.create_and_claim(1).await;
+    suspend(world, &claim, None).await;
+    world.store().request(run_id(1), request(7, "ada")).await.unwrap();
+    world.store().request(run_id(1), request(7, "ada")).await.unwrap();
+    world.store().request(run_id(1), request(8, "grace")).await.unwrap();
+    assert_eq!(due(world).await, ["sweep 1"]);
+    world.restart().await;
+    let open = world.store().requests(run_id(1)).await.unwrap();
+    assert_eq!(open.iter().map(|request| &*request.by).collect::<Vec<_>>(), ["ada", "grace"]);
+    let claim = world.store().claim(run_id(1), "host:2").await.unwrap();
+    let answer = Event::CancelRequested { by: "ada".into(), undo: false, reason: None };
+    let batch = Batch::new(vec![answer], None).taking(vec![open[0].id]);
+    world.store().append_batch(&claim, batch.clone()).await.unwrap();
+    world.store().append_batch(&claim, batch).await.unwrap();
+    let open = world.store().requests(run_id(1)).await.unwrap();
+    assert_eq!(open.len(), 1, "one is answered, the other is still open");
+    world.saw(open);
+    world
+        .store()
+        .append(&claim, vec![finished(RunState::Cancelled)], Some(RunState::Cancelled))
+        .await
+        .unwrap();
+    let late = world.store().request(run_id(1), request(9, "ada")).await.unwrap_err();
+    assert!(matches!(late, StoreError::Final { .. }));
+    world.saw((late, world.store().requests(run_id(1)).await.unwrap()));
+}
+
+async fn what_comes_while_a_run_lets_go_is_not_slept_over(world: &mut World) {
+    let claim = world.create_and_claim(1).await;
+    world.store().request(run_id(1), request(1, "ada")).await.unwrap();
+    suspend(world, &claim, None).await;
+    assert_eq!(due(world).await, ["sweep 1"], "it lets go without having seen the request");
+    world.look(1).await;
+}
+
+fn lock_asked(lock: &str, node: Option<&str>, capacity: u32) -> Event {
+    let node = node.map(NodeName::step);
+    Event::LockAsked { lock: lock.into(), node, capacity, until: None }
+}
+
+async fn line(world: &mut World) -> Vec<(String, bool)> {
+    let tickets = world.store().tickets(None).await.unwrap();
+    let line = tickets.iter().map(|ticket| (ticket.run.to_string(), ticket.held_since.is_some())).collect();
+    world.saw(tickets);
+    line
+}
+
+/// First come, first served; asking twice keeps the place; numbers only grow.
+async fn locks_are_lines_of_tickets(world: &mut World) {
+    let mut claims = Vec::new();
+    for number in 1..=3 {
+        let claim = world.create_and_claim(number).await;
+        for _ in 0..2 {
+            world.store().append(&claim, vec![lock_asked("nodes", None, 1)], None).await.unwrap();
+        }
+        claims.push(claim);
+        world.clock.advance_ms(10);
+    }
+    let of = |number| run_id(number).to_string();
+    assert_eq!(line(world).await, [(of(1), true), (of(2), false), (of(3), false)]);
+    suspend(world, &claims[1], None).await;
+    suspend(world, &claims[2], None).await;
+    assert_eq!(due(world).await, [""; 0]);
+    let released = Event::LockReleased { lock: "nodes".into(), node: None };
+    world.store().append(&claims[0], vec![released], None).await.unwrap();
+    assert_eq!(line(world).await, [(of(2), true), (of(3), false)]);
+    assert_eq!(due(world).await, ["sweep 2"], "who is next in line is due, and nobody else");
+    world.store().append(&claims[0], vec![lock_asked("nodes", None, 1)], None).await.unwrap();
+    assert_eq!(line(world).await, [(of(2), true), (of(3), false), (of(1), false)]);
+    let numbers: Vec<i64> =
+        world.store().tickets(None).await.unwrap().iter().map(|ticket| ticket.number).collect();
+    assert_eq!(numbers, [2, 3, 4], "a place is never used again");
+    // Nodes of one run stand in line for themselves; another lock is another line.
+    let two = vec![
+        lock_asked("rows", Some("a"), 2),
+        lock_asked("rows", Some("b"), 2),
+        lock_asked("rows", Some("c"), 2),
+    ];
+    world.store().append(&claims[0], two, None).await.unwrap();
+    let own = world.store().tickets(Some(run_id(1))).await.unwrap();
+    let held: Vec<bool> = own.iter().map(|ticket| ticket.held_since.is_some()).collect();
+    assert_eq!(held, [false, true, true, false]);
+    world.restart().await;
+    line(world).await;
+}
+
+async fn a_lock_is_given_back_with_the_end_of_its_run(world: &mut World) {
+    let first = world.create_and_claim(1).await;
+    let second = world.create_and_claim(2).await;
+    world.store().append(&first, vec![lock_asked("nodes", None, 1)], None).await.unwrap();
+    world.store().append(&second, vec![lock_asked("nodes", None, 1)], None).await.unwrap();
+    // The first ends before the second has let go: the lock that came meanwhile is not slept over.
+    world
+        .store()
+        .append(&first, vec![finished(RunState::Succeeded)], Some(RunState::Succeeded))
+        .await
+        .unwrap();
+    suspend(world, &second, None).await;
+    assert_eq!(line(world).await, [(run_id(2).to_string(), true)]);
+    assert_eq!(due(world).await, ["sweep 2"]);
+    let second = world.store().claim(run_id(2), "host:2").await.unwrap();
+    let taken = Event::LockTaken { lock: "nodes".into(), node: None, fence: 2 };
+    world.store().append(&second, vec![taken], None).await.unwrap();
+    suspend(world, &second, None).await;
+    assert_eq!(due(world).await, [""; 0], "what it knows of does not wake it again");
+    world.look(2).await;
+}
+
+async fn the_end_of_a_child_makes_its_parent_due(world: &mut World) {
+    for (child, end) in [(2, finished(RunState::Succeeded)), (3, parked("step `a`"))] {
+        // A child that ended in the moment in which its parent was taken up counts as news.
+        world.clock.advance_ms(10);
+        let mut new = new_run(child);
+        new.parent = Some(run_id(1));
+        world.store().create_run(new_run(1)).await.unwrap();
+        world.store().create_run(new).await.unwrap();
+        let parent = world.store().claim(run_id(1), "host:1").await.unwrap();
+        let claim = world.store().claim(run_id(child), "host:1").await.unwrap();
+        world.clock.advance_ms(10);
+        suspend(world, &parent, None).await;
+        assert!(!due(world).await.contains(&"sweep 1".to_owned()));
+        world.store().append(&claim, vec![end], None).await.unwrap();
+        world.store().release(&claim).await.unwrap();
+        assert_eq!(due(world).await, ["sweep 1"]);
+    }
+    world.look(1).await;
+}
+
+async fn one_run_per_key_is_alive(world: &mut World) {
+    let keyed = |number, key: &str| {
+        let mut new = new_run(number);
+        new.live_key = Some(key.into());
+        new
+    };
+    assert!(world.store().create_run(keyed(1, "a")).await.unwrap());
+    assert!(world.store().create_run(keyed(2, "b")).await.unwrap());
+    let refused = world.store().create_run(keyed(3, "a")).await.unwrap_err();
+    assert_eq!(refused, StoreError::KeyTaken { run: run_id(1), key: "a".into() });
+    assert_eq!(world.store().run(run_id(3)).await.unwrap(), None);
+    world.saw(refused);
+    let claim = world.store().claim(run_id(1), "host:1").await.unwrap();
+    world.store().append(&claim, vec![finished(RunState::Failed)], Some(RunState::Failed)).await.unwrap();
+    assert!(world.store().create_run(keyed(3, "a")).await.unwrap());
+}
+
+async fn a_saved_plan_is_carried_out_once(world: &mut World) {
+    let planned = |number, digest: &str| {
+        let mut new = new_run(number);
+        if let Event::Created { plan, .. } = &mut new.created {
+            *plan = Some(Box::new(BoundPlan { digest: Digest::of(digest), plan: Value::Null }));
+        }
+        new
+    };
+    assert!(world.store().create_run(planned(1, "x")).await.unwrap());
+    let refused = world.store().create_run(planned(2, "x")).await.unwrap_err();
+    assert_eq!(refused, StoreError::PlanUsed { run: run_id(1) });
+    assert_eq!(world.store().run(run_id(2)).await.unwrap(), None, "nothing of it stays");
+    world.restart().await;
+    assert!(world.store().create_run(planned(2, "x")).await.is_err());
+    assert!(world.store().create_run(planned(2, "y")).await.unwrap());
+    world.look(2).await;
+}
+
+async fn executions_are_counted_over_time(world: &mut World) {
+    let begun = world.clock.at(-1);
+    let claim = world.create_and_claim(1).await;
+    let events = vec![
+        intent("boot", 1),
+        intent("boot[a]", 1),
+        intent("boot[b]", 1),
+        intent("booted", 1),
+        succeeded("x", 1),
+    ];
+    world.store().append(&claim, events, None).await.unwrap();
+    world.clock.advance_ms(1_000);
+    let later = world.clock.at(500);
+    let claim = world.create_and_claim(2).await;
+    world.store().append(&claim, vec![intent("boot[c]", 1)], None).await.unwrap();
+    let step = Executed::Step { runbook: "sweep".into(), step: "boot".into() };
+    let other = Executed::Step { runbook: "other".into(), step: "boot".into() };
+    let runs = Executed::Runs { runbook: "sweep".into() };
+    for (of, since, count) in
+        [(&step, begun, 4), (&step, later, 1), (&other, begun, 0), (&runs, begun, 2), (&runs, later, 1)]
+    {
+        assert_eq!(world.store().executions(of, since).await.unwrap(), count, "{of:?} since {since}");
+    }
 }

@@ -3,7 +3,7 @@
 
 use clap::Args;
 use farrier_exec::{NodeRef, Plan, Run};
-use farrier_model::{BoundPlan, Change, Event, NodeEvent, NodeState, RunState, Value, Wait};
+use farrier_model::{BoundPlan, Change, Event, FailureKind, NodeEvent, NodeState, RunState, Value, Wait};
 use farrier_runbook::compile_bundle;
 use farrier_store::{Mode, RunFilter, RunRow, SqliteStore, Store};
 use serde::Serialize;
@@ -123,6 +123,9 @@ struct NodeView {
     changed: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     failure: Option<String>,
+    /// The class of the failure.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kind: Option<FailureKind>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -250,6 +253,8 @@ impl Show {
         for step in &view.steps {
             let state = match step.state {
                 NodeState::Succeeded => style.good("succeeded"),
+                // Nothing was overwritten: another thing than a step that failed at its work.
+                NodeState::Failed if step.kind == Some(FailureKind::Drift) => style.warn("drift"),
                 NodeState::Failed | NodeState::InDoubt => style.bad(step.state.name()),
                 NodeState::Pending | NodeState::Skipped | NodeState::Blocked => style.dim(step.state.name()),
                 other => style.warn(other.name()),
@@ -357,6 +362,7 @@ fn node_view(run: &Run, node: NodeRef) -> NodeView {
         attempt: node.attempt,
         changed: node.changed,
         failure: node.failure.as_ref().map(ToString::to_string),
+        kind: node.failure.as_ref().map(|failure| failure.kind),
         reason: match &node.wait {
             Some(wait) => Some(format!("waits {}", describe_wait(wait))),
             None => node.reason.as_ref().map(ToString::to_string),

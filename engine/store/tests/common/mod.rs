@@ -23,6 +23,12 @@ impl TestClock {
         self.0.fetch_add(ms, Ordering::SeqCst);
     }
 
+    /// So many milliseconds after the clock's start.
+    #[expect(clippy::unused_self, reason = "reads as a question to the clock")]
+    pub fn at(&self, ms: i64) -> Timestamp {
+        Timestamp::from_millisecond(1_800_000_000_000 + ms).unwrap()
+    }
+
     pub fn clock(&self) -> Clock {
         let now = self.0.clone();
         Clock::from_fn(move || Timestamp::from_millisecond(now.load(Ordering::SeqCst)).unwrap())
