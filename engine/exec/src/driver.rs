@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use farrier_action::{ActionRegistry, Planned, Targets};
-use farrier_model::event::Trigger;
+use farrier_model::event::{ParkCause, Trigger};
 use farrier_model::time::Timestamp;
 use farrier_model::{
     Ask, BoundPlan, Change, ChangeKind, Entry, Event, Failure, FailureKind, Fidelity, NodeName, Request,
@@ -422,6 +422,23 @@ impl Driver {
         self.resume_at(id, start, confirm, accepted, 0, entered).await
     }
 
+    /// A parent that is parked only because its child was goes on when the child has ended.
+    async fn let_parent_go_on(&self, parent: RunId) -> Result<(), DriverError> {
+        let row = self.store.run(parent).await?;
+        if row.is_none_or(|row| row.state != RunState::Parked) {
+            return Ok(());
+        }
+        let journal = self.store.journal(parent).await?;
+        let cause = journal.iter().rev().find_map(|entry| match &entry.event {
+            Event::Parked { cause, .. } => Some(*cause),
+            _ => None,
+        });
+        if cause == Some(ParkCause::Child) {
+            self.ask(parent, &self.options.owner, Ask::Resume { accepted: None }).await?;
+        }
+        Ok(())
+    }
+
     async fn create(&self, id: RunId, start: &Start, parent: Option<RunId>) -> Result<(), DriverError> {
         let graph = start.bundle.graph();
         self.store.put_bundle(start.bundle.digest, &start.bundle.root, &start.bundle.sources).await?;
@@ -463,6 +480,9 @@ impl Driver {
             drop(entered);
             if run.state.is_final() || run.parked.is_some() {
                 if let Some(parent) = parent_of(&run) {
+                    if run.state.is_final() {
+                        self.let_parent_go_on(parent).await?;
+                    }
                     self.pokes.poke(parent);
                 }
                 self.pokes.poke_all();

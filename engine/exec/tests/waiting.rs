@@ -567,3 +567,33 @@ async fn an_engine_that_is_told_to_stop_lets_go_of_everything() {
     assert_eq!(objects(&bench), ["a", "b", "never"]);
     is_whole(&bench).await;
 }
+
+/// A person answers the child; the parent that was parked with it goes on by itself.
+#[tokio::test(start_paused = true)]
+async fn a_parent_that_is_parked_with_its_child_goes_on_with_it() {
+    let bench = impatient("parked_family");
+    let inner = INNER.replace("steps:", "guards: [{ count: [create], at_most: 0, otherwise: ask }]\nsteps:");
+    let start = bench.start(
+        &[runbook("outer", "recoverable", PARENT), runbook("inner", "recoverable", &inner)],
+        nothing(),
+    );
+    let (engine, driver, _stop) = engine(&bench, &start);
+    let run = driver.enqueue(&start).await.unwrap();
+    engine.run(true).await.unwrap();
+    let rows = bench.store.runs(RunFilter::default()).await.unwrap();
+    assert!(rows.iter().all(|row| row.state == RunState::Parked), "{rows:#?}");
+    let child = rows.iter().find(|row| row.parent == Some(run)).unwrap();
+    let guard = "count: [create], at_most: 0";
+    driver.ask(child.id, "ada", Ask::Resume { accepted: Some("another guard".into()) }).await.unwrap();
+    engine.run(true).await.unwrap();
+    assert_eq!(refusals(&bench, child.id).await, ["no guard `another guard` asks"]);
+    assert_eq!(bench.store.run(child.id).await.unwrap().unwrap().state, RunState::Parked);
+    driver.ask(child.id, "ada", Ask::Resume { accepted: Some(guard.into()) }).await.unwrap();
+    for _ in 0..2 {
+        engine.run(true).await.unwrap();
+        tokio::time::sleep(3 * DAY).await;
+    }
+    let rows = bench.store.runs(RunFilter::default()).await.unwrap();
+    assert!(rows.iter().all(|row| row.state == RunState::Succeeded), "{rows:#?}");
+    is_whole(&bench).await;
+}

@@ -129,8 +129,8 @@ pub trait Store: Send + Sync {
     /// The tickets of a run, or of all runs, by lock and number. Those with [`Ticket::held_since`] hold their lock.
     async fn tickets(&self, run: Option<RunId>) -> Result<Vec<Ticket>, StoreError>;
 
-    /// Runs that nobody works on and somebody should: queued, left by an owner that died, or waiting until a moment that
-    /// has come. The longest due first, at most `limit`.
+    /// Runs that nobody works on and somebody should: queued, left by an owner that died, waiting until a moment that has
+    /// come, or parked and asked for something. The longest due first, at most `limit`.
     async fn due(&self, limit: usize) -> Result<Due, StoreError>;
 
     /// How often something was executed since a moment.

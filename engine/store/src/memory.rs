@@ -518,9 +518,16 @@ impl Store for MemoryStore {
             })
             .collect();
         unowned.sort_by_key(|run| (run.created_at, run.new.id));
+        let mut asked: Vec<&Run> = shared
+            .runs
+            .values()
+            .filter(|run| run.head.state == RunState::Parked)
+            .filter(|run| shared.requests.iter().any(|(of, _)| *of == run.new.id))
+            .collect();
+        asked.sort_by_key(|run| (run.created_at, run.new.id));
         let next = shared.runs.values().filter(waits).filter_map(|run| run.head.not_before);
         Ok(Due {
-            runs: waiting.into_iter().chain(unowned).take(limit).map(Run::row).collect(),
+            runs: waiting.into_iter().chain(unowned).chain(asked).take(limit).map(Run::row).collect(),
             next: next.filter(|at| *at > now).min().map(timestamp),
         })
     }

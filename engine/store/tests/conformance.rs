@@ -120,6 +120,7 @@ behaviours! {
     unknown_runs_are_errors
     a_suspended_run_is_a_row_with_a_moment
     requests_wait_for_the_owner_and_make_a_waiting_run_due
+    a_parked_run_that_is_asked_is_due
     what_comes_while_a_run_lets_go_is_not_slept_over
     locks_are_lines_of_tickets
     a_lock_is_given_back_with_the_end_of_its_run
@@ -607,6 +608,15 @@ async fn requests_wait_for_the_owner_and_make_a_waiting_run_due(world: &mut Worl
     let late = world.store().request(run_id(1), request(9, "ada")).await.unwrap_err();
     assert!(matches!(late, StoreError::Final { .. }));
     world.saw((late, world.store().requests(run_id(1)).await.unwrap()));
+}
+
+async fn a_parked_run_that_is_asked_is_due(world: &mut World) {
+    let claim = world.create_and_claim(1).await;
+    world.store().append(&claim, vec![parked("a guard asks")], None).await.unwrap();
+    world.store().release(&claim).await.unwrap();
+    assert_eq!(due(world).await, [""; 0], "a parked run waits for a person");
+    world.store().request(run_id(1), request(1, "ada")).await.unwrap();
+    assert_eq!(due(world).await, ["sweep 1"]);
 }
 
 async fn what_comes_while_a_run_lets_go_is_not_slept_over(world: &mut World) {

@@ -366,6 +366,8 @@ impl Store for SqliteStore {
         let mut unowned = reader::unowned_query(self.generation, lease_end, limit);
         let unowned =
             unowned.build().fetch_all(&self.readers).await.map_err(|error| self.unreadable(error))?;
+        let mut asked = reader::asked_query(limit);
+        let asked = asked.build().fetch_all(&self.readers).await.map_err(|error| self.unreadable(error))?;
         let next = sqlx::query(reader::NEXT_DUE)
             .bind(now)
             .fetch_optional(&self.readers)
@@ -375,6 +377,7 @@ impl Store for SqliteStore {
         let runs = waiting
             .iter()
             .chain(&unowned)
+            .chain(&asked)
             .take(usize::try_from(limit).unwrap_or(usize::MAX))
             .map(reader::run_row)
             .collect::<Result<Vec<RunRow>, StoreError>>()?;

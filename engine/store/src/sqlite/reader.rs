@@ -230,6 +230,14 @@ pub(crate) fn due_query(now: i64, limit: i64) -> QueryBuilder<Sqlite> {
     query
 }
 
+/// Parked runs of which somebody wants something.
+pub(crate) fn asked_query(limit: i64) -> QueryBuilder<Sqlite> {
+    let mut query = QueryBuilder::new(RUN_COLUMNS);
+    query.push(" WHERE state = 'parked' AND run_id IN (SELECT run_id FROM request)");
+    query.push(" ORDER BY created_at, run_id LIMIT ").push_bind(limit);
+    query
+}
+
 /// When the next waiting run is due.
 pub(crate) const NEXT_DUE: &str =
     "SELECT not_before FROM run WHERE state = 'waiting' AND not_before > ? ORDER BY not_before LIMIT 1";
