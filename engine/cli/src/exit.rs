@@ -135,7 +135,7 @@ impl Exit {
             Exit::StoreBusy => "the data directory is in use by another process",
             Exit::Store => "the data directory cannot be used, or its content is damaged",
             Exit::StoreFailed => {
-                "the disk failed while it was written; nothing is acknowledged that is not on it"
+                "the disk failed or was full while it was written; nothing is acknowledged that is not on it"
             }
             Exit::NotAllowed => "not allowed",
         }

@@ -30,6 +30,7 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use crate::decide::{Decision, Input, Limits, PlanReport, Report, Work};
 use crate::guard;
+use crate::held::{self, Held};
 use crate::plan::Plan;
 use crate::pokes::{Entered, Pokes};
 use crate::run::{NodeRef, ReplayError, Run};
@@ -559,6 +560,7 @@ impl Driver {
         let mut last_moment: Option<tokio::time::Instant> = None;
         let mut heartbeat = tokio::time::interval(HEARTBEAT);
         heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut held = Held::default();
         let mut inputs: Vec<Input> = Vec::new();
         if claim.is_some() {
             inputs.extend(self.news(run).await?);
@@ -576,19 +578,16 @@ impl Driver {
                 .decide(std::mem::take(&mut inputs), self.clock.now(), limits)
                 .map_err(|source| DriverError::Replay { run: run.id, source })?;
             if let Some(claim) = claim
-                && !(events.is_empty() && taken.is_empty())
+                && !(events.is_empty() && taken.is_empty() && !held.holds_events())
             {
-                let frees = events.iter().any(|event| matches!(event, Event::LockReleased { .. }));
-                let batch = Batch::new(events, Some(run.state)).taking(taken);
-                let stored = self.store.append_surely(claim, batch).await;
-                let entries = stored.map_err(|error| match error {
+                let stored = self.write(claim, run.state, events, taken, &mut held).await;
+                let events = stored.map_err(|error| match error {
                     StoreError::Fenced { .. } => DriverError::Fenced(run.id),
                     other => DriverError::Store(other),
                 })?;
-                if frees {
+                if events.iter().any(|event| matches!(event, Event::LockReleased { .. })) {
                     self.pokes.poke_all();
                 }
-                let events: Vec<Event> = entries.into_iter().map(|entry| entry.event).collect();
                 self.observer.update(RunUpdate {
                     run: run.id,
                     runbook: &run.graph.name,
@@ -597,8 +596,12 @@ impl Driver {
                 });
             }
             drop(counting);
-            for child in cancel {
-                self.cancel_child(run, &child).await?;
+            held.cancel.extend(cancel);
+            for child in std::mem::take(&mut held.cancel) {
+                match self.cancel_child(run, &child).await {
+                    Err(DriverError::Store(StoreError::Full { .. })) => held.cancel.push(child),
+                    told => told?,
+                }
             }
             if claim.is_some() && tickets {
                 inputs.push(Input::Tickets(self.store.tickets(Some(run.id)).await?));
@@ -612,14 +615,19 @@ impl Driver {
                     inputs.push(Input::Report { node, report: Report::GivenUp });
                 }
             }
-            for work in work {
+            held.work.extend(work);
+            for work in std::mem::take(&mut held.work) {
                 let node = work.node;
+                if held.holds_events() && held.holds(&run.name(node)) {
+                    held.work.push(work);
+                    continue;
+                }
                 handles.insert(node, spawn(&mut working, &tasks, run, work, reports_in.clone()));
             }
             if !inputs.is_empty() {
                 continue;
             }
-            if over {
+            if over && held.is_empty() {
                 return Ok(Outcome::Over);
             }
             if let Some(findings) = barrier {
@@ -636,6 +644,7 @@ impl Driver {
                 continue;
             }
             let pause = wake.map_or(LONGEST_SLEEP, |wake| until(self.clock.now(), wake)).min(LONGEST_SLEEP);
+            let pause = if held.is_empty() { pause } else { pause.min(held::AGAIN) };
             tokio::select! {
                 biased;
                 Some((node, report)) = reports.recv() => {
@@ -661,10 +670,16 @@ impl Driver {
                     return Err(DriverError::LetGo(run.id));
                 }
                 _ = heartbeat.tick(), if claim.is_some() => {
-                    if let Some(claim) = claim
-                        && self.store.heartbeat(std::slice::from_ref(claim)).await?.contains(&run.id)
-                    {
-                        return Err(DriverError::Fenced(run.id));
+                    if let Some(claim) = claim {
+                        match self.store.heartbeat(std::slice::from_ref(claim)).await {
+                            // The lease is as long as it is; what needs a longer one is held back anyway.
+                            Err(StoreError::Full { .. }) => {}
+                            Ok(fenced) if !fenced.contains(&run.id) => {}
+                            fenced => {
+                                fenced?;
+                                return Err(DriverError::Fenced(run.id));
+                            }
+                        }
                     }
                 }
                 () = tokio::time::sleep(pause) => {}
@@ -697,6 +712,56 @@ fn rates_of(run: &Run) -> Rates {
 }
 
 impl Driver {
+    /// Makes events durable. While the disk is full, those that begin something are held back and tried again every moment;
+    /// what is returned is on disk.
+    async fn write(
+        &self,
+        claim: &Claim,
+        state: RunState,
+        events: Vec<Event>,
+        taken: Vec<uuid::Uuid>,
+        held: &mut Held,
+    ) -> Result<Vec<Event>, StoreError> {
+        let append = async |events: &[Event], state, taken: &[uuid::Uuid]| {
+            let batch = Batch::new(events.to_vec(), state).taking(taken.to_vec());
+            let entries = self.store.append_surely(claim, batch).await?;
+            Ok(entries.into_iter().map(|entry| entry.event).collect::<Vec<Event>>())
+        };
+        if !held.holds_events() {
+            match append(&events, Some(state), &taken).await {
+                Err(StoreError::Full { .. }) => {
+                    tracing::warn!(run_id = %claim.run, "the disk is full; the run goes on when there is room");
+                }
+                answer => return answer,
+            }
+        }
+        let mut durable = Vec::new();
+        let now = held.split(events);
+        if !(now.is_empty() && taken.is_empty()) {
+            match append(&now, None, &taken).await {
+                Ok(written) => durable = written,
+                // Not even for these is there room left.
+                Err(StoreError::Full { .. }) => {
+                    held.events.extend(now);
+                    held.taken.extend(taken);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if held.holds_events() && held.is_due() {
+            match append(&held.events, Some(state), &held.taken).await {
+                Ok(written) => {
+                    held.events.clear();
+                    held.taken.clear();
+                    durable.extend(written);
+                }
+                Err(StoreError::Full { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(durable)
+    }
+
     async fn count_rates(&self, rates: &Rates) -> Result<HashMap<String, u64>, DriverError> {
         let mut counts = HashMap::new();
         for (name, executed, within) in rates {
@@ -951,6 +1016,21 @@ impl Children {
 
     /// The child's end, or where it waits; nothing when another task of this process is at work on it.
     async fn run_to_end(
+        &self,
+        id: RunId,
+        parent: RunId,
+        start: &Start,
+    ) -> Result<Option<Ended>, DriverError> {
+        loop {
+            match self.try_to_end(id, parent, start).await {
+                // Its parent is under way, and waits for room with it.
+                Err(DriverError::Store(StoreError::Full { .. })) => tokio::time::sleep(held::AGAIN).await,
+                ended => return ended,
+            }
+        }
+    }
+
+    async fn try_to_end(
         &self,
         id: RunId,
         parent: RunId,

@@ -18,6 +18,7 @@ mod decide;
 pub mod driver;
 mod engine;
 mod guard;
+mod held;
 pub mod plan;
 mod pokes;
 mod run;

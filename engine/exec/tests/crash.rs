@@ -11,10 +11,10 @@ mod common;
 
 use common::{Bench, runbook};
 use farrier_exec::driver::{ProceedAlways, Start};
-use farrier_exec::{Ended, Run};
+use farrier_exec::{DriverError, Ended, Run};
 use farrier_model::event::ParkCause;
 use farrier_model::{Event, NodeEvent, NodeState, RunId, RunState, Value};
-use farrier_store::{Fault, RunFilter, Store};
+use farrier_store::{Fault, RunFilter, Store, StoreError};
 
 /// Fifty nodes of every effect class, with items, a condition, a continued failure and outputs.
 fn mixed() -> Vec<(String, String)> {
@@ -153,6 +153,35 @@ async fn stopping_at_every_write_of_a_mixed_run_changes_nothing_in_the_end() {
         }
     }
     let _ = parked;
+}
+
+/// Guards T6: a disk that fills up at any write delays a run and changes nothing in it. Removed, to see it fail: holding
+/// back what a full disk refuses.
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_fills_up_at_any_write_delays_a_run_and_loses_nothing() {
+    let undisturbed = Bench::new("full_reference");
+    let start = undisturbed.start(&mixed(), Value::map::<&str>([]));
+    let reference = end_state(&undisturbed, &undisturbed.run(&start).await.unwrap());
+    let writes = undisturbed.store.writes();
+    // Texts, run and claim: a run that did not begin is refused, and can be started again.
+    for nth in 1..=writes {
+        for refusals in [1, 4] {
+            let bench = Bench::new(&format!("full_{nth}_{refusals}"));
+            let start = bench.start(&mixed(), Value::map::<&str>([]));
+            bench.store.inject(nth, Fault::Full(refusals));
+            match bench.run(&start).await {
+                Ok(ended) => {
+                    assert_eq!(end_state(&bench, &ended), reference, "full at write {nth}");
+                    check_invariants(&bench, &start, &ended).await;
+                }
+                Err(error) => {
+                    assert!(matches!(error, DriverError::Store(StoreError::Full { .. })), "{error}");
+                    assert!(nth <= 3, "{nth}: only what has not begun is refused");
+                    assert!(bench.world.state().ledger.is_empty());
+                }
+            }
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

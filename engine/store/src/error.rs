@@ -135,6 +135,15 @@ pub enum StoreError {
         /// What the database said.
         message: String,
     },
+    /// The disk is full. What must not be lost (outcomes, heartbeats, releases) is still written as long as the ballast
+    /// lasts; this was not, and did not happen. It goes better once there is room: try again.
+    #[error("there is no room to write `{}`: {message}", file.display())]
+    Full {
+        /// The database.
+        file: PathBuf,
+        /// What was refused, and until when.
+        message: String,
+    },
     /// Stored data is not what was written. `farrier fsck` lists all of it.
     #[error("{place} is damaged: {message}")]
     Corrupt {

@@ -30,6 +30,8 @@ pub enum Fault {
     RequestLost,
     /// The write does not happen, and says so: [`StoreError::Unavailable`].
     FailOnce,
+    /// The disk is full from this write on, until it has refused so many writes that can wait: [`StoreError::Full`].
+    Full(u32),
 }
 
 /// Runs in memory. Clones are handles of the same process to the same runs.
@@ -55,6 +57,8 @@ struct Shared {
     numbers: HashMap<Text, i64>,
     plans: HashMap<Digest, RunId>,
     writes: u64,
+    /// How many writes a full disk still refuses.
+    refusals: u32,
     faults: BTreeMap<u64, Fault>,
 }
 
@@ -156,10 +160,11 @@ impl MemoryStore {
         Moment { now: self.clock.now_ms(), generation: self.generation, timing: self.timing }
     }
 
-    /// One transaction: `act` decides and stores. `run` is named when an answer is lost.
+    /// One transaction: `act` decides and stores. `run` is named when an answer is lost; a full disk refuses what can wait.
     fn write<T>(
         &self,
         run: Option<RunId>,
+        can_wait: bool,
         act: impl FnOnce(&mut Shared, Moment) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let mut shared = self.read()?;
@@ -179,7 +184,13 @@ impl MemoryStore {
             Some(Fault::FailOnce) => {
                 return Err(StoreError::Unavailable { message: "a fault was injected".into() });
             }
+            Some(Fault::Full(refusals)) => shared.refusals = refusals,
             Some(Fault::CrashAfter | Fault::AnswerLost) | None => {}
+        }
+        if can_wait && shared.refusals > 0 {
+            shared.refusals -= 1;
+            let message = "a fault was injected".into();
+            return Err(StoreError::Full { file: "memory".into(), message });
         }
         let answer = act(&mut shared, self.moment());
         match fault {
@@ -328,7 +339,7 @@ impl Run {
 impl Store for MemoryStore {
     async fn create_run(&self, new: NewRun) -> Result<bool, StoreError> {
         rules::check_new(&new)?;
-        self.write(Some(new.id), |shared, moment| {
+        self.write(Some(new.id), true, |shared, moment| {
             if shared.runs.contains_key(&new.id) {
                 return Ok(false);
             }
@@ -361,7 +372,7 @@ impl Store for MemoryStore {
     }
 
     async fn claim(&self, run: RunId, owner: &str) -> Result<Claim, StoreError> {
-        self.write(Some(run), |shared, moment| {
+        self.write(Some(run), true, |shared, moment| {
             let stored = shared.run(run)?;
             let head = stored.head.claim(run, owner, moment)?;
             let claimed = vec![Event::Claimed { owner: owner.to_string() }];
@@ -376,7 +387,7 @@ impl Store for MemoryStore {
             tokio::task::yield_now().await;
         }
         let run = claim.run;
-        self.write(Some(run), |shared, moment| {
+        self.write(Some(run), batch.events.iter().any(Event::needs_lease), |shared, moment| {
             let stored = shared.run(run)?;
             if let Some((first, count)) = stored.batches.get(&batch.entry_id) {
                 let entries = &stored.entries[*first..first + count];
@@ -408,7 +419,7 @@ impl Store for MemoryStore {
     }
 
     async fn heartbeat(&self, claims: &[Claim]) -> Result<Vec<RunId>, StoreError> {
-        self.write(None, |shared, moment| {
+        self.write(None, false, |shared, moment| {
             let mut fenced = Vec::new();
             for claim in claims {
                 let stored = shared.runs.get_mut(&claim.run);
@@ -422,7 +433,7 @@ impl Store for MemoryStore {
     }
 
     async fn release(&self, claim: &Claim) -> Result<(), StoreError> {
-        self.write(Some(claim.run), |shared, _| {
+        self.write(Some(claim.run), false, |shared, _| {
             let stored = shared.run(claim.run)?;
             if let Some(head) = stored.head.release(claim) {
                 stored.head = head;
@@ -465,7 +476,7 @@ impl Store for MemoryStore {
     }
 
     async fn request(&self, run: RunId, request: Request) -> Result<(), StoreError> {
-        self.write(Some(run), |shared, moment| {
+        self.write(Some(run), true, |shared, moment| {
             let state = shared.run(run)?.head.state;
             if state.is_final() {
                 return Err(StoreError::Final { run, state });
@@ -563,7 +574,7 @@ impl Store for MemoryStore {
         root: &str,
         sources: &BTreeMap<Text, Text>,
     ) -> Result<(), StoreError> {
-        self.write(None, |shared, _| {
+        self.write(None, true, |shared, _| {
             shared.bundles.entry(digest).or_insert_with(|| (root.into(), sources.clone()));
             Ok(())
         })

@@ -345,7 +345,7 @@ impl Problem {
             Problem::Refused(Refusal::Person(_)) => Exit::NotAllowed,
             Problem::Store(StoreError::Busy { .. } | StoreError::Owned { .. }) => Exit::StoreBusy,
             Problem::Store(StoreError::KeyTaken { .. }) => Exit::LockBusy,
-            Problem::Store(StoreError::Fatal { .. }) => Exit::StoreFailed,
+            Problem::Store(StoreError::Fatal { .. } | StoreError::Full { .. }) => Exit::StoreFailed,
             Problem::Store(_) => Exit::Store,
             Problem::Driver(error) => match error {
                 DriverError::NoRun(_) | DriverError::Inputs { .. } => Exit::Usage,
@@ -392,6 +392,10 @@ impl Problem {
             Problem::Store(StoreError::Owned { .. }) => {
                 Some("wait until it lets go of the run, then try again".into())
             }
+            Problem::Store(StoreError::Full { .. }) => Some(
+                "free room on that disk; runs under way go on by themselves, others can be started again"
+                    .into(),
+            ),
             Problem::NoRun(_) => Some("`farrier runs` lists them".into()),
             Problem::BadPlan { .. } => {
                 Some("make a new one with `farrier plan … --out FILE`; only its own files are applied".into())

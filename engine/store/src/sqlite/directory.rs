@@ -27,6 +27,47 @@ pub(crate) struct DirectoryLock {
     _file: File,
 }
 
+/// The files that everything rests on, as they were when the store was opened. A database whose name is gone, or means
+/// another file, would take every commit and lose it.
+#[derive(Debug, Default)]
+pub(crate) struct Anchors(Vec<(PathBuf, u64, u64)>);
+
+impl Anchors {
+    /// Database, write-ahead log and lock, which must all be there.
+    pub(crate) fn of(dir: &Path) -> io::Result<Anchors> {
+        let log = format!("{DATABASE_FILE}-wal");
+        [DATABASE_FILE, &log, LOCK_FILE]
+            .into_iter()
+            .map(|name| {
+                let path = dir.join(name);
+                fs::symlink_metadata(&path).map(|found| (path, found.dev(), found.ino()))
+            })
+            .collect::<io::Result<_>>()
+            .map(Anchors)
+    }
+
+    /// What is not as it was; a few microseconds when all is well.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        for (path, dev, ino) in &self.0 {
+            let name = path.display();
+            match fs::symlink_metadata(path) {
+                Ok(now) if (now.dev(), now.ino()) != (*dev, *ino) => {
+                    return Err(format!("`{name}` was replaced by another file while it was in use"));
+                }
+                Ok(now) if now.mode() & 0o222 == 0 => {
+                    return Err(format!("`{name}` was made read-only while it was in use"));
+                }
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    return Err(format!("`{name}` was deleted or moved away while it was in use"));
+                }
+                Err(error) => return Err(format!("`{name}` cannot be looked at any more: {error}")),
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Where the database of a data directory is.
 pub(crate) fn database(dir: &Path) -> PathBuf {
     dir.join(DATABASE_FILE)
@@ -122,6 +163,46 @@ mod tests {
         assert_eq!(own(dir.path()).unwrap_err(), busy);
         drop(lock);
         own(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn anchors_notice_what_became_of_their_files() {
+        let make = |dir: &Path| {
+            for name in [DATABASE_FILE, "farrier.db-wal", LOCK_FILE] {
+                fs::write(dir.join(name), "x").unwrap();
+            }
+            Anchors::of(dir).unwrap()
+        };
+        let cases: [(fn(&Path), &str); 4] = [
+            (|file| fs::remove_file(file).unwrap(), "was deleted or moved away"),
+            (
+                |file| {
+                    fs::rename(file, file.with_extension("old")).unwrap();
+                    fs::write(file, "x").unwrap();
+                },
+                "was replaced by another file",
+            ),
+            (|file| fs::set_permissions(file, Permissions::from_mode(0o400)).unwrap(), "was made read-only"),
+            (
+                |file| {
+                    fs::rename(file.parent().unwrap(), file.parent().unwrap().with_extension("moved"))
+                        .unwrap()
+                },
+                "was deleted or moved away",
+            ),
+        ];
+        for name in [DATABASE_FILE, "farrier.db-wal", LOCK_FILE] {
+            for (damage, expected) in cases {
+                let parent = tempfile::tempdir().unwrap();
+                let dir = parent.path().join("data");
+                fs::create_dir(&dir).unwrap();
+                let anchors = make(&dir);
+                anchors.check().unwrap();
+                damage(&dir.join(name));
+                let message = anchors.check().unwrap_err();
+                assert!(message.contains(expected), "{name}: {message}");
+            }
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! a running service.
 
 mod asides;
+mod ballast;
 mod directory;
 mod reader;
 mod schema;
@@ -34,7 +35,9 @@ use crate::{
     Audit, Batch, Claim, Clock, Due, Executed, NewRun, RunFilter, RunRow, Store, StoreError, Ticket, Timing,
     Violation, rules,
 };
-use writer::{Answer, Done, Job, Status, Work, Writer};
+use ballast::Ballast;
+use directory::Anchors;
+use writer::{Answer, Done, Files, Job, Status, Work, Writer};
 
 /// How long to wait for a lock of SQLite's own. Only a backup tool or a curious person can hold one.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -150,14 +153,26 @@ impl SqliteStore {
             quick_check(&mut connection, &errors).await?;
         }
         let now = options.clock.now_ms();
+        let mut ballast = Ballast::keep(dir);
         schema::migrate(&mut connection, found, now).await.map_err(|error| errors.damaged(error))?;
-        let generation =
-            begin_generation(&mut connection, now).await.map_err(|error| errors.damaged(error))?;
+        let generation = match begin_generation(&mut connection, now).await {
+            // What was left in doubt on a full disk is found out on a full disk too.
+            Err(error) if Errors::is_full(&error) && ballast.give_up() => {
+                begin_generation(&mut connection, now).await
+            }
+            begun => begun,
+        };
+        let generation = generation.map_err(|error| errors.damaged(error))?;
+        let unusable = |error: std::io::Error| StoreError::Directory {
+            dir: dir.to_path_buf(),
+            message: format!("its files cannot be looked at: {error}"),
+        };
+        let files = Files { _lock: lock, anchors: Anchors::of(dir).map_err(unusable)?, ballast };
 
         let (jobs, queue) = mpsc::channel(writer::QUEUE);
         let OpenOptions { clock, timing, .. } = options;
         let clocks = (clock.clone(), timing);
-        let writer = Writer::new(connection, lock, clocks, generation, status.clone(), errors.clone());
+        let writer = Writer::new(connection, files, clocks, generation, status.clone(), errors.clone());
         tokio::spawn(writer.run(queue));
         let (jobs, readers) = (Some(jobs), readers(&file));
         Ok(SqliteStore { jobs, readers, status, errors, generation, clock, timing })
@@ -171,6 +186,11 @@ impl SqliteStore {
     /// The database file.
     pub fn file(&self) -> &Path {
         &self.errors.file
+    }
+
+    /// Whether the disk is full: outcomes are recorded, nothing new is accepted.
+    pub fn is_full(&self) -> bool {
+        self.status.full.load(Ordering::Relaxed)
     }
 
     /// What was written since it was opened.
@@ -510,20 +530,34 @@ impl Errors {
     /// Whether after this error nobody knows what the disk holds.
     pub(crate) fn is_fatal(error: &sqlx::Error) -> bool {
         match error {
-            // READONLY, IOERR, CORRUPT, FULL, CANTOPEN, NOTADB: the low byte of the extended code.
-            sqlx::Error::Database(_) => matches!(primary_code(error), Some(8 | 10 | 11 | 13 | 14 | 26)),
+            // READONLY, IOERR, CORRUPT, CANTOPEN, NOTADB: the low byte of the extended code.
+            sqlx::Error::Database(_) => {
+                matches!(primary_code(error), Some(8 | 10 | 11 | 14 | 26)) && !Errors::is_full(error)
+            }
             sqlx::Error::WorkerCrashed | sqlx::Error::Io(_) => true,
             _ => false,
         }
     }
 
-    pub(crate) fn fatal(&self, error: &sqlx::Error) -> StoreError {
+    /// Whether there was no room for it. What was to be written is not there, and everything else is as it was.
+    pub(crate) fn is_full(error: &sqlx::Error) -> bool {
+        // FULL, and IOERR_SHMSIZE: no room for the index of the log.
+        matches!(code(error), Some(13 | 4874))
+    }
+
+    pub(crate) fn full(&self) -> StoreError {
+        let message = "the disk is full; nothing new begins until there is room again".into();
+        StoreError::Full { file: self.file.to_path_buf(), message }
+    }
+
+    pub(crate) fn fatal(&self, error: &impl ToString) -> StoreError {
         StoreError::Fatal { file: self.file.to_path_buf(), message: error.to_string() }
     }
 
     /// An error of reading or writing.
     pub(crate) fn map(&self, error: sqlx::Error) -> StoreError {
         match error {
+            error if Errors::is_full(&error) => self.full(),
             error if Errors::is_fatal(&error) => self.fatal(&error),
             error @ (sqlx::Error::Decode(_) | sqlx::Error::ColumnDecode { .. }) => self.damaged(error),
             error => StoreError::Unavailable { message: format!("`{}`: {error}", self.file.display()) },
@@ -553,9 +587,12 @@ impl Errors {
     }
 }
 
+fn code(error: &sqlx::Error) -> Option<i64> {
+    error.as_database_error()?.code()?.parse().ok()
+}
+
 fn primary_code(error: &sqlx::Error) -> Option<i64> {
-    let code: i64 = error.as_database_error()?.code()?.parse().ok()?;
-    Some(code & 0xff)
+    Some(code(error)? & 0xff)
 }
 
 fn connect_options(file: &Path) -> SqliteConnectOptions {

@@ -8,21 +8,25 @@
 //! rolled back and each piece of work is done again in a transaction of its own: only the culprit is refused. Work that
 //! arrived before is looked up by its entry id first.
 //!
-//! **When the disk fails**, nobody knows what it holds: everyone is refused from then on.
+//! **When the disk is full**, the ballast is freed and what must not be lost is written with it; what can wait is refused
+//! until there is room again (see `ballast.rs`).
+//!
+//! **When the disk fails**, or the database is not the file that its name means any more, nobody knows what it holds: everyone is refused from then on.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use farrier_model::{Digest, Entry, Request, RunId, RunState};
+use farrier_model::{Digest, Entry, Event, Request, RunId, RunState};
 use sqlx::sqlite::{SqliteArguments, SqliteRow};
 use sqlx::{Arguments as _, AssertSqlSafe, Connection as _, Row as _, SqliteConnection};
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
-use super::directory::DirectoryLock;
+use super::ballast::Ballast;
+use super::directory::{Anchors, DirectoryLock};
 use super::{Errors, asides, reader};
 use crate::body::{self, Place, Row};
 use crate::rules::{self, Aside, Head, Moment};
@@ -35,6 +39,8 @@ pub(crate) const QUEUE: usize = 1024;
 const GROUP_ROWS: usize = 20_000;
 /// Sizes of the multi-row statements: few, so that each is prepared once.
 const CHUNKS: [usize; 3] = [64, 8, 1];
+/// How often is looked for room while the disk is full.
+const ROOM: Duration = Duration::from_secs(1);
 /// After so long without work the write-ahead log is emptied into the database.
 const IDLE: Duration = Duration::from_secs(5);
 
@@ -47,6 +53,17 @@ pub(crate) enum Work {
     Release { claim: Claim },
     Bundle { digest: Digest, root: String, sources: Vec<u8> },
     Request { run: RunId, request: Box<Request>, body: String },
+}
+
+impl Work {
+    /// Whether it may be refused while the disk is full. What says how an effect ended, or who owns a run, may not.
+    fn can_wait(&self) -> bool {
+        match self {
+            Work::Append { batch, .. } => batch.events.iter().any(Event::needs_lease),
+            Work::Heartbeat { .. } | Work::Release { .. } => false,
+            Work::Create { .. } | Work::Claim { .. } | Work::Bundle { .. } | Work::Request { .. } => true,
+        }
+    }
 }
 
 /// What it answers.
@@ -77,13 +94,22 @@ pub(crate) enum Job {
 pub(crate) struct Status {
     pub(crate) commits: AtomicU64,
     pub(crate) rows: AtomicU64,
+    /// Whether the disk is full.
+    pub(crate) full: AtomicBool,
     /// Set once, by the first failure that ends all writing.
     pub(crate) fatal: OnceLock<StoreError>,
 }
 
+/// The files of a data directory besides what SQLite does with them.
+pub(crate) struct Files {
+    pub(crate) _lock: DirectoryLock,
+    pub(crate) anchors: Anchors,
+    pub(crate) ballast: Ballast,
+}
+
 pub(crate) struct Writer {
     pub(crate) connection: SqliteConnection,
-    pub(crate) lock: DirectoryLock,
+    pub(crate) files: Files,
     pub(crate) clock: Clock,
     pub(crate) timing: Timing,
     pub(crate) generation: i64,
@@ -106,6 +132,14 @@ enum Trouble {
     Sql(sqlx::Error),
     /// A run's row is not as it is in memory.
     Stale,
+    /// What was committed is not where anyone will look for it.
+    Adrift(String),
+}
+
+impl Trouble {
+    fn is_full(&self) -> bool {
+        matches!(self, Trouble::Sql(error) if Errors::is_full(error))
+    }
 }
 
 impl From<sqlx::Error> for Trouble {
@@ -117,14 +151,14 @@ impl From<sqlx::Error> for Trouble {
 impl Writer {
     pub(crate) fn new(
         connection: SqliteConnection,
-        lock: DirectoryLock,
+        files: Files,
         (clock, timing): (Clock, Timing),
         generation: i64,
         status: Arc<Status>,
         errors: Errors,
     ) -> Writer {
         let (heads, statements) = (HashMap::new(), Statements::new());
-        Writer { connection, lock, clock, timing, generation, status, errors, heads, statements }
+        Writer { connection, files, clock, timing, generation, status, errors, heads, statements }
     }
 
     /// Works until it is told to close or nobody can ask any more.
@@ -132,11 +166,16 @@ impl Writer {
         let mut log_is_empty = true;
         let mut told = None;
         while told.is_none() {
-            let first = if log_is_empty {
+            let full = self.files.ballast.is_full();
+            let first = if log_is_empty && !full {
                 jobs.recv().await
             } else {
-                match tokio::time::timeout(IDLE, jobs.recv()).await {
+                match tokio::time::timeout(if full { ROOM } else { IDLE }, jobs.recv()).await {
                     Ok(first) => first,
+                    Err(_) if full => {
+                        self.look_for_room();
+                        continue;
+                    }
                     Err(_) => {
                         self.empty_log().await;
                         log_is_empty = true;
@@ -187,21 +226,50 @@ impl Writer {
         if let Some(fatal) = self.status.fatal.get() {
             return works.iter().map(|_| Err(fatal.clone())).collect();
         }
-        if let Ok(answers) = self.transaction(works, false).await {
-            return answers;
+        self.look_for_room();
+        if !self.files.ballast.is_full() {
+            match self.transaction(works, false).await {
+                Ok(answers) => return answers,
+                Err(trouble) if trouble.is_full() => {
+                    self.run_out_of_room();
+                }
+                Err(_) => {}
+            }
         }
         let mut answers = Vec::with_capacity(works.len());
         for work in works {
-            let answer = match self.status.fatal.get() {
-                Some(fatal) => Err(fatal.clone()),
-                None => match self.transaction(std::slice::from_ref(work), true).await {
-                    Ok(mut answers) => answers.pop().unwrap_or(Err(StoreError::Closed)),
-                    Err(trouble) => Err(self.explain(work, trouble)),
-                },
-            };
-            answers.push(answer);
+            answers.push(self.answer(work).await);
         }
         answers
+    }
+
+    /// Does one piece of work in a transaction of its own.
+    async fn answer(&mut self, work: &Work) -> Answer {
+        loop {
+            if let Some(fatal) = self.status.fatal.get() {
+                return Err(fatal.clone());
+            }
+            if self.files.ballast.is_full() && work.can_wait() {
+                return Err(self.errors.full());
+            }
+            return match self.transaction(std::slice::from_ref(work), true).await {
+                Ok(mut answers) => answers.pop().unwrap_or(Err(StoreError::Closed)),
+                Err(trouble) if trouble.is_full() && self.run_out_of_room() => continue,
+                Err(trouble) => Err(self.explain(work, trouble)),
+            };
+        }
+    }
+
+    /// Gives the ballast up; whether that gave room.
+    fn run_out_of_room(&mut self) -> bool {
+        let freed = self.files.ballast.give_up();
+        self.status.full.store(true, Ordering::Relaxed);
+        freed
+    }
+
+    fn look_for_room(&mut self) {
+        self.files.ballast.look();
+        self.status.full.store(self.files.ballast.is_full(), Ordering::Relaxed);
     }
 
     /// What one piece of work that failed alone is told.
@@ -215,6 +283,7 @@ impl Writer {
                     ),
                 };
             }
+            Trouble::Adrift(message) => return self.errors.fatal(&message),
             Trouble::Sql(error) => error,
         };
         if let (Work::Append { claim, rows, .. }, sqlx::Error::Database(database)) = (work, &error)
@@ -237,18 +306,25 @@ impl Writer {
         if let Err(trouble) = &result {
             self.heads.clear();
             let rolled_back = sqlx::query("ROLLBACK").execute(&mut self.connection).await;
-            if let Trouble::Sql(error) = trouble
-                && Errors::is_fatal(error)
-            {
-                let fatal = self.errors.fatal(error);
-                tracing::error!(%fatal, "the store failed and accepts no more writes");
-                let _ = self.status.fatal.set(fatal);
+            let fatal = match trouble {
+                Trouble::Sql(error) if Errors::is_fatal(error) => Some(self.errors.fatal(error)),
+                Trouble::Adrift(message) => Some(self.errors.fatal(message)),
+                Trouble::Sql(_) | Trouble::Stale => None,
+            };
+            if let Some(fatal) = fatal {
+                self.fail(fatal);
             } else if let Err(error) = rolled_back {
                 // An error that ended the transaction by itself leaves nothing to roll back.
                 tracing::debug!(%error, "rollback after an error");
             }
         }
         result
+    }
+
+    fn fail(&self, fatal: StoreError) {
+        tracing::error!(%fatal, "the store failed and accepts no more writes");
+        // Only the first failure is told.
+        let _ = self.status.fatal.set(fatal);
     }
 
     async fn attempt(&mut self, works: &[Work], careful: bool) -> Result<Vec<Answer>, Trouble> {
@@ -288,6 +364,8 @@ impl Writer {
         let rows = staged.written + staged.rows.len() as u64;
         self.flush(&mut staged).await?;
         sqlx::query("COMMIT").execute(&mut self.connection).await?;
+        // Nobody is told of a commit into a file that nobody will open again.
+        self.files.anchors.check().map_err(Trouble::Adrift)?;
         self.status.commits.fetch_add(1, Ordering::Relaxed);
         self.status.rows.fetch_add(rows, Ordering::Relaxed);
         self.heads.retain(|_, cached| cached.head.owner.is_some());
@@ -642,12 +720,17 @@ impl Writer {
         }
         if let Err(error) = sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(&mut self.connection).await
         {
-            tracing::warn!(%error, "the write-ahead log could not be emptied");
+            if Errors::is_fatal(&error) {
+                self.fail(self.errors.fatal(&error));
+            } else {
+                tracing::warn!(%error, "the write-ahead log could not be emptied");
+            }
         }
     }
 
     /// A clean stop: the next start need not check the file. After a fatal error there is none.
     async fn stop(mut self) {
+        self.empty_log().await;
         if self.status.fatal.get().is_none() {
             let stopped = sqlx::query("UPDATE node SET stopped_at = ? WHERE generation = ?")
                 .bind(self.clock.now_ms())
@@ -657,13 +740,12 @@ impl Writer {
             if let Err(error) = stopped {
                 tracing::warn!(%error, "the store could not record its clean stop");
             }
-            self.empty_log().await;
         }
-        let Writer { connection, lock, .. } = self;
+        let Writer { connection, files, .. } = self;
         if let Err(error) = connection.close().await {
             tracing::warn!(%error, "closing the store failed");
         }
-        drop(lock);
+        drop(files);
     }
 }
 
@@ -773,6 +855,9 @@ impl Statements {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
 
 fn tuples(sql: &mut String, rows: usize, columns: usize) {
     let tuple = format!("({})", vec!["?"; columns].join(", "));
