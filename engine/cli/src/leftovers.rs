@@ -19,13 +19,14 @@ use crate::commands::Problem;
 pub async fn end(store: &SqliteStore) -> Result<(), Problem> {
     let (store, runtime) = (store.clone(), tokio::runtime::Handle::current());
     let ended = tokio::task::spawn_blocking(move || {
-        leftovers::end(|run| RunId::from_str(run).is_ok_and(|run| runtime.block_on(is_unfinished(&store, run))))
+        leftovers::end(|run| {
+            RunId::from_str(run).is_ok_and(|run| runtime.block_on(is_unfinished(&store, run)))
+        })
     });
-    let found = ended
-        .await
-        .map_err(anyhow::Error::new)
-        .and_then(|found| found.map_err(anyhow::Error::new))
-        .map_err(|error| Problem::Other(error.context("cannot tell what an earlier Farrier left running")))?;
+    let found =
+        ended.await.map_err(anyhow::Error::new).and_then(|found| found.map_err(anyhow::Error::new)).map_err(
+            |error| Problem::Other(error.context("cannot tell what an earlier Farrier left running")),
+        )?;
     for leftover in &found {
         tell(leftover);
     }
@@ -43,7 +44,9 @@ fn tell(leftover: &Leftover) {
     let short = run.get(..13).unwrap_or(run);
     if *ended {
         tracing::warn!(pid, run_id = run, node, program, "ended a command that outlived its Farrier");
-        eprintln!("ended `{program}` (process {pid}) of step `{node}` of run {short}: it outlived its Farrier");
+        eprintln!(
+            "ended `{program}` (process {pid}) of step `{node}` of run {short}: it outlived its Farrier"
+        );
     } else {
         tracing::error!(pid, run_id = run, node, program, "a command that outlived its Farrier does not end");
         eprintln!(
