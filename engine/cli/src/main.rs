@@ -8,6 +8,7 @@
 mod commands;
 mod exit;
 mod interact;
+mod leftovers;
 #[cfg(test)]
 mod manual;
 mod plugins;

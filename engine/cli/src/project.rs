@@ -13,6 +13,7 @@ use farrier_runbook::{Bundle, Compiled, Diagnostics, Source, compile};
 use farrier_store::{Mode, OpenOptions, SqliteStore};
 
 use crate::commands::Problem;
+use crate::leftovers;
 
 /// The name of the project file.
 const PROJECT_FILE: &str = "farrier.yaml";
@@ -149,10 +150,15 @@ impl Workspace {
         Ok(self.root.join(dir))
     }
 
-    /// Opens the store.
+    /// Opens the store. An owner first ends what a killed Farrier left running, so that no step meets its own former
+    /// attempt at work.
     pub async fn store(&self, site: Option<&Site>, mode: Mode) -> Result<SqliteStore, Problem> {
         let dir = self.data_dir(site)?;
-        SqliteStore::open(&dir, OpenOptions { mode, ..OpenOptions::default() }).await.map_err(Problem::from)
+        let store = SqliteStore::open(&dir, OpenOptions { mode, ..OpenOptions::default() }).await?;
+        if mode == Mode::Owner {
+            leftovers::end(&store).await?;
+        }
+        Ok(store)
     }
 }
 

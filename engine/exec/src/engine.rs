@@ -23,6 +23,10 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_secs(5);
 /// How long to wait when the store cannot answer.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
+/// A run that its owner left behind although it was claimed so often may be what ended its owner.
+const SUSPICIOUS: i64 = 3;
+/// How long such a run is watched before the next one of its kind is taken up.
+const WATCH: Duration = Duration::from_secs(2);
 
 /// Finds what a stored run needs to be driven: its pinned runbooks and its environment.
 #[async_trait]
@@ -56,12 +60,14 @@ impl Engine {
         let mut halt = self.driver.halt();
         let mut tasks: JoinSet<(RunId, Result<(), DriverError>)> = JoinSet::new();
         let mut away: HashMap<RunId, Timestamp> = HashMap::new();
+        let mut watched: Option<(RunId, Timestamp)> = None;
         loop {
             if *halt.borrow_and_update() != Halt::No {
                 break;
             }
             let now = self.driver.clock().now();
             away.retain(|_, until| *until > now);
+            watched = watched.filter(|(_, until)| *until > now);
             let mut next = None;
             let free = self.limit.saturating_sub(tasks.len());
             if free > 0 {
@@ -71,7 +77,20 @@ impl Engine {
                         let rows = due.runs.into_iter().filter(|row| {
                             !self.driver.pokes().is_driven(row.id) && !away.contains_key(&row.id)
                         });
-                        for row in rows.take(free) {
+                        let mut free = free;
+                        for row in rows {
+                            if free == 0 {
+                                break;
+                            }
+                            if is_suspicious(&row) {
+                                // One at a time: the run that ends this process must not take others with it until
+                                // they are parked in its place.
+                                if watched.is_some_and(|(id, _)| id != row.id) {
+                                    continue;
+                                }
+                                watched = Some((row.id, now + WATCH));
+                            }
+                            free -= 1;
                             self.take_up(&mut tasks, row);
                         }
                     }
@@ -85,13 +104,18 @@ impl Engine {
             if until_idle && tasks.is_empty() && away.is_empty() {
                 return Ok(());
             }
-            let next = next.into_iter().chain(away.values().copied()).min();
+            let watched_until = watched.map(|(_, until)| until);
+            let next = next.into_iter().chain(away.values().copied()).chain(watched_until).min();
             let pause = next.map_or(LONGEST_SLEEP, |next| {
                 Duration::try_from(next.duration_since(now)).unwrap_or_default().min(LONGEST_SLEEP)
             });
             tokio::select! {
                 _ = halt.changed() => {}
-                Some(joined) = tasks.join_next() => self.joined(joined, &mut away)?,
+                Some(joined) = tasks.join_next() => {
+                    let ended = joined.as_ref().ok().map(|(run, _)| *run);
+                    watched = watched.filter(|(run, _)| Some(*run) != ended);
+                    self.joined(joined, &mut away)?;
+                }
                 () = self.driver.pokes().changed() => {}
                 () = tokio::time::sleep(pause.max(Duration::from_millis(1))) => {}
             }
@@ -133,6 +157,10 @@ impl Engine {
             }
         }
     }
+}
+
+fn is_suspicious(row: &RunRow) -> bool {
+    row.owner.is_some() && row.epoch >= SUSPICIOUS
 }
 
 /// Drives one run as far as it goes; one that cannot be driven here is parked with the reason.
