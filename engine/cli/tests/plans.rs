@@ -480,6 +480,56 @@ fn what_is_no_whole_plan_is_not_saved() {
     project.farrier(&nowhere).expect(1).complains("cannot write no/such/folder");
 }
 
+/// What was read binds the run to its end, also over a wait and in the runs that it starts.
+#[test]
+fn a_plan_binds_what_comes_after_a_wait_and_child_runs() {
+    let waiting = "runbook: waiting
+summary: Write a file, wait, and run another runbook
+owner: tests
+risk: recoverable
+targets: { place: files }
+signals: [{ name: go_on, who: [tester], then: continue }]
+steps:
+  before:
+    uses: files.write
+    with: { target: place, file: { root: out, path: [before] }, content: x }
+    undo: restore
+  pause: { uses: flow.wait, needs: [before], with: { for: 1d, signal: go_on } }
+  call: { uses: runbook.letters, needs: [pause], with: { text: abc }, undo: none }
+";
+    for moved in [false, true] {
+        let project = project();
+        project.write("runbooks/waiting.yaml", waiting);
+        let plan = project.farrier(&["plan", "waiting", "--env", "test", "--out", "saved"]).expect(0);
+        let plan = plan.says("for 1d, or until signal `go_on`");
+
+        // The text of a runbook that it starts counts as its own.
+        project.write("runbooks/letters.yaml", &LETTERS.replace("[second]", "[another]"));
+        project.farrier(&APPLY).expect(20).complains("runbook `waiting`, or one that it starts, was changed");
+        project.write("runbooks/letters.yaml", LETTERS);
+
+        project.farrier(&[&APPLY[..], &["--patience", "0s"]].concat()).expect(15);
+        assert_eq!(written(&project), [("before".to_owned(), "x".to_owned())], "{plan}");
+        let run = project.last_run();
+        // The run keeps to the texts that it began with.
+        project.write("runbooks/letters.yaml", &LETTERS.replace("[second]", "[another]"));
+        if moved {
+            project.write("out/second", "somebody else's");
+        }
+        project.farrier(&["signal", &run, "go_on"]).expect(0);
+        let ended = project.farrier(&["resume", &run, "--yes"]).expect(if moved { 10 } else { 0 });
+        let second = project.read("out/second");
+        if moved {
+            ended.says("`out/second` was a create, and is a update now");
+            assert_eq!(second, "somebody else's");
+            assert!(!project.path("out/first").exists(), "a run that is bound as a whole does no half of it");
+        } else {
+            assert_eq!((second.as_str(), project.read("out/first").as_str()), ("abc", "abc"));
+        }
+        project.farrier(&["fsck"]).expect(0);
+    }
+}
+
 /// All bytes of all files below a folder.
 fn every_byte(folder: &Path) -> Vec<u8> {
     let mut bytes = Vec::new();

@@ -650,6 +650,54 @@ fn a_service_that_is_told_to_end_lets_go() {
 }
 
 #[test]
+fn a_run_at_a_terminal_that_is_told_to_end_is_left_on_disk() {
+    let steps =
+        ["  pause: { uses: flow.wait, with: { for: 10m } }\n".to_owned(), writes("first", "pause", "")];
+    let project = project("pauses", &format!("steps:\n{}", steps.concat()));
+    let running = Started::from(project.command(&["run", "pauses", "--env", "test", "--yes"]));
+    wait_until("it sits the wait out", || {
+        let runs = project.farrier(&["runs", "-o", "json"]);
+        runs.code == Some(0)
+            && runs.json().as_array().is_some_and(|runs| !runs.is_empty())
+            && project.farrier(&["logs", &project.last_run()]).out.contains("wait began")
+    });
+    terminate(&running);
+    running.end().expect(15).complains("runs go on when they are taken up again");
+    let run = project.last_run();
+    assert_eq!(show(&project, &run)["state"], "waiting");
+    // It is looked at again, and its moment is as far away as before.
+    serve(&project).expect(0);
+    assert_eq!(show(&project, &run)["state"], "waiting");
+    assert!(show(&project, &run)["waits"].as_str().unwrap().starts_with("step `pause` waits until "));
+    project.farrier(&["cancel", &run]).expect(0);
+    whole(&project);
+}
+
+#[test]
+fn what_cannot_be_served_waits_for_a_person_and_holds_up_nobody() {
+    let project = project("plain", &format!("steps:\n{}", writes("first", "", "")));
+    add(&project, "other", &format!("steps:\n{}", writes("second", "", "")));
+    let detach = |name: &str, env: &str| {
+        project.farrier(&["run", name, "--env", env, "--detach"]).expect(0).out.trim().to_owned()
+    };
+    let text = project.read("environments/test.yaml");
+    project.write("environments/gone.yaml", &text.replace("\"test\"", "\"gone\""));
+    let (lost, cancelled, fine) = (detach("plain", "gone"), detach("plain", "test"), detach("other", "test"));
+    fs::remove_file(project.path("environments/gone.yaml")).unwrap();
+    project.farrier(&["cancel", &cancelled]).expect(0).says("was cancelled");
+    serve(&project).expect(0);
+    assert_eq!(files(&project), ["second"]);
+    assert_eq!(show(&project, &fine)["state"], "succeeded");
+    let view = show(&project, &lost);
+    assert_eq!(view["parked"], "it cannot be driven: there is no environment `gone`", "{view:#}");
+    serve(&project).expect(0);
+    project.write("environments/gone.yaml", &text.replace("\"test\"", "\"gone\""));
+    resume(&project, &lost).expect(0);
+    assert_eq!(files(&project), ["first", "second"]);
+    whole(&project);
+}
+
+#[test]
 fn a_service_that_was_killed_leaves_its_runs_to_the_next() {
     let project = project("plain", &format!("steps:\n{}", writes("second", "", "")));
     slow(&project);

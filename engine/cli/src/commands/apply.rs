@@ -87,7 +87,7 @@ impl Apply {
             })?;
             return self.replan(app, &workspace, &site, &start, &saved).await;
         }
-        self.check_binding(app, &site, &start, &saved)?;
+        check_binding(app, &site, &start, &saved)?;
         // The texts are those that the plan was made of, so a plan that was made has inputs that they allow.
         start.inputs = inputs.map_err(|problems| {
             bad(format!("its inputs are not those of `{}`: {}", saved.runbook, problems.join("; ")))
@@ -123,33 +123,6 @@ impl Apply {
         session.end(app, &start, ended?, store).await
     }
 
-    /// The plan was made of these texts, for these targets.
-    fn check_binding(&self, app: &App, site: &Site, start: &Start, saved: &SavedPlan) -> Result<(), Problem> {
-        let mut differences = Vec::new();
-        if start.bundle.digest != saved.bundle {
-            differences.push(format!(
-                "runbook `{}`, or one that it starts, was changed after the plan was made (texts {} then, {} now)",
-                saved.runbook,
-                saved.bundle.short(),
-                start.bundle.digest.short()
-            ));
-        }
-        let now = site.identities(&start.bundle, &app.registry)?;
-        for (alias, then) in &saved.targets {
-            match now.get(alias) {
-                Some(identity) if identity == then => {}
-                Some(identity) => {
-                    differences.push(format!("target `{alias}` was {then}, and is {identity} now"));
-                }
-                None => differences.push(format!("target `{alias}` was {then}, and is not used now")),
-            }
-        }
-        for (alias, identity) in now.iter().filter(|(alias, _)| !saved.targets.contains_key(*alias)) {
-            differences.push(format!("target `{alias}` was not used, and is {identity} now"));
-        }
-        if differences.is_empty() { Ok(()) } else { Err(Problem::Drift { differences }) }
-    }
-
     async fn replan(
         &self,
         app: &App,
@@ -170,4 +143,31 @@ impl Apply {
         eprintln!("plan {} replaces {} in {}", new.digest.short(), saved.digest.short(), shown(&self.file));
         Ok(exit_of(&plan, false))
     }
+}
+
+/// The plan was made of these texts, for these targets.
+fn check_binding(app: &App, site: &Site, start: &Start, saved: &SavedPlan) -> Result<(), Problem> {
+    let mut differences = Vec::new();
+    if start.bundle.digest != saved.bundle {
+        differences.push(format!(
+            "runbook `{}`, or one that it starts, was changed after the plan was made (texts {} then, {} now)",
+            saved.runbook,
+            saved.bundle.short(),
+            start.bundle.digest.short()
+        ));
+    }
+    let now = site.identities(&start.bundle, &app.registry)?;
+    for (alias, then) in &saved.targets {
+        match now.get(alias) {
+            Some(identity) if identity == then => {}
+            Some(identity) => {
+                differences.push(format!("target `{alias}` was {then}, and is {identity} now"));
+            }
+            None => differences.push(format!("target `{alias}` was {then}, and is not used now")),
+        }
+    }
+    for (alias, identity) in now.iter().filter(|(alias, _)| !saved.targets.contains_key(*alias)) {
+        differences.push(format!("target `{alias}` was not used, and is {identity} now"));
+    }
+    if differences.is_empty() { Ok(()) } else { Err(Problem::Drift { differences }) }
 }
