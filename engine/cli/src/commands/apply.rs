@@ -1,6 +1,6 @@
 //! `farrier apply`: carry out a saved plan, exactly as it was read, or not at all.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +8,9 @@ use clap::Args;
 use farrier_exec::driver::Start;
 use farrier_exec::{Plan, SavedPlan};
 use farrier_model::event::Trigger;
+use farrier_model::{Map, Value};
+use farrier_runbook::Bundle;
+use farrier_runbook::inputs::{Given, check_inputs};
 use farrier_store::{Clock, Mode};
 
 use super::plan::{exit_of, write_plan};
@@ -36,6 +39,19 @@ pub(super) struct Apply {
     parallel: usize,
 }
 
+/// Whether a text is read as the name of a runbook of the project, and not as a path.
+fn is_name(text: &str) -> bool {
+    !text.contains('/') && Path::new(text).extension().is_none_or(|extension| extension != "yaml")
+}
+
+/// The inputs that a plan names, held against the runbook as those of every run are.
+fn inputs_of(bundle: &Bundle, saved: &SavedPlan) -> Result<Value, Vec<String>> {
+    let given = saved.plan.inputs.as_map().into_iter().flat_map(Map::iter);
+    let given = given.map(|(name, value)| (name.clone(), Given::Value(value.clone()))).collect();
+    check_inputs(bundle.graph(), &given)
+        .map_err(|problems| problems.iter().map(ToString::to_string).collect())
+}
+
 impl Apply {
     pub(super) async fn run(&self, app: &App) -> Result<Exit, Problem> {
         let bytes = std::fs::read(&self.file).map_err(|error| Problem::file(&self.file, error))?;
@@ -45,22 +61,37 @@ impl Apply {
         if saved.expires_at <= now && !self.replan {
             return Err(Problem::PlanGone { reason: format!("it expired at {}", saved.expires_at) });
         }
+        let bad = |reason: String| Problem::BadPlan { file: shown(&self.file), reason };
+        // A path would lead to a runbook that the file brings along.
+        if !is_name(&saved.runbook) {
+            return Err(bad(format!("`{}` is not the name of a runbook", saved.runbook)));
+        }
         let workspace = app.workspace()?;
         let catalog = app.registry.catalog();
         let bundle = workspace.bundle(&saved.runbook, catalog)?;
         let site = workspace.site(&saved.environment, catalog)?;
         site.check(&bundle, &app.registry)?;
+        let inputs = inputs_of(&bundle, &saved);
         let mut start = Start {
             world: site.world(),
-            inputs: saved.plan.inputs.clone(),
+            inputs: Value::Null,
             trigger: Trigger::Manual { by: user() },
             plan: None,
             bundle: Arc::new(bundle),
         };
         if self.replan {
+            start.inputs = inputs.map_err(|problems| Problem::Inputs {
+                runbook: saved.runbook.to_string(),
+                problems,
+                known: start.bundle.graph().inputs.iter().map(|input| input.name.to_string()).collect(),
+            })?;
             return self.replan(app, &workspace, &site, &start, &saved).await;
         }
         check_binding(app, &site, &start, &saved)?;
+        // The texts are those that the plan was made of, so a plan that was made has inputs that they allow.
+        start.inputs = inputs.map_err(|problems| {
+            bad(format!("its inputs are not those of `{}`: {}", saved.runbook, problems.join("; ")))
+        })?;
         let store = workspace.store(Some(&site), Mode::Owner).await?;
         let session = Session::new(app, &store, &self.answers, self.parallel);
         let plan = session.driver.plan(&start).await?;

@@ -100,6 +100,14 @@ impl Project {
         Started::from(self.command(args)).end()
     }
 
+    /// Runs the binary to its end for another person than the usual `tester`.
+    #[track_caller]
+    pub fn farrier_as(&self, user: &str, args: &[&str]) -> Answer {
+        let mut command = self.command(args);
+        command.env("USER", user);
+        Started::from(command).end()
+    }
+
     /// The rows that `select` gives on a SQLite database of the project: columns parted by tabs.
     pub fn sqlite(&self, relative: &str, select: &str) -> Vec<String> {
         let options = SqliteConnectOptions::new().filename(self.path(relative)).read_only(true);
@@ -208,6 +216,13 @@ impl Answer {
     #[track_caller]
     pub fn expect(self, code: i32) -> Answer {
         assert_eq!(self.code, Some(code), "{self}");
+        self
+    }
+
+    /// It ended with one of `codes`.
+    #[track_caller]
+    pub fn expect_one_of(self, codes: &[i32]) -> Answer {
+        assert!(self.code.is_some_and(|code| codes.contains(&code)), "{self}");
         self
     }
 
