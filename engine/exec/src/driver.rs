@@ -608,7 +608,11 @@ impl Driver {
                 if limits.plan_only {
                     return Ok(Outcome::Barrier(plan));
                 }
-                inputs.push(match confirm.confirm(&plan).await {
+                let answer = match run.is_approved(&plan) {
+                    true => Answer::Proceed { accepted: Vec::new() },
+                    false => confirm.confirm(&plan).await,
+                };
+                inputs.push(match answer {
                     Answer::Proceed { accepted } => {
                         Input::Proceed { by: self.options.owner.clone(), accepted, plan: Arc::from(plan) }
                     }
