@@ -608,9 +608,10 @@ impl Driver {
                 if limits.plan_only {
                     return Ok(Outcome::Barrier(plan));
                 }
-                let answer = match run.is_approved(&plan) {
-                    true => Answer::Proceed { accepted: Vec::new() },
-                    false => confirm.confirm(&plan).await,
+                let answer = if run.is_approved(&plan) {
+                    Answer::Proceed { accepted: Vec::new() }
+                } else {
+                    confirm.confirm(&plan).await
                 };
                 inputs.push(match answer {
                     Answer::Proceed { accepted } => {
