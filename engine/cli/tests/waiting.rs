@@ -251,6 +251,15 @@ fn an_environment_wants_approvals_before_the_first_write() {
     assert_eq!(project.read("out/first"), "new");
     assert_eq!(show(&project, &run)["state"], "succeeded");
 
+    // Nor is somebody without a terminal, who would lose what others have approved.
+    fs::remove_file(project.path("out/first")).unwrap();
+    start(&project, "plain").expect(15);
+    let run = project.last_run();
+    approve(&project, "ada", &run, &digest(&project, &run)).expect(0);
+    project.farrier(&["resume", &run]).expect(0).says("plain succeeded: 1 change made");
+    let logs = project.farrier(&["logs", &run]).expect(0).says("the run: 1 approval asked for, of plan ");
+    logs.says("the run: ada approved plan ");
+
     // What a person has read in a file is approved like everything else.
     fs::remove_file(project.path("out/first")).unwrap();
     project.farrier(&["plan", "plain", "--env", "test", "--out", "saved"]).expect(0);

@@ -634,7 +634,12 @@ impl Driver {
                 if limits.plan_only {
                     return Ok(Outcome::Barrier(plan));
                 }
-                inputs.push(match confirm.confirm(&plan).await {
+                let answer = if run.is_approved(&plan) {
+                    Answer::Proceed { accepted: Vec::new() }
+                } else {
+                    confirm.confirm(&plan).await
+                };
+                inputs.push(match answer {
                     Answer::Proceed { accepted } => {
                         Input::Proceed { by: self.options.owner.clone(), accepted, plan: Arc::from(plan) }
                     }

@@ -3,7 +3,9 @@
 
 use clap::Args;
 use farrier_exec::{NodeRef, Plan, Run};
-use farrier_model::{BoundPlan, Change, Event, FailureKind, NodeEvent, NodeState, RunState, Value, Wait};
+use farrier_model::{
+    BoundPlan, Change, Event, FailureKind, NodeEvent, NodeState, RunState, Subject, Value, Wait,
+};
 use farrier_runbook::compile_bundle;
 use farrier_store::{Mode, RunFilter, RunRow, SqliteStore, Store};
 use serde::Serialize;
@@ -399,6 +401,13 @@ fn said(reason: Option<&String>) -> String {
     reason.map_or_else(String::new, |reason| format!(": {reason}"))
 }
 
+fn of_what(subject: &Subject) -> String {
+    match subject {
+        Subject::Run => "the run".into(),
+        Subject::Node(node) => node.to_string(),
+    }
+}
+
 fn by_node(node: Option<&farrier_model::NodeName>) -> String {
     node.map_or_else(String::new, |node| format!(" by {node}"))
 }
@@ -469,13 +478,14 @@ pub(super) fn describe(event: &Event) -> String {
         Event::ApprovalAsked { subject, who, count, expires, plan } => {
             let of = if who.is_empty() { String::new() } else { format!(" of {}", who.join(", ")) };
             let until = expires.map_or_else(String::new, |until| format!(", until {until}"));
-            format!("{subject}: {count} approvals{of} asked for, of plan {}{until}", plan.digest.short())
+            let wanted = render::many(u64::from(*count), "approval");
+            format!("{}: {wanted}{of} asked for, of plan {}{until}", of_what(subject), plan.digest.short())
         }
         Event::Approved { subject, by, digest, reason } => {
-            format!("{subject}: {by} approved plan {}{}", digest.short(), said(reason.as_ref()))
+            format!("{}: {by} approved plan {}{}", of_what(subject), digest.short(), said(reason.as_ref()))
         }
         Event::Rejected { subject, by, digest, reason } => {
-            format!("{subject}: {by} rejected plan {}{}", digest.short(), said(reason.as_ref()))
+            format!("{}: {by} rejected plan {}{}", of_what(subject), digest.short(), said(reason.as_ref()))
         }
         Event::SignalReceived { name, by, reason } => {
             format!("signal `{name}` from {by}{}", said(reason.as_ref()))

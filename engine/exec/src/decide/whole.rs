@@ -10,7 +10,17 @@ use super::waits::undoes;
 use super::{Decider, Step, WorkKind};
 use crate::guard::{self, GuardFinding};
 use crate::plan::Plan;
-use crate::run::{NodeRef, Phase};
+use crate::run::{ApprovalRun, NodeRef, Phase, Run};
+
+impl Run {
+    /// Whether people have approved exactly this before the first write, so that nobody has to be asked once more: whoever
+    /// began the run has said yes before they were.
+    pub(crate) fn is_approved(&self, plan: &Plan) -> bool {
+        self.approvals.get(&Subject::Run).is_some_and(ApprovalRun::is_granted)
+            && self.bound.as_ref().is_some_and(|read| read.plan.differences(plan).is_empty())
+            && plan.guards.iter().all(|finding| finding.passed || self.accepted.contains(&*finding.guard))
+    }
+}
 
 impl Decider<'_> {
     pub(super) fn proceed(&mut self, by: String, accepted: Vec<Text>, plan: &Plan) -> Step {
@@ -47,8 +57,7 @@ impl Decider<'_> {
             Some(read) => read.plan.differences(plan),
             None => Vec::new(),
         };
-        let approved =
-            self.run.approvals.get(&Subject::Run).is_some_and(super::super::run::ApprovalRun::is_granted);
+        let approved = self.run.approvals.get(&Subject::Run).is_some_and(ApprovalRun::is_granted);
         if !differences.is_empty() && !approved {
             // What somebody read is not what would happen now. Nothing has been changed.
             let message = format!("the plan is not true any more: {}", differences.join("; "));
