@@ -7,6 +7,7 @@
 mod case;
 mod compare;
 mod hooks;
+mod record;
 mod report;
 mod sandbox;
 mod simulated;
@@ -43,6 +44,9 @@ pub(super) struct TestArgs {
     /// Write the outcome as JUnit's XML as well.
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
+    /// Print a case that does again what this run did, by the beginning of its id. Needs no world.
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["only", "sweep", "update", "junit", "parallel"])]
+    record: Option<String>,
     /// Cases at once; as many as there are processors without it.
     #[arg(long, value_name = "N")]
     parallel: Option<usize>,
@@ -57,6 +61,9 @@ struct Chosen {
 
 impl TestArgs {
     pub(super) fn run(&self, app: &App) -> Result<Exit, Problem> {
+        if let Some(run) = &self.record {
+            return record::record(app, run);
+        }
         let chosen = self.choose(app)?;
         if chosen.is_empty() && app.output == Format::Table {
             return Err(Problem::Usage("no test fits".into()));
