@@ -11,6 +11,7 @@ mod action;
 mod context;
 pub mod harness;
 mod registry;
+pub mod rest;
 mod secrets;
 mod target;
 pub mod text;

@@ -147,8 +147,22 @@ pub enum StandIn {
 
 /// Decides for every node whether its action is really executed.
 pub trait Interpose: Send + Sync {
-    /// What happens instead; nothing for the action itself.
-    fn instead_of(&self, node: &NodeName, action: &str) -> Option<StandIn>;
+    /// What happens instead; nothing for the action itself. `applies`: this is the attempt to change the world, which a
+    /// reading action never makes.
+    fn instead_of(&self, node: &NodeName, action: &str, applies: bool) -> Option<StandIn>;
+
+    /// The action itself begins to change the world.
+    fn begins(&self, _node: &NodeName) {}
+
+    /// The action itself has changed the world, and nobody has been told yet.
+    fn has_applied(&self, _node: &NodeName) {}
+}
+
+/// Looks at a run each time something about it became durable, in tests of runbooks.
+#[async_trait]
+pub trait Witness: Send + Sync {
+    /// The run as its owner sees it now; the journal in the store is at least as long.
+    async fn appended(&self, run: &Run);
 }
 
 /// Keeps simulated time from passing while an action is at work, in tests of runbooks.
@@ -193,6 +207,8 @@ pub struct Options {
     pub interpose: Option<Arc<dyn Interpose>>,
     /// Holds simulated time while actions are at work.
     pub stillness: Option<Arc<dyn Stillness>>,
+    /// Looks at runs after every append.
+    pub witness: Option<Arc<dyn Witness>>,
 }
 
 impl Default for Options {
@@ -207,6 +223,7 @@ impl Default for Options {
             grace: Duration::from_secs(30),
             interpose: None,
             stillness: None,
+            witness: None,
         }
     }
 }
@@ -593,6 +610,9 @@ impl Driver {
                     depth,
                     events: &events,
                 });
+                if let Some(witness) = &self.options.witness {
+                    witness.appended(run).await;
+                }
             }
             drop(counting);
             held.cancel.extend(cancel);

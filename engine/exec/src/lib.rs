@@ -30,6 +30,7 @@ pub use bound::canonical;
 pub use decide::{Decision, Input, Limits, Refusal, Report, Work, WorkKind};
 pub use driver::{
     Confirm, Driver, DriverError, Ended, Halt, Interpose, Observer, Options, RunUpdate, StandIn, Stillness,
+    Witness,
 };
 pub use engine::{Engine, Launcher};
 pub use guard::{Counts, GuardFinding};

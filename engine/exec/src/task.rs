@@ -130,7 +130,13 @@ impl Task<'_> {
                 Report::Applied(match self.bind(name, inputs) {
                     Ok(action) => {
                         let cx = WriteCx::after_intent(self.read_cx());
-                        self.still(action.apply(&cx, &planned.changes)).await
+                        let interpose = self.cx.interpose.as_ref();
+                        interpose.inspect(|interpose| interpose.begins(self.name));
+                        let applied = self.still(action.apply(&cx, &planned.changes)).await;
+                        if applied.is_ok() {
+                            interpose.inspect(|interpose| interpose.has_applied(self.name));
+                        }
+                        applied
                     }
                     Err(failure) => Err(failure),
                 })
@@ -154,7 +160,11 @@ impl Task<'_> {
     /// What a test wants to happen instead of the action.
     fn interposed(&self) -> Option<Report> {
         let Uses::Action { name, effect, .. } = &self.step.uses else { return None };
-        match (self.cx.interpose.as_ref()?.instead_of(self.name, name)?, &self.work.kind) {
+        let applies = matches!(self.work.kind, WorkKind::Apply(_));
+        if !applies && !matches!(self.work.kind, WorkKind::Plan { .. }) {
+            return None;
+        }
+        match (self.cx.interpose.as_ref()?.instead_of(self.name, name, applies)?, &self.work.kind) {
             (StandIn::Output(output), WorkKind::Plan { .. }) => {
                 Some(Report::Planned(self.expect(&output).map(|finish| PlanReport {
                     planned: Arc::new(Planned::known(output)),
@@ -172,8 +182,13 @@ impl Task<'_> {
 
     /// Waits for the world; simulated time stands still meanwhile.
     async fn still<T>(&self, call: impl Future<Output = T>) -> T {
-        let _hold = self.cx.stillness.as_ref().map(|stillness| stillness.hold());
-        call.await
+        match &self.cx.stillness {
+            Some(stillness) => {
+                let stillness = stillness.clone();
+                farrier_action::rest::holding(move || stillness.hold(), call).await
+            }
+            None => call.await,
+        }
     }
 
     fn bind(&self, action: &str, inputs: &Value) -> Result<Box<dyn BoundAction>, Failure> {

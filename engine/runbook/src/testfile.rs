@@ -1,7 +1,10 @@
 //! Tests of a runbook: `NAME.test.yaml`, run by `farrier test`.
 //!
 //! Read [`Tests`], then [`Test`]. A test gives a runbook inputs and a world of stand-ins, replaces what it does not
-//! want to happen, and says what must come out.
+//! want to happen, says what happens meanwhile, and what must come out.
+
+mod events;
+mod words;
 
 use std::collections::HashMap;
 
@@ -13,10 +16,13 @@ use serde::Deserialize;
 use crate::at::{At, Keyed};
 use crate::codes;
 use crate::diagnostic::{Diagnostic, Diagnostics, FileId, Span, nearest, quoted};
-use crate::environment::{TargetBindings, read_targets};
+use crate::environment::{Approvals, TargetBindings, read_targets};
 use crate::graph::{Graph, Uses};
 use crate::read::read;
 use crate::yaml::{Node, parse};
+
+pub use events::{Call, EventAt, Happens};
+pub use words::{Condition, Length, Moment};
 
 /// The tests of one runbook, which stands beside this file.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -42,6 +48,17 @@ pub struct Test {
     /// The stand-ins to use, written as in an environment. They replace those of `environment` with the same name.
     #[serde(default)]
     pub targets: Option<Node>,
+    /// Groups of people, as in an environment. They replace those of `environment` with the same name.
+    #[serde(default)]
+    pub people: Keyed<Vec<String>>,
+    /// How many people must approve a run before its first write, as in an environment. Without it, what `environment` says.
+    pub approvals: Option<Approvals>,
+    /// When the case begins, by its own clock. Without it, the first second of 2026. No case waits really: whenever
+    /// nothing is at work, its clock goes on to the next moment.
+    pub start: Option<At<Moment>>,
+    /// What happens while the run is under way.
+    #[serde(default)]
+    pub events: Vec<EventAt>,
     /// Steps, or actions such as `mail.send`, that are not executed. A step's own entry counts before its action's.
     #[serde(default)]
     pub actions: Keyed<StandIn>,
@@ -76,6 +93,9 @@ pub struct ExpectedPlan {
     pub deferred: Option<Vec<At<String>>>,
     /// Planning must fail, with a message that contains this.
     pub fails: Option<At<String>>,
+    /// The plan as it is shown, in this file beside the test. `farrier test --update` writes it.
+    #[schemars(extend("pattern" = "^[^/]+\\.plan\\.txt$", "x-expected" = "the name of a file that ends in `.plan.txt`"))]
+    pub golden: Option<At<String>>,
 }
 
 /// What the run must come to.
@@ -99,6 +119,49 @@ pub struct Expected {
     pub message_contains: Option<At<String>>,
     /// Whether planning again afterwards finds nothing to change.
     pub settled: Option<At<bool>>,
+    /// These steps succeeded, one after the other in this order; others may have come between.
+    #[serde(default)]
+    pub order: Vec<At<String>>,
+    /// When the run ended, from the start of the case, to the second.
+    pub at: Option<At<Length>>,
+    /// The run ended within this time of the start of the case.
+    pub ended_within: Option<At<Length>>,
+    /// What the run waits for contains this; for `state: waiting`.
+    pub waits: Option<At<String>>,
+    /// How the world looks at the end.
+    #[serde(default)]
+    pub world: Vec<WorldCheck>,
+    /// The mails that were sent to the stand-ins for mail: exactly these, in this order.
+    pub mails: Option<Vec<MailIs>>,
+}
+
+/// A look at the world.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct WorldCheck {
+    /// An action that only reads.
+    pub uses: At<String>,
+    /// Its input. Nothing in it is evaluated.
+    pub with: Option<Node>,
+    /// A bare expression that must be true of `result`, what the action found.
+    pub that: At<Condition>,
+    /// What to say when it is not.
+    pub otherwise: Option<String>,
+    /// The call: filled when the file has been checked.
+    #[serde(skip)]
+    pub call: Option<Call>,
+}
+
+/// A mail that was sent.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MailIs {
+    /// An address that it was sent to.
+    pub to: Option<At<String>>,
+    /// Its subject contains this.
+    pub subject_contains: Option<At<String>>,
+    /// Its text contains this.
+    pub text_contains: Option<At<String>>,
 }
 
 /// Changes by kind.
@@ -237,6 +300,26 @@ pub fn read_tests(file: FileId, bytes: &[u8], catalog: &Catalog, out: &mut Diagn
                     .help("remove `expect:` or `fails:`"),
             );
         }
+        for event in &mut test.events {
+            event.check(catalog, out);
+        }
+        if let Some(event) = test.events.first()
+            && test.expect.is_none()
+        {
+            out.push(
+                Diagnostic::new(codes::TEST_EVENT, event.at.span, "nothing happens to a plan")
+                    .help("add `expect:`, so that there is a run, or remove `events:`"),
+            );
+        }
+        for check in test.expect.iter_mut().flat_map(|expect| &mut expect.world) {
+            let mut call = Call {
+                uses: check.uses.clone(),
+                with: check.with.clone(),
+                input: farrier_model::Value::Null,
+            };
+            call.check(true, catalog, out);
+            check.call = Some(call);
+        }
         if let Some(targets) = &test.targets {
             if targets.as_map().is_some() {
                 test.bindings = read_targets(targets, catalog, out).unwrap_or_default();
@@ -260,6 +343,7 @@ pub fn check_tests(tests: &Tests, graph: &Graph, out: &mut Diagnostics) {
         steps: graph.indices().map(|index| &*graph.step(index).id).collect(),
         inputs: graph.inputs.iter().map(|input| &*input.name).collect(),
         actions: actions.collect(),
+        signals: graph.signals.iter().map(|signal| &*signal.name).collect(),
     };
     check_names(tests, &names, out);
 }
@@ -270,6 +354,7 @@ struct Names<'a> {
     steps: Vec<&'a str>,
     inputs: Vec<&'a str>,
     actions: Vec<&'a str>,
+    signals: Vec<&'a str>,
 }
 
 fn check_names(tests: &Tests, names: &Names<'_>, out: &mut Diagnostics) {
@@ -289,9 +374,25 @@ fn check_names(tests: &Tests, names: &Names<'_>, out: &mut Diagnostics) {
             .flat_map(|plan| plan.changes.iter().map(|(name, _)| name).chain(plan.deferred.iter().flatten()));
         let run = test.expect.iter().flat_map(|expect| {
             let steps = expect.steps.iter().map(|(name, _)| name);
-            steps.chain(expect.changes.iter().map(|(name, _)| name)).chain(expect.undone.iter().flatten())
+            steps
+                .chain(expect.changes.iter().map(|(name, _)| name))
+                .chain(expect.undone.iter().flatten())
+                .chain(&expect.order)
         });
-        for name in planned.chain(run) {
+        let mut named = Vec::new();
+        for event in &test.events {
+            match event.happens() {
+                Some(Happens::Signal(name)) => {
+                    known("signal", name, &names.signals, codes::TEST_UNKNOWN_SIGNAL, names, out);
+                }
+                Some(Happens::Approve(step) | Happens::Reject(step)) if step.as_str() == "-" => {}
+                Some(Happens::Approve(step) | Happens::Reject(step) | Happens::Resolve { step, .. }) => {
+                    named.push(step)
+                }
+                _ => {}
+            }
+        }
+        for name in planned.chain(run).chain(named) {
             known("step", name, &names.steps, codes::TEST_UNKNOWN_STEP, names, out);
         }
     }
@@ -336,6 +437,10 @@ mod tests {
       mail.sned: { output: {} }
       drain: { output: { pods: [a] } }
       gone: { output: ~ }
+    events:
+      - { at: 1d, signal: go_no, by: ada }
+      - { at: 1d, approve: '-' }
+      - { at: 1d, approve: nobody }
     plan: { changes: { drain: { update: 1 }, 'each[st-4]': { delete: 2 } }, deferred: [later] }
     expect:
       state: failed
@@ -364,6 +469,7 @@ mod tests {
             steps: vec!["drain", "each"],
             inputs: vec!["host", "slot"],
             actions: vec!["array.rebuild", "mail.send"],
+            signals: vec!["go_on"],
         };
         check_names(&tests, &names, &mut out);
         let mut found: Vec<(&str, &str)> =
@@ -376,8 +482,10 @@ mod tests {
                 ("E0904", "gone"),
                 ("E0904", "later"),
                 ("E0904", "mail.sned"),
+                ("E0904", "nobody"),
                 ("E0904", "nowhere"),
                 ("E0905", "slto"),
+                ("E0906", "go_no"),
             ]
         );
     }

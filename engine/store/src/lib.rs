@@ -41,7 +41,7 @@ use farrier_model::{Digest, Entry, Event, NodeName, Request, RunId, RunState, Te
 use uuid::Uuid;
 
 pub use error::StoreError;
-pub use fsck::{FsckReport, Violation, fsck};
+pub use fsck::{FsckReport, Violation, check_run, fsck};
 pub use memory::{Fault, MemoryStore};
 pub use sqlite::{Mode, OpenOptions, SqliteStore, StoreCounts};
 

@@ -164,7 +164,7 @@ pub(crate) async fn fan_out<T, F: Future<Output = T>>(
             if last || stopped.load(Ordering::Relaxed) {
                 break;
             }
-            tokio::time::sleep(pace.pause).await;
+            farrier_action::rest::sleep(pace.pause).await;
         }
     } else {
         // Each place takes the next host when its own is done.
@@ -176,7 +176,7 @@ pub(crate) async fn fan_out<T, F: Future<Output = T>>(
                 }
                 let more = !next.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
                 if more && !pace.pause.is_zero() {
-                    tokio::time::sleep(pace.pause).await;
+                    farrier_action::rest::sleep(pace.pause).await;
                 }
                 if stopped.load(Ordering::Relaxed) {
                     break;

@@ -111,7 +111,7 @@ reboot:
                     format!("`{name}` was told to start again and is not back within {within}: {problem}");
                 return Err(Failure::new(FailureKind::Timeout, message).at(self.target.alias()));
             }
-            tokio::time::sleep(EVERY.min(rest)).await;
+            farrier_action::rest::sleep(EVERY.min(rest)).await;
         }
     }
 
@@ -126,7 +126,7 @@ reboot:
                 Ok(facts) if facts.boot_id == boot_id => return Ok(Probe::NotApplied),
                 Ok(_) => return Ok(Probe::Applied),
                 Err(failure) if failure.kind.may_pass() && begun.elapsed() < self.back_within.0 => {
-                    tokio::time::sleep(EVERY).await;
+                    farrier_action::rest::sleep(EVERY).await;
                 }
                 Err(failure) => return Err(failure),
             }

@@ -128,7 +128,7 @@ impl Wait {
                 ));
             }
             let rest = pace.within.saturating_sub(begun.elapsed());
-            tokio::time::sleep(pace.every.min(rest).max(Duration::from_millis(1))).await;
+            farrier_action::rest::sleep(pace.every.min(rest).max(Duration::from_millis(1))).await;
         }
     }
 }

@@ -177,7 +177,7 @@ pub fn dispatch(cli: Cli) -> Result<Exit, Problem> {
         Command::Show(command) => block_on(command.run(&app)),
         Command::Logs(command) => block_on(command.run(&app)),
         Command::Graph(command) => command.run(&app),
-        Command::Test(command) => block_on(command.run(&app)),
+        Command::Test(command) => command.run(&app),
         Command::Actions(command) => command.run(&app),
         Command::Explain(command) => command.run(&app),
         Command::Schema(command) => command.run(&app),

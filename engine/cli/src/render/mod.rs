@@ -43,6 +43,11 @@ pub fn many(count: u64, one: &str) -> String {
     if count == 1 { format!("1 {one}") } else { format!("{count} {one}s") }
 }
 
+/// `1 crash`, `2 crashes`.
+pub fn many_of(count: u64, one: &str, several: &str) -> String {
+    if count == 1 { format!("1 {one}") } else { format!("{count} {several}") }
+}
+
 /// Prints one line to standard output. A reader that went away (`| head`) ends the program quietly.
 pub fn line(text: &str) -> anyhow::Result<()> {
     use std::io::Write;

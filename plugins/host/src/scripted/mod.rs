@@ -137,7 +137,7 @@ impl Transport for Scripted {
         )?;
         let late = found.takes.is_some_and(|takes| takes.0 > command.time_limit);
         if let Some(takes) = found.takes {
-            tokio::time::sleep(takes.0.min(command.time_limit)).await;
+            farrier_action::rest::sleep(takes.0.min(command.time_limit)).await;
         }
         if let Some(then) = &found.then
             && !late

@@ -1,0 +1,117 @@
+//! The same case again and again: with each step failing, and with the process dying at each write.
+
+use clap::ValueEnum;
+use farrier_model::RunState;
+use farrier_runbook::testfile::Happens;
+use farrier_store::Fault;
+
+use super::super::Problem;
+use super::case::{Came, Case, Trouble};
+use super::hooks::Failing;
+
+/// What is swept over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Sweep {
+    /// Each step that did something fails, once and for good.
+    Failures,
+    /// The process dies at each write of its store, before it and after it.
+    Crashes,
+}
+
+/// More writes than any case of a test should need.
+const MAX_WRITES: u64 = 5000;
+/// Differences that are told of one sweep.
+const TOLD: usize = 3;
+
+/// How often something was tried, and what was found.
+#[derive(Debug, Default)]
+pub(super) struct Swept {
+    pub(super) crashes: u64,
+    pub(super) failures: u64,
+    pub(super) differences: Vec<String>,
+    untold: u64,
+}
+
+impl Swept {
+    /// Sweeps over a case whose undisturbed execution came to `came`.
+    pub(super) fn over(case: &Case, came: &Came, sweeps: &[Sweep]) -> Result<Swept, Problem> {
+        let mut swept = Swept::default();
+        if came.state.is_none() || !came.differences.is_empty() {
+            return Ok(swept);
+        }
+        if sweeps.contains(&Sweep::Failures) {
+            swept.failures(case, came)?;
+        }
+        if sweeps.contains(&Sweep::Crashes) {
+            swept.crashes(case)?;
+        }
+        if swept.untold > 0 {
+            swept.differences.push(format!("and {} more in sweeps", swept.untold));
+        }
+        Ok(swept)
+    }
+
+    fn found(&mut self, where_from: &str, differences: Vec<String>) {
+        for difference in differences {
+            if self.differences.len() < TOLD {
+                self.differences.push(format!("{where_from}: {difference}"));
+            } else {
+                self.untold += 1;
+            }
+        }
+    }
+
+    fn failures(&mut self, case: &Case, came: &Came) -> Result<(), Problem> {
+        for node in &came.acted {
+            for for_good in [false, true] {
+                self.failures += 1;
+                let failing = Some(Failing { node: node.clone(), for_good });
+                let again = case.execute(&Trouble { failing, ..Trouble::default() })?;
+                let how = if for_good { "for good" } else { "once" };
+                let place = format!("with `{node}` failing {how}");
+                let mut differences = again.differences;
+                let step = case
+                    .bundle
+                    .graph()
+                    .indices()
+                    .map(|index| case.bundle.graph().step(index))
+                    .find(|step| *step.id == *node.step);
+                let retried = step.is_some_and(|step| step.retry.attempts > 1 && step.retry.on.is_empty());
+                if !for_good && retried && again.state != came.state {
+                    let name = |state: Option<RunState>| state.map_or("no run", RunState::name);
+                    differences.push(format!(
+                        "it is tried again, and the run ended {} instead of {}",
+                        name(again.state),
+                        name(came.state)
+                    ));
+                }
+                self.found(&place, differences);
+            }
+        }
+        Ok(())
+    }
+
+    fn crashes(&mut self, case: &Case) -> Result<(), Problem> {
+        // A case that crashes by itself says by itself what follows.
+        let own = case
+            .test
+            .events
+            .iter()
+            .any(|event| matches!(event.happens(), Some(Happens::Crash | Happens::Resolve { .. })));
+        if own {
+            return Ok(());
+        }
+        for fault in [Fault::CrashBefore, Fault::CrashAfter] {
+            for nth in 1..=MAX_WRITES {
+                let again = case.execute(&Trouble { crash: Some((nth, fault)), ..Trouble::default() })?;
+                if !again.crashed {
+                    break;
+                }
+                self.crashes += 1;
+                let when = if fault == Fault::CrashBefore { "before" } else { "after" };
+                self.found(&format!("with the process dying {when} write {nth}"), again.differences);
+            }
+        }
+        Ok(())
+    }
+}

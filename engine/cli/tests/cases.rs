@@ -1,0 +1,176 @@
+//! `farrier test` as people use it: what it finds, how it says so, and that it finds what is wrong.
+
+mod common;
+
+use std::fs;
+
+use common::Project;
+
+#[test]
+fn the_shipped_lifecycle_of_forty_days_survives_every_crash_and_every_failure() {
+    let project = Project::demo();
+    let args = ["test", "tool-lifecycle", "--sweep", "failures,crashes", "--junit", "junit.xml"];
+    let report = project.path("junit.xml");
+    let args = args.map(|arg| if arg == "junit.xml" { report.to_str().unwrap() } else { arg });
+    let tests = project.farrier(&args).expect(0).says("7 passed, 0 failed");
+    let swept = tests.out.lines().filter(|line| line.contains(" crashes, ") && line.contains(" failures)"));
+    assert!(swept.count() >= 4, "{}", tests.out);
+    let junit = fs::read_to_string(&report).unwrap();
+    assert_eq!(junit.matches("<testcase ").count(), 7, "{junit}");
+    assert!(junit.contains("tool-lifecycle.test.yaml\" line=\"3\""), "{junit}");
+}
+
+/// A runbook that disables an account and forgets how to take that back.
+const FORGETFUL: &str = "runbook: forgetful
+summary: Lock an account and wait
+owner: testers
+risk: recoverable
+targets: { directory: ldap }
+signals:
+  - { name: back, who: [], then: undo }
+steps:
+  lock:
+    uses: ldap.modify
+    with:
+      target: directory
+      base: ou=people,ou=servicegroups,dc=wikimedia,dc=org
+      rdn: [uid, tools.wm-lol]
+      set: { loginShell: /bin/false }
+    undo: none
+  name:
+    uses: ldap.modify
+    needs: [lock]
+    with:
+      target: directory
+      base: ou=people,ou=servicegroups,dc=wikimedia,dc=org
+      rdn: [uid, tools.wm-lol]
+      set: { sn: locked }
+    undo: restore
+    on_failure: undo
+";
+
+#[test]
+fn a_sweep_finds_what_undo_forgets() {
+    let project = Project::demo();
+    project.write("runbooks/forgetful.yaml", FORGETFUL);
+    project.write(
+        "runbooks/forgetful.test.yaml",
+        "tests:
+  - name: locks it
+    environment: ../environments/lifecycle.yaml
+    expect: { state: succeeded, settled: true }
+",
+    );
+    project.farrier(&["test", "forgetful"]).expect(0).says("1 passed");
+    let found = project.farrier(&["test", "forgetful", "--sweep", "failures"]).expect(30);
+    let found = found.says("forgetful.test.yaml:2").says("with `name` failing for good: the run was undone");
+    found.says("the world is not as before: `lock`");
+}
+
+#[test]
+fn what_differs_is_told_with_both_sides_and_its_place() {
+    let project = Project::demo();
+    let case = |name: &str, rest: &str| {
+        format!(
+            "  - name: {name}\n    environment: ../../environments/lifecycle.yaml\n    inputs: {{ tool: wm-lol }}\n{rest}"
+        )
+    };
+    let cases = [
+        case("too early", "    expect: { state: succeeded, at: 39d, order: [archive, disable], mails: [] }\n"),
+        case("refused", "    events: [{ at: 1d, signal: delete_now, by: mallory }]\n    expect: { state: succeeded }\n"),
+        case(
+            "a look <&>",
+            "    expect:
+      state: succeeded
+      world:
+        - uses: ldap.search
+          with: { target: directory, base: \"dc=wikimedia,dc=org\", filter: (uid=bogdan), attributes: { uid: string } }
+          that: result.entries | length == 0
+          otherwise: he is still there
+",
+        ),
+        case("a plan", "    plan: { golden: tool-lifecycle.plan.txt }\n"),
+    ];
+    project.write("runbooks/lifecycle/tool-lifecycle.test.yaml", &format!("tests:\n{}", cases.concat()));
+    let plan = "runbooks/lifecycle/tool-lifecycle.plan.txt";
+    let golden = project.read(plan);
+    project.write(plan, &golden.replace("1 to send", "2 to send"));
+    let report = project.path("junit.xml");
+    let args = ["test", "tool-lifecycle", "--junit", report.to_str().unwrap()];
+    let found = project.farrier(&args).expect(30);
+    let found = found
+        .says("tool-lifecycle.test.yaml:2")
+        .says("at: expected the end after 39d; it ended after 40d")
+        .says("order: expected archive, disable, found disable, archive")
+        .says("mail 1: expected no more, found `tools.wm-lol is disabled`")
+        .says("event at 1d: signal `delete_now` by mallory was refused: mallory may not send it")
+        .says("he is still there; found {\"entries\"")
+        .says("plan: tool-lifecycle.plan.txt: expected (-), found (+)");
+    found.says("0 passed, 4 failed");
+    let junit = fs::read_to_string(&report).unwrap();
+    assert!(junit.contains("name=\"a look &lt;&amp;&gt;\""), "{junit}");
+    let json = project.farrier(&["test", "tool-lifecycle", "-o", "json"]).expect(30).json();
+    assert_eq!(json[0]["passed"], false);
+    assert!(json[0]["place"].as_str().unwrap().ends_with("tool-lifecycle.test.yaml:2"), "{json:#}");
+
+    project.farrier(&["test", "a plan", "--update"]).expect(0);
+    assert_eq!(project.read(plan), golden);
+}
+
+#[test]
+fn mistakes_in_events_are_found_before_anything_runs() {
+    let project = Project::demo();
+    project.write(
+        "runbooks/lifecycle/tool-lifecycle.test.yaml",
+        "tests:
+  - name: wrong in many ways
+    environment: ../../environments/lifecycle.yaml
+    inputs: { tool: wm-lol }
+    events:
+      - { at: 1d, signal: reenabel }
+      - { at: 1d, crash: true, cancel: true }
+      - { at: 1d, do: { uses: ldap.search, with: { target: directory, bas: x } } }
+    expect:
+      state: succeeded
+      order: [disabel]
+      world: [{ uses: ldap.serch, that: result.entries }, { uses: ldap.modify, that: result.x }]
+",
+    );
+    let found = project.farrier(&["check"]).expect(65);
+    for code in ["E0907", "E0908"] {
+        assert!(found.out.contains(code), "{code}: {found}");
+    }
+    project.farrier(&["test"]).expect(65);
+
+    let look = "world: [{ uses: ldap.search, that: resul.x }]";
+    let text = format!("tests:\n  - name: looks elsewhere\n    expect: {{ state: succeeded, {look} }}\n");
+    project.write("runbooks/lifecycle/tool-lifecycle.test.yaml", &text);
+    project.farrier(&["check"]).expect(65).says("there is no name `resul.x` here");
+}
+
+#[test]
+fn a_run_becomes_a_case_that_passes() {
+    let project = Project::demo();
+    project.farrier(&["run", "updatetools", "--env", "demo", "--yes"]).expect(0);
+    let runs = project.farrier(&["runs", "-o", "json"]).expect(0).json();
+    let run = runs[0]["id"].as_str().or(runs[0]["run"].as_str()).unwrap().to_owned();
+    let case = project.farrier(&["test", "--record", &run[..13]]).expect(0);
+    assert!(case.out.contains("tools_table: succeeded"), "{}", case.out);
+    project.write("runbooks/directory/updatetools.test.yaml", &case.out);
+    project.farrier(&["test", "updatetools"]).expect(0).says("1 passed, 0 failed");
+}
+
+#[test]
+fn a_run_that_people_answered_becomes_a_case() {
+    let project = Project::demo();
+    project
+        .farrier(&["run", "tool-lifecycle", "--env", "lifecycle", "--yes", "-i", "tool=wm-lol"])
+        .expect(15);
+    let runs = project.farrier(&["runs", "-o", "json"]).expect(0).json();
+    let run = runs[0]["id"].as_str().unwrap()[..13].to_owned();
+    project.farrier(&["signal", &run, "reenable", "--reason", "people use it"]).expect(0);
+    project.farrier(&["resume", &run]);
+    let case = project.farrier(&["test", "--record", &run]).expect(0).says("signal: reenable");
+    project.write("runbooks/lifecycle/tool-lifecycle.test.yaml", &case.out);
+    project.farrier(&["test", "tool-lifecycle"]).expect(0).says("1 passed, 0 failed");
+}
