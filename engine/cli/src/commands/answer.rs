@@ -108,7 +108,12 @@ impl Answer {
             }
             (None, [(subject, approval)]) => ((*subject).clone(), *approval),
             (None, []) => {
-                return Err(Problem::Refused(Refusal::Now("the run does not wait for an approval".into())));
+                let state = asked.row.state;
+                return Err(Problem::Refused(Refusal::Now(if state.is_final() {
+                    format!("the run has ended: {}", state.name())
+                } else {
+                    "the run does not wait for an approval".into()
+                })));
             }
             (None, many) => {
                 let names: Vec<String> = many.iter().map(|(subject, _)| format!("`{subject}`")).collect();

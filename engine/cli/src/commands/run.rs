@@ -359,7 +359,7 @@ fn print_end(start: &Start, ended: &Ended) -> Result<(), Problem> {
             eprintln!("next: farrier show {short}; then `farrier resume {short} --accept-guards --yes`");
         }
         RunState::Waiting => eprintln!(
-            "next: farrier show {short}; when it is due, `farrier resume {short}`, or let `farrier serve` take it up"
+            "next: `farrier show {short}` says what it waits for; then `farrier resume {short}`, or let `farrier serve` take it up"
         ),
         _ => eprintln!("next: farrier show {short}"),
     }
