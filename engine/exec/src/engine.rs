@@ -4,7 +4,7 @@
 //! come or for which something has come. It sleeps until the next moment, and is poked when something changes in this
 //! process. It keeps nothing: everything it needs is in the store, so a new process goes on where the last one stopped.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -60,6 +60,8 @@ impl Engine {
         let mut halt = self.driver.halt();
         let mut tasks: JoinSet<(RunId, Result<(), DriverError>)> = JoinSet::new();
         let mut away: HashMap<RunId, Timestamp> = HashMap::new();
+        // Whoever is taken up claims only later, and a run that cannot be driven never enters the pokes.
+        let mut taken: HashSet<RunId> = HashSet::new();
         let mut watched: Option<(RunId, Timestamp)> = None;
         loop {
             if *halt.borrow_and_update() != Halt::No {
@@ -71,16 +73,24 @@ impl Engine {
             let mut next = None;
             let free = self.limit.saturating_sub(tasks.len());
             if free > 0 {
-                match self.driver.store().due(free + self.driver.pokes().count() + away.len()).await {
+                match self
+                    .driver
+                    .store()
+                    .due(free + self.driver.pokes().count() + taken.len() + away.len())
+                    .await
+                {
                     Ok(due) => {
                         next = due.next;
-                        let rows = due.runs.into_iter().filter(|row| {
-                            !self.driver.pokes().is_driven(row.id) && !away.contains_key(&row.id)
-                        });
                         let mut free = free;
-                        for row in rows {
+                        for row in due.runs {
                             if free == 0 {
                                 break;
+                            }
+                            if self.driver.pokes().is_driven(row.id)
+                                || taken.contains(&row.id)
+                                || away.contains_key(&row.id)
+                            {
+                                continue;
                             }
                             if is_suspicious(&row) {
                                 // One at a time: the run that ends this process must not take others with it until
@@ -91,6 +101,7 @@ impl Engine {
                                 watched = Some((row.id, now + WATCH));
                             }
                             free -= 1;
+                            taken.insert(row.id);
                             self.take_up(&mut tasks, row);
                         }
                     }
@@ -112,8 +123,11 @@ impl Engine {
             tokio::select! {
                 _ = halt.changed() => {}
                 Some(joined) = tasks.join_next() => {
-                    let ended = joined.as_ref().ok().map(|(run, _)| *run);
-                    watched = watched.filter(|(run, _)| Some(*run) != ended);
+                    // One whose driver panicked is left to the next process: here it would only panic again.
+                    if let Ok((ended, _)) = &joined {
+                        taken.remove(ended);
+                        watched = watched.filter(|(run, _)| run != ended);
+                    }
                     self.joined(joined, &mut away)?;
                 }
                 () = self.driver.pokes().changed() => {}

@@ -9,11 +9,15 @@
 
 mod common;
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
 use common::{Bench, runbook};
 use farrier_exec::driver::{ProceedAlways, Start};
-use farrier_exec::{DriverError, Ended, Run};
+use farrier_exec::{DriverError, Ended, Options, Run};
 use farrier_model::event::ParkCause;
-use farrier_model::{Event, NodeEvent, NodeState, RunId, RunState, Value};
+use farrier_model::{Ask, Event, NodeEvent, NodeState, RunId, RunState, Text, Value};
 use farrier_store::{Fault, RunFilter, Store, StoreError};
 
 /// Fifty nodes of every effect class, with items, a condition, a continued failure and outputs.
@@ -280,6 +284,84 @@ async fn a_run_that_ends_its_owners_again_and_again_is_parked() {
         }
     }
     panic!("a run that kills its owner was taken up twenty times");
+}
+
+const WAITING: &str = "signals: [{ name: go_on, who: [roots], then: continue }]
+locks: [{ name: nodes, capacity: 1, wait: 2h }]
+steps:
+  a: { uses: fake.keyed, with: { target: world, object: a, value: v }, undo: none }
+  pause: { uses: flow.wait, needs: [a], with: { for: 40d, signal: go_on } }
+  sure: { uses: flow.approval, needs: [pause], with: { who: [roots], within: 3d } }
+  b: { uses: fake.set, needs: [sure], lock: { name: racks, capacity: 1 }, with: { target: world, object: b, value: v }, undo: none }
+";
+
+/// Lives of a run that waits, until it is over. In each one somebody says what it waits for, once more when it is not
+/// sure that it was heard.
+async fn wait_to_the_end(bench: &mut Bench, start: &Start) -> Ended {
+    for _ in 0..50 {
+        let runs = bench.store.runs(RunFilter::default()).await;
+        let Some(row) = runs.ok().and_then(|runs| runs.into_iter().next()) else {
+            // It is not there, or the store has died: the next process looks again.
+            bench.store = bench.store.restart();
+            if bench.store.runs(RunFilter::default()).await.unwrap().is_empty() {
+                let _ = bench.run(start).await;
+            }
+            continue;
+        };
+        if row.state == RunState::Waiting {
+            let run = replay(bench, start, row.id).await;
+            let open = run.approvals.iter().find(|(_, approval)| approval.is_open());
+            let ask = match open {
+                Some((subject, approval)) => {
+                    Ask::Approve { subject: subject.clone(), digest: approval.plan.digest, reason: None }
+                }
+                None => Ask::Signal { name: "go_on".into(), reason: None },
+            };
+            let _ = bench.driver().ask(row.id, "ada", ask).await;
+        }
+        match bench.driver().resume(row.id, start, &ProceedAlways, &[]).await {
+            Ok(ended) if ended.state.is_final() => return ended,
+            Ok(_) => {}
+            Err(_) => bench.store = bench.store.restart(),
+        }
+    }
+    panic!("the run does not end");
+}
+
+/// What others want of a run, its locks and its waits are written like everything else: each write may die or be lost.
+#[tokio::test]
+async fn stopping_at_every_write_of_a_waiting_run_changes_nothing_in_the_end() {
+    let prepared = |name: &str| {
+        let mut bench = Bench::new(name);
+        bench.options = Options { patience: Duration::ZERO, ..bench.options };
+        let mut start = bench.start(&[runbook("waiting", "destructive", WAITING)], Value::map::<&str>([]));
+        start.world.people = Arc::new(BTreeMap::from([(Text::from("roots"), vec![Text::from("ada")])]));
+        (bench, start)
+    };
+    let (mut undisturbed, start) = prepared("waiting_reference");
+    undisturbed.run(&start).await.unwrap();
+    let ended = wait_to_the_end(&mut undisturbed, &start).await;
+    assert_eq!(ended.state, RunState::Succeeded, "{:?}", ended.failure);
+    let reference = end_state(&undisturbed, &ended);
+    let kinds = undisturbed.journal(ended.run).await;
+    for kind in ["lock_asked", "lock_taken", "lock_released", "suspended", "signal_received", "approved"] {
+        assert!(kinds.iter().any(|known| known.starts_with(kind)), "no `{kind}`: {kinds:?}");
+    }
+    let writes = undisturbed.store.writes();
+    for fault in [Fault::CrashBefore, Fault::CrashAfter, Fault::AnswerLost, Fault::RequestLost] {
+        for nth in 1..=writes {
+            let when = format!("{fault:?} at write {nth} of {writes}");
+            let (mut bench, start) = prepared(&format!("waiting_{fault:?}_{nth}"));
+            bench.store.inject(nth, fault);
+            let _ = bench.run(&start).await;
+            let ended = wait_to_the_end(&mut bench, &start).await;
+            assert_eq!(bench.store.pending_faults(), 0, "{when}: it did not happen");
+            assert_eq!(end_state(&bench, &ended), reference, "{when}");
+            assert!(bench.store.tickets(None).await.unwrap().is_empty(), "{when}: a lock is left");
+            assert!(bench.store.requests(ended.run).await.unwrap().is_empty(), "{when}: a request is left");
+            check_invariants(&bench, &start, &ended).await;
+        }
+    }
 }
 
 async fn check_invariants(bench: &Bench, start: &Start, ended: &Ended) {

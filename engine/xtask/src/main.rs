@@ -33,6 +33,15 @@ enum Chore {
     Check,
     /// The house rules alone; they take a second.
     Tidy,
+    /// Kill the real binary for so long: at every commit, at random, at a power cut (engine/cli/tests/chaos).
+    Chaos {
+        /// How long each test may take; they run beside each other.
+        #[arg(long, default_value_t = 30)]
+        minutes: u32,
+        /// Repeats the choices of an earlier run; without it, they differ each time.
+        #[arg(long)]
+        seed: Option<u32>,
+    },
     /// Write the generated files anew (site/schema).
     Generate,
     /// The Kubernetes tests against a real API server too; builds one from Debian's sources when there is none, in ten
@@ -64,6 +73,7 @@ fn run(chore: &Chore) -> Result<ExitCode> {
         Chore::Check => suite::check(&root),
         Chore::Kube => kube::test(&root),
         Chore::Tidy => suite::house_rules(&root),
+        Chore::Chaos { minutes, seed } => suite::chaos(&root, *minutes, *seed),
         Chore::Generate => {
             suite::generate(&root)?;
             return Ok(ExitCode::SUCCESS);

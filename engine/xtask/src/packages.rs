@@ -24,6 +24,7 @@ const NEEDED: &[(&str, &str)] = &[
     ("sshd", "openssh-server"),
     ("ssh", "openssh-client"),
     ("setpriv", "util-linux"),
+    ("strace", "strace"),
 ];
 
 /// Run by root. A machine that installs a server must not start it: the tests start their own.

@@ -116,6 +116,23 @@ pub(crate) fn check(root: &Path) -> Report {
     report
 }
 
+/// The long form of the chaos tests.
+pub(crate) fn chaos(root: &Path, minutes: u32, seed: Option<u32>) -> Report {
+    let mut report = Report::default();
+    let seed = seed.unwrap_or_else(std::process::id);
+    println!("each test has {minutes} min; to repeat: cargo xtask chaos --minutes {minutes} --seed {seed}");
+    let mut counts = Counts::default();
+    report.run("chaos", || {
+        // Not by nextest, which keeps to itself what a test that passed has to say.
+        let arguments = "test --package farrier --test chaos --no-fail-fast -- --nocapture";
+        let mut command = tools::cargo(root, arguments);
+        command.env("FARRIER_CHAOS_MINUTES", minutes.to_string());
+        run_tests(command.env("FARRIER_CHAOS_SEED", seed.to_string()), &mut counts)
+    });
+    report.count(counts);
+    report
+}
+
 /// The house rules alone.
 pub(crate) fn house_rules(root: &Path) -> Report {
     let mut report = Report::default();

@@ -18,6 +18,8 @@ mod form;
 mod leftovers;
 mod mixed;
 mod poison;
+mod power;
+mod secrets;
 mod service;
 mod stopping;
 mod trees;

@@ -45,7 +45,7 @@ fn runbook() -> String {
     text
 }
 
-fn world() -> Project {
+pub(crate) fn world() -> Project {
     let project = project(ROWS);
     project.write("runbooks/mixed.yaml", &runbook());
     project
