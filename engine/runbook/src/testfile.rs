@@ -387,7 +387,7 @@ fn check_names(tests: &Tests, names: &Names<'_>, out: &mut Diagnostics) {
                 }
                 Some(Happens::Approve(step) | Happens::Reject(step)) if step.as_str() == "-" => {}
                 Some(Happens::Approve(step) | Happens::Reject(step) | Happens::Resolve { step, .. }) => {
-                    named.push(step)
+                    named.push(step);
                 }
                 _ => {}
             }

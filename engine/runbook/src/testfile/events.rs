@@ -122,24 +122,15 @@ impl EventAt {
         let of = |word: &Option<At<bool>>, belongs: bool, about| {
             word.as_ref().filter(|_| !belongs).map(|word| (word.span, about))
         };
-        of(&self.undo, matches!(happens, Happens::Cancel { .. }), "`undo` belongs to `cancel`")
-            .or_else(|| {
-                of(
-                    &self.applied,
-                    matches!(happens, Happens::Resolve { .. }),
-                    "`applied` belongs to `resolve`",
-                )
-            })
-            .or_else(|| {
-                let belongs = matches!(happens, Happens::Resume { .. });
-                of(&self.accept_guard, belongs, "`accept_guard` belongs to `resume`")
-            })
-            .or_else(|| match (&self.refused, happens) {
-                (Some(refused), Happens::Act(_) | Happens::Crash) => {
-                    Some((refused.span, "only what people ask can be refused"))
-                }
-                _ => None,
-            })
+        let cancels = matches!(happens, Happens::Cancel { .. });
+        let resolves = matches!(happens, Happens::Resolve { .. });
+        let resumes = matches!(happens, Happens::Resume { .. });
+        let others = matches!(happens, Happens::Act(_) | Happens::Crash);
+        let refused = self.refused.as_ref().filter(|_| others);
+        of(&self.undo, cancels, "`undo` belongs to `cancel`")
+            .or(of(&self.applied, resolves, "`applied` belongs to `resolve`"))
+            .or(of(&self.accept_guard, resumes, "`accept_guard` belongs to `resume`"))
+            .or(refused.map(|refused| (refused.span, "only what people ask can be refused")))
     }
 
     pub(super) fn check(&mut self, catalog: &Catalog, out: &mut Diagnostics) {

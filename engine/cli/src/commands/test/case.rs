@@ -393,10 +393,7 @@ impl Course<'_> {
         }
         let by = event.by.clone().unwrap_or_else(|| "somebody".into());
         let run = self.replay(id, start).await?;
-        let (ask, then) = match self.ask_of(&event, &run) {
-            Some(asked) => asked,
-            None => return Ok(Then::Nothing),
-        };
+        let Some((ask, then)) = ask_of(&event, &run) else { return Ok(Then::Nothing) };
         let what = ask.as_ref().map_or_else(|| "resume".to_owned(), Ask::what);
         let answer = match &ask {
             Some(ask) => run.may(&by, ask, self.now()),
@@ -438,40 +435,6 @@ impl Course<'_> {
             return Err(error);
         }
         Ok(then)
-    }
-
-    /// What an event asks of the run, and what has to follow.
-    fn ask_of(&self, event: &EventAt, run: &Run) -> Option<(Option<Ask>, Then)> {
-        let reason = event.reason.clone();
-        let drive = || Then::Drive { unpark: false, accepted: Vec::new() };
-        // A name that is none is refused by the run.
-        let subject = |step: &str| step.parse().unwrap_or(Subject::Run);
-        let digest = |subject: &Subject| {
-            run.approvals.get(subject).map_or_else(|| Digest::of(""), |asked| asked.plan.digest)
-        };
-        let ask = match event.happens()? {
-            Happens::Signal(name) => Ask::Signal { name: name.as_str().into(), reason },
-            Happens::Approve(step) => {
-                let subject = subject(step);
-                Ask::Approve { digest: digest(&subject), subject, reason }
-            }
-            Happens::Reject(step) => {
-                let subject = subject(step);
-                Ask::Reject { digest: digest(&subject), subject, reason }
-            }
-            Happens::Cancel { undo } => Ask::Cancel { undo, reason },
-            Happens::Resolve { step, applied } => Ask::Resolve {
-                node: step.parse().unwrap_or_else(|_| NodeName::step(step.as_str())),
-                applied,
-                reason: reason.unwrap_or_else(|| "they looked".into()),
-            },
-            Happens::Resume { accept_guard } => {
-                let accepted = run.asking_guard.iter().filter(|_| accept_guard).cloned().collect();
-                return Some((None, Then::Drive { unpark: true, accepted }));
-            }
-            Happens::Act(_) | Happens::Crash => return None,
-        };
-        Some((Some(ask), drive()))
     }
 
     async fn replay(&self, id: RunId, start: &Start) -> Result<Run, DriverError> {
@@ -640,7 +603,10 @@ impl Course<'_> {
             let Ok(entries) = std::fs::read_dir(&folder) else { continue };
             let mut names: Vec<String> = entries
                 .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-                .filter(|name| !name.starts_with('.') && name.ends_with(".eml"))
+                .filter(|name| {
+                    !name.starts_with('.')
+                        && Path::new(name).extension().is_some_and(|extension| extension == "eml")
+                })
                 .collect();
             names.sort();
             for name in names {
@@ -650,6 +616,40 @@ impl Course<'_> {
         }
         Ok(sent)
     }
+}
+
+/// What an event asks of the run, and what has to follow.
+fn ask_of(event: &EventAt, run: &Run) -> Option<(Option<Ask>, Then)> {
+    let reason = event.reason.clone();
+    let drive = || Then::Drive { unpark: false, accepted: Vec::new() };
+    // A name that is none is refused by the run.
+    let subject = |step: &str| step.parse().unwrap_or(Subject::Run);
+    let digest = |subject: &Subject| {
+        run.approvals.get(subject).map_or_else(|| Digest::of(""), |asked| asked.plan.digest)
+    };
+    let ask = match event.happens()? {
+        Happens::Signal(name) => Ask::Signal { name: name.as_str().into(), reason },
+        Happens::Approve(step) => {
+            let subject = subject(step);
+            Ask::Approve { digest: digest(&subject), subject, reason }
+        }
+        Happens::Reject(step) => {
+            let subject = subject(step);
+            Ask::Reject { digest: digest(&subject), subject, reason }
+        }
+        Happens::Cancel { undo } => Ask::Cancel { undo, reason },
+        Happens::Resolve { step, applied } => Ask::Resolve {
+            node: step.parse().unwrap_or_else(|_| NodeName::step(step.as_str())),
+            applied,
+            reason: reason.unwrap_or_else(|| "they looked".into()),
+        },
+        Happens::Resume { accept_guard } => {
+            let accepted = run.asking_guard.iter().filter(|_| accept_guard).cloned().collect();
+            return Some((None, Then::Drive { unpark: true, accepted }));
+        }
+        Happens::Act(_) | Happens::Crash => return None,
+    };
+    Some((Some(ask), drive()))
 }
 
 /// A drawn plan without what actions remark: sizes and the like are those of this machine.
