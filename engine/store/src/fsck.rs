@@ -30,7 +30,8 @@ pub struct Violation {
     /// The journal entry, where it is about one.
     pub seq: Option<i64>,
     /// The invariant: `I1` … `I9`, `seq` (gaps), `chain` (hash chain), `body`, `blob`, `row` (the run's row says something
-    /// else than its journal), `transition` (an event that cannot happen in the node's state), `pages` (the database file).
+    /// else than its journal), `transition` (an event that cannot happen in the node's state), `pages` (the database file), `retention` (a mark
+    /// that lets a journal be deleted).
     pub invariant: &'static str,
     /// What was found.
     pub message: String,

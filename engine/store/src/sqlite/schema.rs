@@ -6,7 +6,7 @@
 use sqlx::{Row as _, SqliteConnection, raw_sql};
 
 /// Every version's script, oldest first; the first makes version 1.
-const MIGRATIONS: [&str; 2] = [V1, V2];
+const MIGRATIONS: [&str; 3] = [V1, V2, V3];
 
 /// The version that this program reads and writes.
 pub(crate) const VERSION: i64 = MIGRATIONS.len() as i64;
@@ -133,6 +133,19 @@ CREATE TABLE plan_use (
 );
 
 CREATE INDEX journal_intent ON journal (node, at) WHERE kind = 'intent';
+";
+
+/// Taking runs away after their time.
+const V3: &str = "
+-- Marks the run that is being taken away, within the one transaction that does it.
+CREATE TABLE retention (
+    run_id TEXT PRIMARY KEY
+);
+DROP TRIGGER journal_no_delete;
+CREATE TRIGGER journal_no_delete BEFORE DELETE ON journal
+WHEN NOT EXISTS (SELECT 1 FROM retention WHERE run_id = OLD.run_id)
+BEGIN SELECT RAISE(ABORT, 'the journal is append-only'); END;
+CREATE INDEX journal_blob ON journal (blob) WHERE blob IS NOT NULL;
 ";
 
 /// The version of an opened database; 0 for an empty one.
