@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use farrier_action::{ActionRegistry, Targets};
 use farrier_exec::driver::World;
@@ -10,7 +11,7 @@ use farrier_model::spec::Catalog;
 use farrier_runbook::environment::{Environment, Store as StorePlace, read_environment};
 use farrier_runbook::project::{Project, matches, read_project};
 use farrier_runbook::{Bundle, Compiled, Diagnostics, Source, compile};
-use farrier_store::{Mode, OpenOptions, SqliteStore};
+use farrier_store::{Keep, Mode, OpenOptions, Retention, SqliteStore};
 
 use crate::commands::Problem;
 use crate::leftovers;
@@ -148,6 +149,16 @@ impl Workspace {
         }
         let dir = self.project.data_dir.as_ref().map_or(DATA_DIR, |dir| dir.as_str());
         Ok(self.root.join(dir))
+    }
+
+    /// How long finished runs are kept, if the project says so.
+    pub fn retention(&self) -> Option<Retention> {
+        let rules = self.project.retention.as_ref()?;
+        let keep = |(keep, at_least): (Duration, u32)| Keep { keep, at_least: at_least.into() };
+        Some(Retention {
+            others: Some(keep(rules.others())),
+            runbooks: rules.runbooks().map(|(name, rule)| (name.to_owned(), keep(rule))).collect(),
+        })
     }
 
     /// Opens the store. An owner first ends what a killed Farrier left running, so that no step meets its own former

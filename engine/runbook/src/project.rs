@@ -1,17 +1,24 @@
-//! The project file, `farrier.yaml`: where runbooks, alerts and environments are.
+//! The project file, `farrier.yaml`: where runbooks, alerts and environments are, and how long runs are kept.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use farrier_model::time::parse_duration;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::at::At;
+use crate::authored::DurationText;
 use crate::codes;
+use crate::compile::duration;
 use crate::diagnostic::{Diagnostic, Diagnostics, FileId, quoted};
 use crate::read::read;
 use crate::yaml::parse;
 
 /// Where the parts of a project are. Each entry is a folder, which stands for every `.yaml` file below it, or a path
 /// with `*` (within one name) and `**` (any number of folders). All start at the folder of the project file.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Project {
     /// Runbooks. Their tests, `NAME.test.yaml`, stand beside them.
@@ -25,6 +32,50 @@ pub struct Project {
     pub environments: Vec<At<String>>,
     /// Where runs are kept on this machine, when the environment does not say.
     pub data_dir: Option<At<String>>,
+    /// How long finished runs are kept. Without it, for ever.
+    pub retention: Option<Retention>,
+}
+
+/// How long finished runs are kept, with the runs that they started. What is not finished is always kept.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Retention {
+    /// So long after its end a run is kept.
+    keep: DurationText,
+    /// And so many of each runbook, the newest, however old they are.
+    #[serde(default)]
+    at_least: u32,
+    /// Other rules, by runbook.
+    #[serde(default)]
+    runbooks: BTreeMap<String, Kept>,
+}
+
+/// How long the finished runs of one runbook are kept.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Kept {
+    /// So long after its end a run is kept.
+    keep: DurationText,
+    /// And so many, the newest, however old they are.
+    #[serde(default)]
+    at_least: u32,
+}
+
+impl Retention {
+    /// The rule for runbooks that are not named: how long, and at least how many.
+    pub fn others(&self) -> (Duration, u32) {
+        rule(&self.keep, self.at_least)
+    }
+
+    /// The rules of single runbooks.
+    pub fn runbooks(&self) -> impl Iterator<Item = (&str, (Duration, u32))> {
+        self.runbooks.iter().map(|(name, kept)| (name.as_str(), rule(&kept.keep, kept.at_least)))
+    }
+}
+
+/// A text that was no duration has been refused with its file; until then it keeps everything.
+fn rule(keep: &DurationText, at_least: u32) -> (Duration, u32) {
+    (parse_duration(keep.text()).unwrap_or(Duration::MAX), at_least)
 }
 
 /// Reads a project file. Nothing is returned when something in it is wrong.
@@ -41,6 +92,12 @@ pub fn read_project(file: FileId, bytes: &[u8], out: &mut Diagnostics) -> Option
                 )
                 .help("write a path below the folder of this file"),
             );
+        }
+    }
+    if let Some(retention) = &project.retention {
+        for keep in std::iter::once(&retention.keep).chain(retention.runbooks.values().map(|kept| &kept.keep))
+        {
+            duration(keep, out);
         }
     }
     (!out.has_errors_in(file)).then_some(project)

@@ -30,7 +30,8 @@ pub struct Violation {
     /// The journal entry, where it is about one.
     pub seq: Option<i64>,
     /// The invariant: `I1` … `I9`, `seq` (gaps), `chain` (hash chain), `body`, `blob`, `row` (the run's row says something
-    /// else than its journal), `transition` (an event that cannot happen in the node's state), `pages` (the database file).
+    /// else than its journal), `transition` (an event that cannot happen in the node's state), `pages` (the database file), `retention` (a mark
+    /// that lets a journal be deleted).
     pub invariant: &'static str,
     /// What was found.
     pub message: String,
@@ -71,16 +72,39 @@ impl FsckReport {
 /// Checks every run of `store`, and its storage. Reads only; runs that are being written meanwhile are seen as of one
 /// moment each. An error means that nothing could be read at all; damage is a violation.
 pub async fn fsck(store: &dyn Store) -> Result<FsckReport, StoreError> {
-    let mut report = FsckReport { violations: store.audit_storage().await?, ..FsckReport::default() };
+    let mut report = FsckReport::default();
+    match store.audit_storage().await {
+        Ok(violations) => report.violations = violations,
+        Err(error) => report.violations.push(unreadable(None, error)?),
+    }
     let mut filter = RunFilter { limit: Some(PAGE), ..RunFilter::default() };
     loop {
-        let page = store.runs(filter.clone()).await?;
+        let page = match store.runs(filter.clone()).await {
+            Ok(page) => page,
+            Err(error) => {
+                report.violations.push(unreadable(None, error)?);
+                return Ok(report);
+            }
+        };
         let Some(last) = page.last() else { return Ok(report) };
         filter.before = Some((last.created_at, last.id));
         for row in page {
-            check_stored_run(store, row, &mut report).await?;
+            let run = row.id;
+            if let Err(error) = check_stored_run(store, row, &mut report).await {
+                report.violations.push(unreadable(Some(run), error)?);
+            }
         }
     }
+}
+
+/// What cannot be read is damage, unless it is the store that is gone.
+fn unreadable(run: Option<RunId>, error: StoreError) -> Result<Violation, StoreError> {
+    let message = match error {
+        StoreError::Closed => return Err(error),
+        StoreError::Fatal { file, message } => format!("`{}` cannot be read: {message}", file.display()),
+        error => error.to_string(),
+    };
+    Ok(Violation { run, seq: None, invariant: "pages", message })
 }
 
 async fn check_stored_run(

@@ -27,6 +27,7 @@ mod body;
 mod error;
 pub mod fsck;
 mod memory;
+mod record;
 mod rules;
 mod sqlite;
 
@@ -43,7 +44,8 @@ use uuid::Uuid;
 pub use error::StoreError;
 pub use fsck::{FsckReport, Violation, check_run, fsck};
 pub use memory::{Fault, MemoryStore};
-pub use sqlite::{Mode, OpenOptions, SqliteStore, StoreCounts};
+pub use record::RunRecord;
+pub use sqlite::{Keep, Mode, OpenOptions, Pruned, Retention, SqliteStore, StoreCounts};
 
 /// How often [`Store::append`] sends a batch again when the answer was lost, before it gives up.
 const RESENDS: usize = 5;

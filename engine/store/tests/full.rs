@@ -97,7 +97,6 @@ async fn outcomes_are_recorded_on_a_full_disk_and_room_is_enough_to_go_on() {
     assert_eq!(fs::metadata(dir.join("farrier.ballast")).unwrap().blocks(), 0);
     assert_eq!(store.runs(RunFilter::default()).await.unwrap().len(), 1, "reading goes on");
 
-    // A process that is killed now finds everything again, on a disk that is still full.
     let before = store.journal(run_id(1)).await.unwrap();
     fs::remove_file(dir.join("filler")).unwrap();
     store.append(&claim, vec![wide_intent("later")], None).await.unwrap();
@@ -111,6 +110,41 @@ async fn outcomes_are_recorded_on_a_full_disk_and_room_is_enough_to_go_on() {
     assert_eq!(outcomes, 20);
     assert!(fsck(&store).await.unwrap().is_clean());
     store.close().await;
+}
+
+/// What was left in doubt on a full disk is found out there too: the next start lives on the ballast.
+#[test]
+fn a_start_on_a_full_disk_records_what_has_happened() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("data");
+    let Some(_mount) = Mount::new(&dir, "8m") else { return };
+    let die = |full: bool| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let store = SqliteStore::open(&dir, OpenOptions::default()).await.unwrap();
+            assert_eq!(store.is_full(), full);
+            if full {
+                assert!(is_full(store.create_run(new_run(2)).await));
+            } else {
+                claimed(&store, 1).await;
+            }
+            store.generation()
+        })
+    };
+    assert_eq!(die(false), 1);
+    fill(&dir.join("filler"));
+    // Each start uses a page or two; at some point the log has none left.
+    let mut generation = 1;
+    for _ in 0..50 {
+        let begun = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| die(true)));
+        fill(&dir.join("filler"));
+        generation += 1;
+        if let Ok(found) = begun {
+            assert_eq!(found, generation);
+            return;
+        }
+    }
+    panic!("the disk never was full for a start");
 }
 
 #[tokio::test]

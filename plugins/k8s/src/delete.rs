@@ -179,7 +179,7 @@ impl Delete {
                 )
                 .help("its finalizers or its content hold it; look at its status"));
             }
-            tokio::time::sleep(LOOK).await;
+            farrier_action::rest::sleep(LOOK).await;
         }
         Ok(done)
     }

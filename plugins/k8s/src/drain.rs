@@ -241,7 +241,7 @@ impl Drain {
                 self.end_stuck(cluster, &kind, &waiting, &held, &mut forced).await?;
                 continue;
             }
-            tokio::time::sleep(LOOK).await;
+            farrier_action::rest::sleep(LOOK).await;
         }
         let mut left = Vec::new();
         let mut came = Vec::new();

@@ -246,7 +246,7 @@ impl Job {
                 };
                 return Err(Failure::new(FailureKind::Exit, message));
             }
-            tokio::time::sleep(LOOK).await;
+            farrier_action::rest::sleep(LOOK).await;
         }
     }
 

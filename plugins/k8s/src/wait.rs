@@ -116,7 +116,7 @@ rolled_out:
                 let message = format!("{} is not {what} after {waited}", named.title());
                 return Err(at(Failure::new(FailureKind::Timeout, message)));
             }
-            tokio::time::sleep(LOOK).await;
+            farrier_action::rest::sleep(LOOK).await;
         }
     }
 }

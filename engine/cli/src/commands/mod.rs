@@ -5,10 +5,12 @@ mod answer;
 mod apply;
 mod check;
 mod explain;
+mod export;
 mod fsck;
 mod graph;
 mod locks;
 mod plan;
+mod prune;
 mod run;
 mod runs;
 mod schema;
@@ -93,6 +95,12 @@ enum Command {
     Schema(schema::SchemaArgs),
     /// Check that stored runs are whole and keep the journal's rules.
     Fsck(fsck::Fsck),
+    /// Write runs with their journals to a file, one line of JSON each.
+    Export(export::Export),
+    /// Take runs from a file that `export` has written.
+    Import(export::Import),
+    /// Take away finished runs whose time is over, as `retention:` in farrier.yaml says.
+    Prune(prune::Prune),
     /// Print the completion script for a shell.
     Completions {
         /// The shell.
@@ -182,6 +190,9 @@ pub fn dispatch(cli: Cli) -> Result<Exit, Problem> {
         Command::Explain(command) => command.run(&app),
         Command::Schema(command) => command.run(&app),
         Command::Fsck(command) => block_on(command.run(&app)),
+        Command::Export(command) => block_on(command.run(&app)),
+        Command::Import(command) => block_on(command.run(&app)),
+        Command::Prune(command) => block_on(command.run(&app)),
         Command::Completions { .. } => Ok(Exit::Ok),
     }
 }
@@ -275,6 +286,16 @@ pub enum Problem {
         /// What is wrong with it.
         reason: String,
     },
+    /// A line of an export that cannot be imported.
+    #[error("`{file}` line {line}: {reason}")]
+    BadLine {
+        /// The file.
+        file: String,
+        /// The line, from 1.
+        line: u64,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A saved plan that is good no more.
     #[error("the plan cannot be applied: {reason}")]
     PlanGone {
@@ -336,7 +357,10 @@ impl Problem {
             | Problem::NoRun(_)
             | Problem::AmbiguousRun(_)
             | Problem::Refused(Refusal::Now(_)) => Exit::Usage,
-            Problem::Targets { .. } | Problem::Mistakes(_) | Problem::BadPlan { .. } => Exit::Invalid,
+            Problem::Targets { .. }
+            | Problem::Mistakes(_)
+            | Problem::BadPlan { .. }
+            | Problem::BadLine { .. } => Exit::Invalid,
             Problem::NotYet(_) | Problem::File { .. } | Problem::Unwritable { .. } | Problem::Other(_) => {
                 Exit::Error
             }
@@ -399,6 +423,9 @@ impl Problem {
             Problem::NoRun(_) => Some("`farrier runs` lists them".into()),
             Problem::BadPlan { .. } => {
                 Some("make a new one with `farrier plan … --out FILE`; only its own files are applied".into())
+            }
+            Problem::BadLine { .. } => {
+                Some("the lines before it are imported; export the run again where it came from".into())
             }
             Problem::PlanGone { .. } | Problem::Drift { .. } => {
                 Some("read what would happen now: `farrier apply FILE --replan` makes a new plan".into())

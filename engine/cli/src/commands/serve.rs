@@ -9,7 +9,7 @@ use farrier_exec::driver::Start;
 use farrier_exec::{Engine, Launcher, Observer, Options, RunUpdate};
 use farrier_model::{Digest, Event};
 use farrier_runbook::{Bundle, compile_bundle};
-use farrier_store::{Mode, RunRow, SqliteStore, Store};
+use farrier_store::{Mode, Pruned, Retention, RunRow, SqliteStore, Store};
 
 use super::run::{driver, listen};
 use super::runs::describe;
@@ -46,6 +46,8 @@ impl Serve {
             resume_parked: false,
             ..Options::default()
         };
+        let pruning =
+            workspace.retention().map(|retention| tokio::spawn(prune_hourly(store.clone(), retention)));
         let driver = driver(app, &store, options, Arc::new(Lines { quiet: self.quiet }), listen(false));
         let launcher =
             Stored { app: app.clone(), workspace, store: store.clone(), bundles: Mutex::default() };
@@ -53,9 +55,26 @@ impl Serve {
             eprintln!("taking up what is due in {}", store.file().display());
         }
         let ended = Engine::new(driver, Arc::new(launcher), self.runs).run(self.until_idle).await;
+        if let Some(pruning) = pruning {
+            pruning.abort();
+        }
         store.close().await;
         ended?;
         Ok(Exit::Ok)
+    }
+}
+
+/// Takes away what is over, at the start and every hour.
+async fn prune_hourly(store: SqliteStore, retention: Retention) {
+    let mut hour = tokio::time::interval(std::time::Duration::from_secs(60 * 60));
+    loop {
+        hour.tick().await;
+        match store.prune(&retention).await {
+            Ok(pruned) if pruned == Pruned::default() => {}
+            Ok(pruned) => tracing::info!("{}", super::prune::describe(&pruned)),
+            // The next hour tries again; whatever ends the store ends it for the engine too.
+            Err(error) => tracing::warn!(%error, "old runs were not taken away"),
+        }
     }
 }
 

@@ -126,6 +126,17 @@ impl Project {
         rows.iter().map(|row| (0..row.len()).map(|at| cell(row, at)).collect::<Vec<_>>().join("\t")).collect()
     }
 
+    /// Changes a SQLite database of the project, past everything that guards it.
+    pub fn sqlite_do(&self, relative: &str, sql: &'static str) {
+        let options = SqliteConnectOptions::new().filename(self.path(relative));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut connection = options.connect().await.unwrap();
+            sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
+            connection.close().await.unwrap();
+        });
+    }
+
     /// The newest run.
     #[track_caller]
     pub fn last_run(&self) -> String {

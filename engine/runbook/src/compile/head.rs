@@ -131,7 +131,7 @@ pub(super) fn check(
 }
 
 /// Reads a duration.
-pub(super) fn duration(text: &DurationText, out: &mut Diagnostics) -> Option<Duration> {
+pub(crate) fn duration(text: &DurationText, out: &mut Diagnostics) -> Option<Duration> {
     let parsed = parse_duration(text.text());
     if parsed.is_none() {
         let digits = !text.text().is_empty() && text.text().bytes().all(|byte| byte.is_ascii_digit());

@@ -30,6 +30,8 @@ use crate::graph::{Bundle, Graph, InputSpec};
 use crate::read::read;
 use crate::yaml::{Node, parse};
 
+pub(crate) use head::duration;
+
 /// What became of a set of runbooks.
 #[derive(Debug, Clone)]
 pub struct Compiled {

@@ -34,7 +34,8 @@ impl Ballast {
     pub(super) fn keep(dir: &Path) -> Ballast {
         let path = dir.join(BALLAST_FILE);
         let kept = allocated(&path);
-        let size = (free(&path).saturating_add(kept) / PART).min(MOST) / PAGE * PAGE;
+        // What was kept from better days stays.
+        let size = (free(&path).saturating_add(kept) / PART).max(kept).min(MOST) / PAGE * PAGE;
         let ballast = Ballast { path, size, full: false };
         if kept < size / 2
             && let Err(error) = ballast.make()

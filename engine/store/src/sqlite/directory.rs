@@ -68,6 +68,12 @@ impl Anchors {
     }
 }
 
+/// Makes the names of the files in a data directory durable, and remembers the files.
+pub(crate) fn anchor(dir: &Path) -> io::Result<Anchors> {
+    File::open(dir)?.sync_all()?;
+    Anchors::of(dir)
+}
+
 /// Where the database of a data directory is.
 pub(crate) fn database(dir: &Path) -> PathBuf {
     dir.join(DATABASE_FILE)

@@ -10,7 +10,9 @@
 mod asides;
 mod ballast;
 mod directory;
+mod moving;
 mod reader;
+mod retention;
 mod schema;
 mod writer;
 
@@ -36,7 +38,7 @@ use crate::{
     Violation, rules,
 };
 use ballast::Ballast;
-use directory::Anchors;
+pub use retention::{Keep, Pruned, Retention};
 use writer::{Answer, Done, Files, Job, Status, Work, Writer};
 
 /// How long to wait for a lock of SQLite's own. Only a backup tool or a curious person can hold one.
@@ -139,36 +141,22 @@ impl SqliteStore {
         let lock = tokio::task::spawn_blocking(move || directory::own(&locked))
             .await
             .map_err(|error| StoreError::Unavailable { message: error.to_string() })??;
-        let mut connection = connect_options(&file)
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .connect()
-            .await
-            .map_err(|error| errors.damaged(error))?;
-        read_back(&mut connection, &errors).await?;
-        let found = schema::version(&mut connection).await.map_err(|error| errors.damaged(error))?;
-        errors.check_version(found)?;
-        if found > 0 && !stopped_cleanly(&mut connection).await.map_err(|error| errors.damaged(error))? {
-            quick_check(&mut connection, &errors).await?;
-        }
-        let now = options.clock.now_ms();
         let mut ballast = Ballast::keep(dir);
-        schema::migrate(&mut connection, found, now).await.map_err(|error| errors.damaged(error))?;
-        let generation = match begin_generation(&mut connection, now).await {
+        let (connection, generation) = match begin(&file, &errors, &options.clock).await {
             // What was left in doubt on a full disk is found out on a full disk too.
-            Err(error) if Errors::is_full(&error) && ballast.give_up() => {
-                begin_generation(&mut connection, now).await
+            Err(StoreError::Full { .. }) if ballast.give_up() => {
+                begin(&file, &errors, &options.clock).await?
             }
-            begun => begun,
+            begun => begun?,
         };
-        let generation = generation.map_err(|error| errors.damaged(error))?;
-        let unusable = |error: std::io::Error| StoreError::Directory {
-            dir: dir.to_path_buf(),
-            message: format!("its files cannot be looked at: {error}"),
-        };
-        let files = Files { _lock: lock, anchors: Anchors::of(dir).map_err(unusable)?, ballast };
-
+        let anchored = dir.to_path_buf();
+        // SQLite does not look whether the names of new files have become durable.
+        let anchors = tokio::task::spawn_blocking(move || directory::anchor(&anchored))
+            .await
+            .map_err(|error| StoreError::Unavailable { message: error.to_string() })?
+            .map_err(|error| errors.fatal(&error))?;
+        let files = Files { _lock: lock, anchors, ballast };
+        status.full.store(files.ballast.is_full(), Ordering::Relaxed);
         let (jobs, queue) = mpsc::channel(writer::QUEUE);
         let OpenOptions { clock, timing, .. } = options;
         let clocks = (clock.clone(), timing);
@@ -496,6 +484,14 @@ impl Store for SqliteStore {
                 violation("pages", format!("`{}`: {message}", self.file().display()));
             }
         }
+        let marks = sqlx::query("SELECT run_id FROM retention")
+            .fetch_all(&self.readers)
+            .await
+            .map_err(|error| self.unreadable(error))?;
+        for row in marks {
+            let run: String = row.try_get(0).map_err(|error| self.unreadable(error))?;
+            violation("retention", format!("run {run} is marked to be taken away, and not by farrier"));
+        }
         // One at a time: a blob can be large, their number too.
         let mut last = String::new();
         loop {
@@ -661,6 +657,27 @@ async fn quick_check(connection: &mut SqliteConnection, errors: &Errors) -> Resu
         return Ok(());
     }
     Err(StoreError::Corrupt { place: format!("`{}`", errors.file.display()), message: found.join("; ") })
+}
+
+/// Opens the database for its owner: checked if the last stop was unclean, brought up to date, in a new generation.
+async fn begin(file: &Path, errors: &Errors, clock: &Clock) -> Result<(SqliteConnection, i64), StoreError> {
+    let mut connection = connect_options(file)
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full)
+        .connect()
+        .await
+        .map_err(|error| errors.damaged(error))?;
+    read_back(&mut connection, errors).await?;
+    let found = schema::version(&mut connection).await.map_err(|error| errors.damaged(error))?;
+    errors.check_version(found)?;
+    if found > 0 && !stopped_cleanly(&mut connection).await.map_err(|error| errors.damaged(error))? {
+        quick_check(&mut connection, errors).await?;
+    }
+    let now = clock.now_ms();
+    schema::migrate(&mut connection, found, now).await.map_err(|error| errors.damaged(error))?;
+    let generation = begin_generation(&mut connection, now).await.map_err(|error| errors.damaged(error))?;
+    Ok((connection, generation))
 }
 
 /// Records this start. Every lease of earlier generations is expired by it.

@@ -6,7 +6,7 @@
 use sqlx::{Row as _, SqliteConnection, raw_sql};
 
 /// Every version's script, oldest first; the first makes version 1.
-const MIGRATIONS: [&str; 2] = [V1, V2];
+const MIGRATIONS: [&str; 3] = [V1, V2, V3];
 
 /// The version that this program reads and writes.
 pub(crate) const VERSION: i64 = MIGRATIONS.len() as i64;
@@ -135,6 +135,19 @@ CREATE TABLE plan_use (
 CREATE INDEX journal_intent ON journal (node, at) WHERE kind = 'intent';
 ";
 
+/// Taking runs away after their time.
+const V3: &str = "
+-- Marks the run that is being taken away, within the one transaction that does it.
+CREATE TABLE retention (
+    run_id TEXT PRIMARY KEY
+);
+DROP TRIGGER journal_no_delete;
+CREATE TRIGGER journal_no_delete BEFORE DELETE ON journal
+WHEN NOT EXISTS (SELECT 1 FROM retention WHERE run_id = OLD.run_id)
+BEGIN SELECT RAISE(ABORT, 'the journal is append-only'); END;
+CREATE INDEX journal_blob ON journal (blob) WHERE blob IS NOT NULL;
+";
+
 /// The version of an opened database; 0 for an empty one.
 pub(crate) async fn version(connection: &mut SqliteConnection) -> Result<i64, sqlx::Error> {
     let tables =
@@ -183,4 +196,132 @@ async fn apply(
         .execute(connection)
         .await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use farrier_model::event::Trigger;
+    use farrier_model::{Digest, Event, RunId, RunState, Value};
+    use sqlx::ConnectOptions as _;
+    use sqlx::sqlite::SqliteConnectOptions;
+
+    use super::*;
+    use crate::body::{self, NO_LINK, Place, Row as Stored};
+    use crate::{OpenOptions, RunFilter, SqliteStore, Store, fsck};
+
+    async fn raw(dir: &Path) -> SqliteConnection {
+        let file = super::super::directory::database(dir);
+        SqliteConnectOptions::new().filename(file).create_if_missing(true).connect().await.unwrap()
+    }
+
+    /// A database as the first version left it, with one queued run and one that has ended.
+    async fn version_one(dir: &Path) {
+        let mut connection = raw(dir).await;
+        apply(&mut connection, V1, 1, 0).await.unwrap();
+        raw_sql("INSERT INTO cluster VALUES (1, 'id', 4)").execute(&mut connection).await.unwrap();
+        for (number, state) in [(1_u8, RunState::Queued), (2, RunState::Succeeded)] {
+            let (id, bundle) = (RunId::at(1_000, [number; 10]).to_string(), Digest::of(""));
+            let created = Event::Created {
+                runbook: "r".into(),
+                bundle,
+                environment: "e".into(),
+                inputs: Value::Null,
+                trigger: Trigger::Manual { by: "me".into() },
+                plan: None,
+            };
+            let finished = Event::Finished { state, outputs: Value::Null, failure: None };
+            let events = match state {
+                RunState::Queued => vec![(0, created)],
+                _ => vec![(0, created), (1, Event::Claimed { owner: "h:1".into() }), (1, finished)],
+            };
+            let mut link = NO_LINK;
+            let mut lines = Vec::new();
+            for ((epoch, event), seq) in events.iter().zip(1..) {
+                let row = Stored::of(event).unwrap();
+                let entry_id = [number, u8::try_from(seq).unwrap()];
+                let place = Place { run: &id, seq, epoch: *epoch, at: 5, entry_id: &entry_id, part: 0 };
+                link = body::link(&link, place, row.said());
+                lines.push((seq, *epoch, row, entry_id, link));
+            }
+            sqlx::query(
+                "INSERT INTO run (run_id, runbook, bundle, environment, title, state, generation, epoch, seq, head, created_at, \
+                 updated_at, finished_at) VALUES (?, 'r', ?, 'e', 't', ?, 4, ?, ?, ?, 1, 5, ?)",
+            )
+            .bind(id.clone())
+            .bind(bundle.to_string())
+            .bind(state.name())
+            .bind(lines.last().map(|line| line.1))
+            .bind(lines.len() as i64)
+            .bind(link.to_vec())
+            .bind(state.is_final().then_some(5_i64))
+            .execute(&mut connection)
+            .await
+            .unwrap();
+            for (seq, epoch, row, entry_id, link) in lines {
+                sqlx::query(
+                    "INSERT INTO journal (run_id, seq, epoch, at, kind, body, entry_id, part, hash) \
+                     VALUES (?, ?, ?, 5, ?, ?, ?, 0, ?)",
+                )
+                .bind(id.clone())
+                .bind(seq)
+                .bind(epoch)
+                .bind(row.kind)
+                .bind(row.body.clone())
+                .bind(entry_id.to_vec())
+                .bind(link.to_vec())
+                .execute(&mut connection)
+                .await
+                .unwrap();
+            }
+        }
+        sqlx::Connection::close(connection).await.unwrap();
+    }
+
+    async fn is_up_to_date(dir: &Path) {
+        let store = SqliteStore::open(dir, OpenOptions::default()).await.unwrap();
+        assert_eq!(store.generation(), 5);
+        let runs = store.runs(RunFilter::default()).await.unwrap();
+        let states: Vec<RunState> = runs.iter().map(|row| row.state).collect();
+        assert_eq!(states, [RunState::Succeeded, RunState::Queued]);
+        assert_eq!(store.journal(runs[0].id).await.unwrap().len(), 3);
+        store.claim(runs[1].id, "h:2").await.unwrap();
+        let report = fsck(&store).await.unwrap();
+        assert!(report.is_clean() && report.runs == 2, "{:?}", report.violations);
+        store.close().await;
+        let mut connection = raw(dir).await;
+        assert_eq!(version(&mut connection).await.unwrap(), VERSION);
+    }
+
+    /// Guards "migrations go forward only, and what was stored stays": a database of the first version works.
+    #[tokio::test]
+    async fn a_database_of_the_first_version_is_brought_up_to_date() {
+        let dir = tempfile::tempdir().unwrap();
+        version_one(dir.path()).await;
+        let refused = SqliteStore::open(dir.path(), OpenOptions::read_only()).await.unwrap_err();
+        assert!(refused.to_string().contains("has schema version 1"), "{refused}");
+        is_up_to_date(dir.path()).await;
+    }
+
+    /// Guards K20: a process that dies within any step of an upgrade leaves the step before it, from which the next goes on.
+    #[tokio::test]
+    async fn an_interrupted_upgrade_goes_on() {
+        for done in 1..VERSION {
+            let dir = tempfile::tempdir().unwrap();
+            version_one(dir.path()).await;
+            let mut connection = raw(dir.path()).await;
+            for (script, number) in MIGRATIONS.into_iter().zip(1..).filter(|(_, number)| *number > 1) {
+                raw_sql("BEGIN IMMEDIATE").execute(&mut connection).await.unwrap();
+                apply(&mut connection, script, number, 0).await.unwrap();
+                if number > done {
+                    // It dies here; what was not committed is gone.
+                    break;
+                }
+                raw_sql("COMMIT").execute(&mut connection).await.unwrap();
+            }
+            drop(connection);
+            is_up_to_date(dir.path()).await;
+        }
+    }
 }

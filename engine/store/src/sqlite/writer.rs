@@ -27,8 +27,10 @@ use uuid::Uuid;
 
 use super::ballast::Ballast;
 use super::directory::{Anchors, DirectoryLock};
-use super::{Errors, asides, reader};
+use super::retention::Pruned;
+use super::{Errors, asides, reader, retention};
 use crate::body::{self, Place, Row};
+use crate::record::{Verified, VerifiedRow};
 use crate::rules::{self, Aside, Head, Moment};
 use crate::{Batch, Claim, Clock, NewRun, StoreError, Timing};
 
@@ -46,13 +48,43 @@ const IDLE: Duration = Duration::from_secs(5);
 
 /// What the writer is asked for.
 pub(crate) enum Work {
-    Create { new: Box<NewRun>, row: Row },
-    Claim { run: RunId, owner: String, row: Row },
-    Append { claim: Claim, batch: Batch, rows: Vec<Row> },
-    Heartbeat { claims: Vec<Claim> },
-    Release { claim: Claim },
-    Bundle { digest: Digest, root: String, sources: Vec<u8> },
-    Request { run: RunId, request: Box<Request>, body: String },
+    Create {
+        new: Box<NewRun>,
+        row: Row,
+    },
+    Claim {
+        run: RunId,
+        owner: String,
+        row: Row,
+    },
+    Append {
+        claim: Claim,
+        batch: Batch,
+        rows: Vec<Row>,
+    },
+    Heartbeat {
+        claims: Vec<Claim>,
+    },
+    Release {
+        claim: Claim,
+    },
+    Bundle {
+        digest: Digest,
+        root: String,
+        sources: Vec<u8>,
+    },
+    Request {
+        run: RunId,
+        request: Box<Request>,
+        body: String,
+    },
+    Import {
+        run: Box<Verified>,
+    },
+    /// Takes a run away; none for what nothing refers to.
+    Prune {
+        run: Option<RunId>,
+    },
 }
 
 impl Work {
@@ -61,7 +93,12 @@ impl Work {
         match self {
             Work::Append { batch, .. } => batch.events.iter().any(Event::needs_lease),
             Work::Heartbeat { .. } | Work::Release { .. } => false,
-            Work::Create { .. } | Work::Claim { .. } | Work::Bundle { .. } | Work::Request { .. } => true,
+            Work::Create { .. }
+            | Work::Claim { .. }
+            | Work::Bundle { .. }
+            | Work::Request { .. }
+            | Work::Import { .. }
+            | Work::Prune { .. } => true,
         }
     }
 }
@@ -78,6 +115,7 @@ pub(crate) enum Done {
     /// The batch had been appended before.
     Known(Vec<Entry>),
     Fenced(Vec<RunId>),
+    Pruned(Pruned),
     Nothing,
 }
 
@@ -341,22 +379,19 @@ impl Writer {
                     self.append(claim, batch, rows, &mut staged, moment, careful).await?
                 }
                 Work::Create { new, row } => self.create(new, row, moment).await?,
-                Work::Request { run, request, body } => {
-                    self.request(*run, request, body, moment).await?
-                }
+                Work::Request { run, request, body } => self.request(*run, request, body, moment).await?,
                 Work::Claim { run, owner, row } => self.claim(*run, owner, row, moment).await?,
+                Work::Import { run } => self.import(run, moment).await?,
+                Work::Prune { run: Some(run) } => {
+                    Ok(Done::Pruned(retention::take_away(&mut self.connection, *run).await?))
+                }
+                Work::Prune { run: None } => {
+                    Ok(Done::Pruned(retention::sweep(&mut self.connection, moment.now).await?))
+                }
                 Work::Heartbeat { claims } => Ok(Done::Fenced(self.heartbeat(claims, moment).await?)),
                 Work::Release { claim } => self.release(claim).await?,
                 Work::Bundle { digest, root, sources } => {
-                    sqlx::query(
-                        "INSERT INTO bundle (digest, root, sources, at) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
-                    )
-                    .bind(digest.to_string())
-                    .bind(root.clone())
-                    .bind(sources.clone())
-                    .bind(moment.now)
-                    .execute(&mut self.connection)
-                    .await?;
+                    self.bundle(digest, root, sources, moment).await?;
                     Ok(Done::Nothing)
                 }
             });
@@ -446,6 +481,98 @@ impl Writer {
         }
         self.insert(&[Line { place, row, link }]).await?;
         Ok(Ok(Done::Created(true)))
+    }
+
+    /// Stores a run from elsewhere as it is. Its locks are asked for anew; its saved plan counts as used.
+    async fn import(&mut self, verified: &Verified, moment: Moment) -> Result<Answer, Trouble> {
+        let Verified { record, state, head, rows, events } = verified;
+        let (run, name) = (record.id, record.id.to_string());
+        if let Some(stored) = self.load(run).await? {
+            let same = stored.link == head.as_slice() && stored.head.seq == rows.len() as i64;
+            let message = "it is not imported: another journal is stored under this id".into();
+            return Ok(if same {
+                Ok(Done::Created(false))
+            } else {
+                Err(StoreError::Invalid { run, message })
+            });
+        }
+        if let (Some(key), false) = (&record.live_key, state.is_final()) {
+            let taken = sqlx::query(
+                "SELECT run_id FROM run WHERE runbook = ? AND live_key = ? AND finished_at IS NULL",
+            )
+            .bind(record.runbook.clone())
+            .bind(key.clone())
+            .fetch_optional(&mut self.connection)
+            .await?;
+            if let Some(row) = taken {
+                let run = row.try_get::<String, _>(0)?.parse().unwrap_or(run);
+                return Ok(Err(StoreError::KeyTaken { run, key: key.clone() }));
+            }
+        }
+        if let Some(texts) = &record.texts {
+            let sources = serde_json::to_vec(&texts.sources)
+                .map_err(std::io::Error::other)
+                .and_then(|json| body::pack(&json))
+                .map_err(|error| sqlx::Error::Encode(error.into()))?;
+            self.bundle(&record.bundle, &texts.root, &sources, moment).await?;
+        }
+        sqlx::query(
+            "INSERT INTO run (run_id, runbook, bundle, environment, title, parent_id, state, reason, generation, epoch, seq,              head, created_at, updated_at, finished_at, not_before, live_key)              VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?)",
+        )
+        .bind(name.clone())
+        .bind(record.runbook.clone())
+        .bind(record.bundle.to_string())
+        .bind(record.environment.clone())
+        .bind(record.title.clone())
+        .bind(record.parent.map(|parent| parent.to_string()))
+        .bind(state.name())
+        .bind(record.reason.clone())
+        .bind(record.epoch)
+        .bind(rows.len() as i64)
+        .bind(head.clone())
+        .bind(record.created_at)
+        .bind(record.updated_at)
+        .bind(record.finished_at)
+        .bind(record.not_before)
+        .bind(record.live_key.clone())
+        .execute(&mut self.connection)
+        .await?;
+        let lines: Vec<Line<'_>> = rows
+            .iter()
+            .map(|VerifiedRow { seq, epoch, at, entry_id, part, row, link }| {
+                let (seq, epoch, at, part) = (*seq, *epoch, *at, *part);
+                Line { place: Place { run: &name, seq, epoch, at, entry_id, part }, row, link: *link }
+            })
+            .collect();
+        self.insert(&lines).await?;
+        if let (Some(Event::Created { plan: Some(plan), .. }), None) = (events.first(), record.parent) {
+            asides::use_plan(&mut self.connection, plan.digest, run, moment.now).await?;
+        }
+        if !state.is_final() {
+            asides::perform(&mut self.connection, run, &rules::asides(events), &[], moment.now).await?;
+        }
+        Ok(Ok(Done::Created(true)))
+    }
+
+    /// Stores texts once. Asking again keeps them from being taken for left over, see `retention.rs`.
+    async fn bundle(
+        &mut self,
+        digest: &Digest,
+        root: &str,
+        sources: &[u8],
+        moment: Moment,
+    ) -> Result<(), Trouble> {
+        sqlx::query(
+            "INSERT INTO bundle (digest, root, sources, at) VALUES (?, ?, ?, ?)              ON CONFLICT DO UPDATE SET at = excluded.at WHERE bundle.at < excluded.at - ?",
+        )
+        .bind(digest.to_string())
+        .bind(root.to_owned())
+        .bind(sources.to_vec())
+        .bind(moment.now)
+        .bind(retention::LEFT_OVER_MS / 4)
+        .execute(&mut self.connection)
+        .await?;
+        Ok(())
     }
 
     async fn claim(&mut self, run: RunId, owner: &str, row: &Row, moment: Moment) -> Result<Answer, Trouble> {
