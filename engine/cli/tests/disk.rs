@@ -118,10 +118,8 @@ fn after_a_failed_sync_nothing_begins_and_the_run_can_be_finished() {
     // All are made by the one thread that writes, or nearly.
     let syncs = trace.lines().filter(|line| line.contains("sync(")).count();
     let many = std::env::var_os("FARRIER_CHAOS_MINUTES").is_some();
-    let moments: Vec<usize> = match many {
-        true => (1..=50).collect(),
-        false => (0..6).map(|part| 1 + part * syncs / 6).collect(),
-    };
+    let moments: Vec<usize> =
+        if many { (1..=50).collect() } else { (0..6).map(|part| 1 + part * syncs / 6).collect() };
     let mut in_the_middle = 0;
     for nth in moments {
         let project = project();
@@ -227,7 +225,9 @@ fn a_run_waits_for_room_and_goes_on_by_itself() {
 
 #[test]
 fn a_database_that_goes_away_ends_the_process_before_anything_is_promised() {
-    let cases: [(fn(&Path), &str); 3] = [
+    /// What is done to the database, and what is said of it.
+    type Case = (fn(&Path), &'static str);
+    let cases: [Case; 3] = [
         (|database| fs::remove_file(database).unwrap(), "was deleted or moved away"),
         (
             |database| {
