@@ -179,7 +179,9 @@ mod tests {
             }
             Anchors::of(dir).unwrap()
         };
-        let cases: [(fn(&Path), &str); 4] = [
+        /// What is done to a file, and what is said of it.
+        type Case = (fn(&Path), &'static str);
+        let cases: [Case; 4] = [
             (|file| fs::remove_file(file).unwrap(), "was deleted or moved away"),
             (
                 |file| {
@@ -192,7 +194,7 @@ mod tests {
             (
                 |file| {
                     fs::rename(file.parent().unwrap(), file.parent().unwrap().with_extension("moved"))
-                        .unwrap()
+                        .unwrap();
                 },
                 "was deleted or moved away",
             ),
