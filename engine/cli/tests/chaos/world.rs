@@ -140,6 +140,10 @@ pub(crate) fn journal(project: &Project, run: &str) -> Vec<String> {
 /// Answers for every step in doubt, as a person would after looking at the ledger. Steps are named as their lines.
 pub(crate) fn resolve_doubts(project: &Project, run: &str, line: impl Fn(&str) -> String) {
     let view = show(project, run);
+    if view["parked"].as_str().is_some_and(|reason| reason.contains("its owner died")) {
+        // Its steps are not what it is parked for; resumed, it decides about them by itself.
+        return;
+    }
     let doubts = view["steps"].as_array().unwrap().iter().filter(|step| step["state"] == "in_doubt");
     for step in doubts {
         let node = step["node"].as_str().unwrap();
