@@ -116,7 +116,7 @@ fn approved(with: &str) -> Project {
 fn two_of_a_group_approve_what_they_have_read() {
     let project = approved("{ who: [roots], count: 2, within: 3d }");
     let waits = start(&project, "asked").expect(15).says("asked waits: 1 change made");
-    let waits = waits.says("step `sure` waits for approval").complains("next: farrier show ");
+    let waits = waits.says("step `sure` waits for approval").complains("next: `farrier show ");
     let run = project.last_run();
     assert!(waits.err.contains(&format!("farrier show {}", &run[..13])), "{waits}");
     assert_eq!(files(&project), ["first"]);
