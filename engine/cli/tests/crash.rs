@@ -269,6 +269,8 @@ fn a_command_in_doubt_waits_for_a_person() {
             wait_until("the command has run again", || ledger(&project).len() == 2);
             again.child.kill().unwrap();
             again.end();
+            // The next owner ends what that one left asleep.
+            project.farrier(&["resume", &run, "--yes"]).expect(12).complains("it outlived its Farrier");
         }
         project.farrier(&["logs", &run]).expect(0).says("tester");
         project.farrier(&["fsck"]).expect(0);

@@ -7,6 +7,8 @@ use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock, statfs};
 use rustix::io::Errno;
@@ -15,6 +17,9 @@ use crate::StoreError;
 
 const LOCK_FILE: &str = "farrier.lock";
 const DATABASE_FILE: &str = "farrier.db";
+/// How long the lock of a dead owner is waited for. A process that was being started when its Farrier was killed holds
+/// the lock until its program begins, which is when the file closes.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// File systems on which neither `flock` nor SQLite's shared memory can be trusted between machines: NFS, SMB, CIFS,
 /// SMB2, AFS, Ceph.
@@ -115,15 +120,23 @@ pub(crate) fn own(dir: &Path) -> Result<DirectoryLock, StoreError> {
         .mode(0o600)
         .open(dir.join(LOCK_FILE))
         .map_err(failed)?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(Errno::WOULDBLOCK) => {
-            let mut text = String::new();
-            // Who it is only helps; that it is held is certain.
-            let _ = file.read_to_string(&mut text);
-            return Err(StoreError::Busy { dir: dir.to_path_buf(), pid: text.trim().parse().ok() });
+    let begun = Instant::now();
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => break,
+            Err(Errno::WOULDBLOCK) => {
+                let mut text = String::new();
+                // Who it is only helps; that it is held is certain.
+                let _ = file.rewind().and_then(|()| file.read_to_string(&mut text));
+                let pid: Option<u32> = text.trim().parse().ok();
+                let is_dead = pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists());
+                if !is_dead || begun.elapsed() > PATIENCE {
+                    return Err(StoreError::Busy { dir: dir.to_path_buf(), pid });
+                }
+                thread::sleep(Duration::from_millis(5));
+            }
+            Err(errno) => return Err(failed(errno.into())),
         }
-        Err(errno) => return Err(failed(errno.into())),
     }
     file.set_len(0).map_err(failed)?;
     file.rewind().map_err(failed)?;
@@ -211,6 +224,24 @@ mod tests {
                 assert!(message.contains(expected), "{name}: {message}");
             }
         }
+    }
+
+    #[test]
+    fn the_lock_of_a_dead_owner_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = own(dir.path()).unwrap();
+        // No process has the number of a process that was waited for, for a while.
+        let mut dead = std::process::Command::new("true").spawn().unwrap();
+        dead.wait().unwrap();
+        fs::write(dir.path().join(LOCK_FILE), format!("{}\n", dead.id())).unwrap();
+        let busy = StoreError::Busy { dir: dir.path().to_path_buf(), pid: Some(dead.id()) };
+        assert_eq!(own(dir.path()).unwrap_err(), busy, "in vain, when it is never given up");
+        let next = thread::spawn({
+            let dir = dir.path().to_path_buf();
+            move || own(&dir).map(drop)
+        });
+        drop(lock);
+        next.join().unwrap().unwrap();
     }
 
     #[test]
