@@ -320,7 +320,8 @@ mod tests {
                 }
                 raw_sql("COMMIT").execute(&mut connection).await.unwrap();
             }
-            drop(connection);
+            // A dropped connection ends at some later moment.
+            sqlx::Connection::close(connection).await.unwrap();
             is_up_to_date(dir.path()).await;
         }
     }
