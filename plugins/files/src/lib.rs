@@ -1,9 +1,9 @@
 //! The `files` plugin: folders of other people's files, read, archived and deleted without trusting what lies in them.
 //!
-//! Read first: [`Files`] (the target: named roots), then the actions, one file each. Beneath them: [`beneath`] opens
-//! texts for [`ReadMany`], and [`pool`] keeps a file that never answers from stopping anything else. [`strict`] opens
-//! for everything that writes, [`walk`] goes through a tree, [`store`] tells the life of an archive, [`remove`] that of a
-//! deletion, [`private`] where both keep what they need. None of those know of runs: they are plain functions that
+//! Read first: [`Files`] (the target: named roots), then the actions, one file each. Beneath them: `beneath` opens
+//! texts for [`ReadMany`], and `pool` keeps a file that never answers from stopping anything else. `strict` opens
+//! for everything that writes, `walk` goes through a tree, `store` tells the life of an archive, `remove` that of a
+//! deletion, `private` where both keep what they need. None of those know of runs: they are plain functions that
 //! another process could call.
 //!
 //! **Rule:** every path is made of checked segments beneath a root, and the kernel refuses to leave it. Nothing but a

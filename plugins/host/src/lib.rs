@@ -1,7 +1,7 @@
 //! The `host` plugin: commands, services, files and reboots on machines: Farrier's own, those behind SSH, and scripted
 //! ones that stand in for machines.
 //!
-//! Read first: [`Run`] (the action), then [`transport`] (what differs between machines), then [`process`] and [`ssh`] (how
+//! Read first: [`Run`] (the action), then `transport` (what differs between machines), then `process` and `ssh` (how
 //! a command lives and how it is made to die).
 //!
 //! **Rule:** a command is a list of arguments that reach the program as they are. The one shell that SSH puts in between

@@ -1,6 +1,6 @@
 //! Recorded routes: a server's answers in a YAML file, and the requests that came in another file.
 //!
-//! Read first: [`file`] (what can be recorded), then [`Routes::send`].
+//! Read first: [`mod@file`] (what can be recorded), then [`Routes::send`].
 //!
 //! A request is answered by the first route that fits it. Answers of a route are given one after the other, and the last
 //! one again and again. A request that carries a key is remembered: the same request under the same key gets the same

@@ -1,6 +1,6 @@
 //! PromQL as text with parameters, and as far as it must be understood to leave old samples out.
 //!
-//! Read first: [`render`] (values enter as strings and numbers, never as syntax), then [`fresh`].
+//! Read first: [`render()`] (values enter as strings and numbers, never as syntax), then [`fresh`].
 
 mod fresh;
 mod lexer;
