@@ -820,7 +820,7 @@ impl Driver {
 fn parent_of(run: &Run) -> Option<RunId> {
     match &run.trigger {
         Trigger::Parent { run, .. } => Some(*run),
-        Trigger::Manual { .. } => None,
+        Trigger::Manual { .. } | Trigger::Schedule { .. } | Trigger::Alert { .. } => None,
     }
 }
 

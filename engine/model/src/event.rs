@@ -45,6 +45,20 @@ pub enum Trigger {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         by: Option<String>,
     },
+    /// The clock.
+    Schedule {
+        /// The schedule's id in the ledger.
+        schedule: Text,
+        /// The moment it was due, before jitter.
+        nominal: Timestamp,
+    },
+    /// An alert.
+    Alert {
+        /// The incident it belongs to.
+        incident: Text,
+        /// The receiver in Alertmanager's configuration that sent it.
+        receiver: Text,
+    },
 }
 
 impl Trigger {
@@ -53,6 +67,7 @@ impl Trigger {
         match self {
             Trigger::Manual { by } => Some(by),
             Trigger::Parent { by, .. } => by.as_deref(),
+            Trigger::Schedule { .. } | Trigger::Alert { .. } => None,
         }
     }
 }

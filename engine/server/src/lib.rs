@@ -1,0 +1,1 @@
+//! The service: the clock, intake of alerts, API and metrics.
