@@ -215,7 +215,8 @@ fn read_alert(written: WrittenAlert, whole: Option<&str>) -> Alert {
         fingerprint: cut(written.fingerprint, 64),
         flaw: flaw.or(few).or(short),
     };
-    if alert.fingerprint.is_empty() {
+    // Alertmanager's are hexadecimal; anything else is not looked at.
+    if alert.fingerprint.is_empty() || !alert.fingerprint.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         let parts = alert.labels.iter().flat_map(|(name, value)| [name.as_str(), value.as_str()]);
         alert.fingerprint = Digest::of_parts(parts).to_string().chars().take(16).collect();
     }
@@ -257,7 +258,8 @@ fn bounded(
 
 fn cut(mut text: String, longest: usize) -> String {
     if text.len() > longest {
-        text.truncate(text.floor_char_boundary(longest));
+        let end = (0..=longest).rev().find(|end| text.is_char_boundary(*end)).unwrap_or_default();
+        text.truncate(end);
     }
     text
 }

@@ -1,6 +1,8 @@
 //! Matchers, compared with Alertmanager's own reading: what one understands the other does, and both match the same
 //! alerts. Debian's Alertmanager knows the classic reading only, so it is that one which is compared.
 
+#![expect(clippy::unwrap_used, reason = "a test")]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;

@@ -1,6 +1,6 @@
 //! The classic reading: names as Prometheus has them, values with or without quotes.
 
-use super::{BadMatcher, Matcher, Operation};
+use super::{BadMatcher, Matcher, Operation, shown};
 
 /// The space that stands around names, signs and values.
 const SPACE: [char; 5] = [' ', '\t', '\n', '\u{c}', '\r'];
@@ -31,7 +31,6 @@ fn pieces(text: &str) -> Vec<&str> {
             ',' if !quoted => {
                 pieces.push(&text[start..at]);
                 start = at + 1;
-                continue;
             }
             '"' if escaped => escaped = false,
             '"' => quoted = !quoted,
@@ -48,7 +47,7 @@ fn pieces(text: &str) -> Vec<&str> {
 }
 
 fn read_one(piece: &str) -> Result<Matcher, BadMatcher> {
-    let wrong = |why: &str| BadMatcher(format!("`{}` is not a matcher: {why}", piece.escape_debug()));
+    let wrong = |why: &str| BadMatcher(format!("`{}` is not a matcher: {why}", shown(piece)));
     let rest = piece.trim_start_matches(SPACE);
     let end =
         rest.find(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '_' | ':'))).unwrap_or(rest.len());

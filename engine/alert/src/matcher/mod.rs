@@ -118,6 +118,13 @@ impl fmt::Display for Matcher {
     }
 }
 
+/// A text for a message: what would move the cursor is spelled out.
+fn shown(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() })
+        .collect()
+}
+
 struct Quoted<'a>(&'a str);
 
 impl fmt::Display for Quoted<'_> {

@@ -5,12 +5,11 @@
 
 use regex::{Regex, RegexBuilder};
 
-use super::BadMatcher;
+use super::{BadMatcher, shown};
 
 /// Compiles an expression that matches whole texts.
 pub(super) fn compile(source: &str, size: usize) -> Result<Regex, BadMatcher> {
-    let wrong =
-        |why: &str| BadMatcher(format!("`{}` is not a regular expression: {why}", source.escape_debug()));
+    let wrong = |why: &str| BadMatcher(format!("`{}` is not a regular expression: {why}", shown(source)));
     if source.len() > 4096 {
         return Err(BadMatcher("the regular expression is longer than 4096 bytes".into()));
     }
@@ -42,7 +41,6 @@ fn translate(source: &str) -> Result<String, &'static str> {
                 let (plain, after) = quoted.split_once("\\E").unwrap_or((quoted, ""));
                 out.push_str(&regex::escape(plain));
                 rest = after;
-                continue;
             }
             '\\' => rest = escape(tail, false, &mut out)?,
             '[' => rest = class(tail, &mut out)?,

@@ -3,7 +3,7 @@
 use std::iter::Peekable;
 use std::str::CharIndices;
 
-use super::{BadMatcher, Matcher, Operation};
+use super::{BadMatcher, Matcher, Operation, shown};
 
 /// Whether a character ends a bare word.
 fn is_special(c: char) -> bool {
@@ -47,16 +47,13 @@ pub(super) fn read(text: &str) -> Result<Vec<Matcher>, BadMatcher> {
     Ok(matchers)
 }
 
-impl<'t> Reader<'t> {
+impl Reader<'_> {
     fn wrong(&mut self, why: &str) -> BadMatcher {
         let at = self.chars.peek().map_or(self.text.len(), |(at, _)| *at);
         let rest: String = self.text[at..].chars().take(20).collect();
-        let place = if rest.is_empty() {
-            "at its end".to_owned()
-        } else {
-            format!("before `{}`", rest.escape_debug())
-        };
-        BadMatcher(format!("`{}` is not a list of matchers: {why} {place}", self.text.escape_debug()))
+        let place =
+            if rest.is_empty() { "at its end".to_owned() } else { format!("before `{}`", shown(&rest)) };
+        BadMatcher(format!("`{}` is not a list of matchers: {why} {place}", shown(self.text)))
     }
 
     fn skip_space(&mut self) {
