@@ -21,6 +21,7 @@ pub mod project;
 pub mod read;
 pub mod render_graph;
 pub mod schema;
+pub mod service;
 pub mod testfile;
 pub mod yaml;
 
