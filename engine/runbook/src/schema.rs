@@ -8,6 +8,7 @@ use farrier_model::spec::{Catalog, MARK};
 use schemars::JsonSchema;
 use serde_json::{Map, Value as Json, json};
 
+use crate::alerts::AlertsFile;
 use crate::authored::Runbook;
 use crate::environment::{EnvironmentFile, GroupFile};
 use crate::project::Project;
@@ -45,6 +46,11 @@ pub fn tests_schema(catalog: &Catalog) -> Json {
 /// The schema of `serve.yaml`.
 pub fn service_schema() -> Json {
     root::<Service>("Farrier service")
+}
+
+/// The schema of files of alert rules and routes.
+pub fn alerts_schema() -> Json {
+    root::<AlertsFile>("Farrier alerts")
 }
 
 /// The schema of `farrier.yaml`.

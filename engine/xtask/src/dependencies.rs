@@ -15,9 +15,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("farrier-model", &[]),
     ("farrier-action", &["farrier-model"]),
     ("farrier-alert", &["farrier-model"]),
-    ("farrier-runbook", &["farrier-model"]),
+    ("farrier-runbook", &["farrier-alert", "farrier-model"]),
     ("farrier-schedule", &["farrier-model"]),
-    ("farrier-store", &["farrier-model"]),
+    ("farrier-store", &["farrier-alert", "farrier-model"]),
     (
         "farrier-exec",
         &[

@@ -12,6 +12,7 @@ mod asides;
 mod ballast;
 mod directory;
 mod moving;
+mod outbox;
 mod reader;
 mod retention;
 mod schema;
