@@ -6,7 +6,7 @@
 use sqlx::{Row as _, SqliteConnection, raw_sql};
 
 /// Every version's script, oldest first; the first makes version 1.
-const MIGRATIONS: [&str; 4] = [V1, V2, V3, V7];
+const MIGRATIONS: [&str; 5] = [V1, V2, V3, V6, V7];
 
 /// The version that this program reads and writes.
 pub(crate) const VERSION: i64 = MIGRATIONS.len() as i64;
@@ -146,6 +146,26 @@ CREATE TRIGGER journal_no_delete BEFORE DELETE ON journal
 WHEN NOT EXISTS (SELECT 1 FROM retention WHERE run_id = OLD.run_id)
 BEGIN SELECT RAISE(ABORT, 'the journal is append-only'); END;
 CREATE INDEX journal_blob ON journal (blob) WHERE blob IS NOT NULL;
+";
+
+/// Who did what through the service.
+const V6: &str = "
+CREATE TABLE audit (
+    audit_id TEXT   PRIMARY KEY,
+    at       BIGINT NOT NULL,
+    who      TEXT   NOT NULL,
+    via      TEXT   NOT NULL,
+    what     TEXT   NOT NULL,
+    object   TEXT   NOT NULL,
+    outcome  TEXT   NOT NULL,
+    detail   TEXT   NOT NULL
+);
+CREATE INDEX audit_newest ON audit (at, audit_id);
+CREATE INDEX audit_object ON audit (object, at);
+CREATE TRIGGER audit_no_update BEFORE UPDATE ON audit
+BEGIN SELECT RAISE(ABORT, 'the audit is append-only'); END;
+CREATE TRIGGER audit_no_delete BEFORE DELETE ON audit
+BEGIN SELECT RAISE(ABORT, 'the audit is append-only'); END;
 ";
 
 /// What people are to hear.
