@@ -26,6 +26,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::decide::{Decision, Input, Limits, Report, Work};
+use crate::escalation;
 use crate::guard;
 use crate::held::{self, Held};
 use crate::plan::Plan;
@@ -596,7 +597,7 @@ impl Driver {
             if let Some(claim) = claim
                 && !(events.is_empty() && taken.is_empty() && !held.holds_events())
             {
-                let stored = self.write(claim, run.state, events, taken, &mut held).await;
+                let stored = self.write(claim, run, events, taken, &mut held).await;
                 let events = stored.map_err(|error| match error {
                     StoreError::Fenced { .. } => DriverError::Fenced(run.id),
                     other => DriverError::Store(other),
@@ -741,13 +742,15 @@ impl Driver {
     async fn write(
         &self,
         claim: &Claim,
-        state: RunState,
+        run: &Run,
         events: Vec<Event>,
         taken: Vec<uuid::Uuid>,
         held: &mut Held,
     ) -> Result<Vec<Event>, StoreError> {
+        let state = run.state;
         let append = async |events: &[Event], state, taken: &[uuid::Uuid]| {
-            let batch = Batch::new(events.to_vec(), state).taking(taken.to_vec());
+            let notices = escalation::notices(run, events);
+            let batch = Batch::new(events.to_vec(), state).taking(taken.to_vec()).telling(notices);
             let entries = self.store.append_surely(claim, batch).await?;
             Ok(entries.into_iter().map(|entry| entry.event).collect::<Vec<Event>>())
         };

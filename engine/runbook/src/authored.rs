@@ -243,6 +243,46 @@ pub struct AlertTrigger {
     /// Whether the run starts or is proposed to people; `run` when left out.
     #[serde(default)]
     pub mode: Option<At<AlertMode>>,
+    /// Only alerts that come in under these receivers, by the name in the webhook's path; any when left out.
+    #[serde(default)]
+    pub receivers: Vec<At<String>>,
+    /// Who comes first when not all may start: larger is sooner, 0 when left out.
+    #[serde(default)]
+    pub priority: Option<At<i32>>,
+    /// At most so many runs of the runbook that alerts have started are alive at once; 20 when left out.
+    #[serde(default)]
+    pub max_active: Option<At<u32>>,
+    /// How often alerts start runs of the runbook; without it, 20 at once and then one each 30 seconds.
+    #[serde(default)]
+    pub limit: Option<StartLimit>,
+    /// When alerts start no run of the runbook any more, until a person says so.
+    #[serde(default)]
+    pub fuse: Option<FuseSettings>,
+}
+
+/// How often alerts start runs: so many at once, and one more after each time.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StartLimit {
+    /// So many at once.
+    pub burst: At<u32>,
+    /// The time after which one more may start.
+    pub every: DurationText,
+}
+
+/// What is too much to be right. What is left out has its usual value.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FuseSettings {
+    /// More than so many runs, for a runbook with `risk: destructive`; 10 when left out.
+    #[serde(default)]
+    pub runs: Option<At<u32>>,
+    /// So many runs that did not succeed; 5 when left out.
+    #[serde(default)]
+    pub failures: Option<At<u32>>,
+    /// Within this time; 1 hour when left out.
+    #[serde(default)]
+    pub within: Option<DurationText>,
 }
 
 /// What a resolved alert does to its run.

@@ -384,22 +384,7 @@ pub enum Trigger {
         inputs: Template,
     },
     /// By an alert.
-    Alert {
-        /// Matchers in Alertmanager's syntax; all must match.
-        matchers: Vec<Text>,
-        /// Alerts with the same value are one incident; sees `alert`.
-        per: Option<Expr>,
-        /// Values for inputs; sees `alert`.
-        inputs: Template,
-        /// What happens when the alert resolves while the run goes on.
-        resolved: crate::authored::Resolved,
-        /// After a success, the same incident starts no other run for this long.
-        after_success: Option<Duration>,
-        /// After a run that did not succeed.
-        after_failure: Option<Duration>,
-        /// Whether the run starts or is proposed.
-        mode: crate::authored::AlertMode,
-    },
+    Alert(Box<farrier_alert::Route>),
 }
 
 /// Who is told when a run needs people.

@@ -8,6 +8,7 @@ use farrier_model::spec::{Catalog, MARK};
 use schemars::JsonSchema;
 use serde_json::{Map, Value as Json, json};
 
+use crate::alerts::AlertsFile;
 use crate::authored::Runbook;
 use crate::environment::{EnvironmentFile, GroupFile};
 use crate::project::Project;
@@ -39,6 +40,11 @@ pub fn tests_schema(catalog: &Catalog) -> Json {
     let about = test["description"].take();
     *test = json!({ "description": about, "type": "object", "additionalProperties": target });
     with_definitions(schema, definitions)
+}
+
+/// The schema of files of alert rules and routes.
+pub fn alerts_schema() -> Json {
+    root::<AlertsFile>("Farrier alerts")
 }
 
 /// The schema of `farrier.yaml`.

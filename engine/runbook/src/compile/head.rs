@@ -9,13 +9,11 @@ use farrier_model::time::{Timestamp, parse_duration};
 use farrier_model::{Expr, Text, Type, Value};
 use farrier_schedule::{Due, Pattern, Spec};
 
-use super::names::{Found, IN_ALERT, IN_KEYS, IN_TITLE, IN_VARS, NOWHERE, Names, View, hint};
+use super::names::{Found, IN_KEYS, IN_TITLE, IN_VARS, NOWHERE, Names, View, hint};
 use super::with::input_type;
 use super::{order, types};
 use crate::at::{At, Keyed};
-use crate::authored::{
-    self, AlertMode, CatchUp, DurationText, GuardOtherwise, HealthOtherwise, Overlap, Resolved,
-};
+use crate::authored::{self, CatchUp, DurationText, GuardOtherwise, HealthOtherwise, Overlap};
 use crate::codes;
 use crate::diagnostic::{Diagnostic, Diagnostics, Span, quoted};
 use crate::graph::{
@@ -100,7 +98,7 @@ pub(super) fn check(
         .triggers
         .iter()
         .zip(node.get("triggers").and_then(Node::as_list).unwrap_or_default())
-        .filter_map(|(trigger, node)| check_trigger(trigger, node, &inputs, &names, &mut found, out))
+        .filter_map(|(trigger, node)| check_trigger(name, trigger, node, &inputs, &names, &mut found, out))
         .collect();
     let escalate = authored.escalate.as_ref().map(|escalate| Escalate {
         on: escalate.on.iter().map(|occasion| occasion.value).collect(),
@@ -605,6 +603,7 @@ fn parse_share(share: &At<String>, out: &mut Diagnostics) -> Option<f64> {
 }
 
 fn check_trigger(
+    name: &Text,
     trigger: &authored::Trigger,
     node: &Node,
     inputs: &[InputSpec],
@@ -649,7 +648,8 @@ fn check_trigger(
                 });
             }
         }
-        return check_alert(alert, first, inputs, names, found, out);
+        return super::alerts::check_route(name, alert, first, inputs, names, found, out)
+            .map(|route| Trigger::Alert(Box::new(route)));
     }
     let due = match (&trigger.every, &trigger.cron) {
         (Some(every), _) => check_every(every, out).map(Due::Every),
@@ -739,65 +739,8 @@ fn check_cron(cron: &At<String>, trigger: &authored::Trigger, out: &mut Diagnost
     (wrong.is_none() && known).then_some(Due::Cron { pattern, timezone, clock_change: change })
 }
 
-fn check_alert(
-    alert: &authored::AlertTrigger,
-    place: Span,
-    inputs: &[InputSpec],
-    names: &Names,
-    found: &mut Found,
-    out: &mut Diagnostics,
-) -> Option<Trigger> {
-    if alert.matchers.is_empty() {
-        out.push(
-            Diagnostic::new(
-                codes::BAD_TRIGGER,
-                place,
-                "an alert trigger without matchers would take every alert",
-            )
-            .help("write `match: ['alertname=\"…\"']`"),
-        );
-    }
-    let view = View { names, roots: IN_ALERT, result: None, locals: Vec::new(), step: None };
-    let per = alert.per.as_ref().and_then(|per| view.bare(&per.0, found, out)).map(|(expr, _)| expr);
-    for (name, node) in &alert.inputs {
-        // Whether the value comes from the alert, whatever else is wrong with it.
-        let mut uses = Found::default();
-        view.tree(node, true, &mut uses, &mut Diagnostics::new());
-        let Some(spec) = inputs.iter().find(|spec| *spec.name == *name.value) else { continue };
-        let closed = matches!(
-            spec.kind,
-            InputKind::Int | InputKind::Bool | InputKind::Duration | InputKind::Timestamp
-        );
-        if uses.alert && spec.pattern.is_none() && spec.one_of.is_empty() && !closed {
-            out.push(
-                Diagnostic::new(
-                    codes::ALERT_WITHOUT_PATTERN,
-                    name.span,
-                    format!("an alert fills the input {}, which has no pattern", quoted(name)),
-                )
-                .help(format!("labels come from outside: add `pattern:` to `inputs.{name}`, or `one_of:`")),
-            );
-        }
-    }
-    let mut read = |text: &Option<DurationText>| text.as_ref().and_then(|text| duration(text, out));
-    let (after_success, after_failure) = match &alert.cooldown {
-        Some(cooldown) => (read(&cooldown.after_success), read(&cooldown.after_failure)),
-        None => (None, None),
-    };
-    let inputs = trigger_inputs(&alert.inputs, place, inputs, &view, found, out);
-    Some(Trigger::Alert {
-        matchers: alert.matchers.iter().map(|matcher| (*matcher.value).into()).collect(),
-        per,
-        inputs: inputs?,
-        resolved: alert.resolved.map_or(Resolved::Cancel, |resolved| resolved.value),
-        after_success,
-        after_failure,
-        mode: alert.mode.map_or(AlertMode::Run, |mode| mode.value),
-    })
-}
-
 /// Values that a trigger gives to inputs: the names exist, and nothing that must be given is missing.
-fn trigger_inputs(
+pub(super) fn trigger_inputs(
     given: &Keyed<Node>,
     place: Span,
     inputs: &[InputSpec],

@@ -13,6 +13,7 @@ mod directory;
 mod fires;
 mod ledger;
 mod moving;
+mod outbox;
 mod reader;
 mod retention;
 mod schema;
