@@ -43,6 +43,9 @@ pub trait Ledger: Send + Sync {
     /// Lets a schedule start runs again; false when it is unknown or was not paused.
     async fn unpause(&self, schedule: &ScheduleId) -> Result<bool, StoreError>;
 
+    /// One schedule.
+    async fn schedule(&self, schedule: &ScheduleId) -> Result<Option<ScheduleRow>, StoreError>;
+
     /// Every schedule with the last record of it, by id; with the retired ones when `retired`.
     async fn schedules(&self, retired: bool) -> Result<Vec<(ScheduleRow, Option<FireRow>)>, StoreError>;
 
@@ -161,7 +164,7 @@ pub enum Fired {
     Done {
         /// One decision for each verdict.
         decisions: Vec<(Timestamp, Decision)>,
-        /// Its runs were asked to end, or it was paused: somebody should look up.
+        /// These runs were asked to end: whoever drives them should look up.
         stirred: Vec<RunId>,
     },
     /// Somebody else has decided, or edited or retired the schedule. Nothing was written; look at it again.

@@ -195,6 +195,11 @@ impl Ledger for SqliteStore {
         self.changes(LedgerWork::Unpause { schedule: schedule.clone() }).await
     }
 
+    async fn schedule(&self, schedule: &ScheduleId) -> Result<Option<ScheduleRow>, StoreError> {
+        let sql = format!("SELECT {SCHEDULE} FROM schedule WHERE schedule_id = ?");
+        self.rows(sql, &[&schedule.0]).await?.first().map(schedule_row).transpose()
+    }
+
     async fn schedules(&self, retired: bool) -> Result<Vec<(ScheduleRow, Option<FireRow>)>, StoreError> {
         let among = if retired { "" } else { "WHERE retired_at IS NULL" };
         let rows =
