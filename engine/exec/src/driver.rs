@@ -322,6 +322,37 @@ pub struct Start {
     pub plan: Option<Box<BoundPlan>>,
 }
 
+/// The row of a run that is about to be created, for whoever creates it in a transaction of its own. The texts must be in the store
+/// by then.
+///
+/// # Errors
+/// An expression at the top of the runbook cannot be evaluated with these inputs.
+pub fn new_run(
+    id: RunId,
+    start: &Start,
+    parent: Option<RunId>,
+    now: Timestamp,
+) -> Result<NewRun, DriverError> {
+    let graph = start.bundle.graph();
+    let entry = Entry { seq: 1, epoch: 0, at: now, event: created(start, graph) };
+    let replay = |source| DriverError::Replay { run: id, source };
+    let mut run = Run::new(id, graph.clone(), &entry).map_err(replay)?;
+    run.targets = target_groups(&start.world.targets);
+    let title = run.title();
+    let live_key =
+        run.live_key().map_err(|failure| DriverError::Inputs { runbook: graph.name.clone(), failure })?;
+    Ok(NewRun {
+        id,
+        runbook: graph.name.clone(),
+        bundle: start.bundle.digest,
+        environment: start.world.environment.clone(),
+        title: title.into(),
+        parent,
+        live_key,
+        created: entry.event,
+    })
+}
+
 impl Driver {
     /// A driver on a store. `halt` says what the process wants of its runs.
     pub fn new(
@@ -339,6 +370,16 @@ impl Driver {
     /// The store that its runs are in.
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.store
+    }
+
+    /// Makes whoever drives `run` look up, or whoever takes up what is due, after something was put into the store for it.
+    pub fn poke(&self, run: RunId) {
+        self.pokes.poke(run);
+    }
+
+    /// Makes whoever takes up what is due look up.
+    pub fn poke_due(&self) {
+        self.pokes.poke_due();
     }
 
     pub(crate) fn pokes(&self) -> &Pokes {
@@ -470,29 +511,9 @@ impl Driver {
     }
 
     async fn create(&self, id: RunId, start: &Start, parent: Option<RunId>) -> Result<bool, DriverError> {
-        let graph = start.bundle.graph();
+        let new = new_run(id, start, parent, self.clock.now())?;
         self.store.put_bundle(start.bundle.digest, &start.bundle.root, &start.bundle.sources).await?;
-        let entry = Entry { seq: 1, epoch: 0, at: self.clock.now(), event: created(start, graph) };
-        let replay = |source| DriverError::Replay { run: id, source };
-        let mut run = Run::new(id, graph.clone(), &entry).map_err(replay)?;
-        run.targets = target_groups(&start.world.targets);
-        let title = run.title();
-        let live_key =
-            run.live_key().map_err(|failure| DriverError::Inputs { runbook: graph.name.clone(), failure })?;
-        let created = self
-            .store
-            .create_run(NewRun {
-                id,
-                runbook: graph.name.clone(),
-                bundle: start.bundle.digest,
-                environment: start.world.environment.clone(),
-                title: title.into(),
-                parent,
-                live_key,
-                created: entry.event,
-            })
-            .await?;
-        Ok(created)
+        Ok(self.store.create_run(new).await?)
     }
 
     fn resume_at<'a>(

@@ -7,6 +7,7 @@
 
 mod api;
 mod app;
+pub mod clock;
 mod error;
 mod guard;
 mod launcher;

@@ -3,7 +3,8 @@
 //! Read first: [`Store`] (the contract), [`StoreError`] (what can go wrong and what to do then), then `rules.rs` (who may
 //! write what, as pure functions that both stores share). [`SqliteStore`] keeps runs in a data directory;
 //! [`MemoryStore`] has the same semantics without a disk, for plans, tests and simulators, and can fail on request;
-//! [`fsck`](fsck()) checks the invariants of either.
+//! [`fsck`](fsck()) checks the invariants of either. [`Ledger`] is where schedules and their due times are kept, with the runs that
+//! follow from them.
 //!
 //! # How a run is kept safe
 //!
@@ -26,6 +27,7 @@
 mod body;
 mod error;
 pub mod fsck;
+mod ledger;
 mod memory;
 mod notice;
 mod record;
@@ -44,6 +46,9 @@ use uuid::Uuid;
 
 pub use error::StoreError;
 pub use fsck::{FsckReport, Violation, check_run, fsck};
+pub use ledger::{
+    Alarm, AlarmKind, Fire, FireRow, Fired, Ledger, NewSchedule, Paused, ScheduleRow, Synced, run_of,
+};
 pub use memory::{Fault, MemoryStore};
 pub use notice::{Delivery, Notice, NoticeFilter, Outbox, Posted};
 pub use record::RunRecord;

@@ -11,6 +11,8 @@ mod acts;
 mod asides;
 mod ballast;
 mod directory;
+mod fires;
+mod ledger;
 mod moving;
 mod outbox;
 mod reader;
@@ -520,6 +522,10 @@ impl Store for SqliteStore {
             let run: String = row.try_get(0).map_err(|error| self.unreadable(error))?;
             violation("retention", format!("run {run} is marked to be taken away, and not by farrier"));
         }
+        violations.extend(self.audit_ledger().await?);
+        let mut violation = |invariant, message| {
+            violations.push(Violation { run: None, seq: None, invariant, message });
+        };
         // One at a time: a blob can be large, their number too.
         let mut last = String::new();
         loop {

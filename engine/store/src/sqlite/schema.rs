@@ -6,7 +6,7 @@
 use sqlx::{Row as _, SqliteConnection, raw_sql};
 
 /// Every version's script, oldest first; the first makes version 1.
-const MIGRATIONS: [&str; 5] = [V1, V2, V3, V6, V7];
+const MIGRATIONS: [&str; 6] = [V1, V2, V3, V4, V6, V7];
 
 /// The version that this program reads and writes.
 pub(crate) const VERSION: i64 = MIGRATIONS.len() as i64;
@@ -146,6 +146,64 @@ CREATE TRIGGER journal_no_delete BEFORE DELETE ON journal
 WHEN NOT EXISTS (SELECT 1 FROM retention WHERE run_id = OLD.run_id)
 BEGIN SELECT RAISE(ABORT, 'the journal is append-only'); END;
 CREATE INDEX journal_blob ON journal (blob) WHERE blob IS NOT NULL;
+";
+
+/// Schedules, what became of their due times, and alarms.
+const V4: &str = "
+CREATE TABLE schedule (
+    schedule_id  TEXT   PRIMARY KEY,
+    environment  TEXT   NOT NULL,
+    runbook      TEXT   NOT NULL,
+    spec         TEXT   NOT NULL,
+    spec_version BIGINT NOT NULL,
+    since        BIGINT NOT NULL,
+    cursor       BIGINT NOT NULL,
+    next_due     BIGINT,
+    -- Records up to this due time were taken away with their age.
+    kept_after   BIGINT NOT NULL,
+    awake_since  BIGINT NOT NULL,
+    paused_by    TEXT,
+    paused_why   TEXT,
+    paused_at    BIGINT,
+    retired_at   BIGINT
+);
+CREATE INDEX schedule_due ON schedule (next_due) WHERE retired_at IS NULL AND next_due IS NOT NULL;
+
+-- The database itself refuses a second decision on a due time.
+CREATE TABLE fire (
+    schedule_id  TEXT   NOT NULL REFERENCES schedule (schedule_id),
+    nominal      BIGINT NOT NULL,
+    since        BIGINT,
+    decision     TEXT   NOT NULL CHECK (decision IN ('run', 'skipped', 'coalesced')),
+    reason       TEXT,
+    run_id       TEXT,
+    into_nominal BIGINT,
+    -- Its run was taken away after its time.
+    run_gone     BIGINT NOT NULL DEFAULT 0,
+    spec_version BIGINT NOT NULL,
+    tzdb         TEXT   NOT NULL,
+    decided_at   BIGINT NOT NULL,
+    PRIMARY KEY (schedule_id, nominal)
+);
+CREATE INDEX fire_run ON fire (run_id) WHERE decision = 'run';
+
+-- A run of a schedule; held: the due time of one that begins when those before it have ended.
+ALTER TABLE run ADD COLUMN schedule_id TEXT;
+ALTER TABLE run ADD COLUMN held        BIGINT;
+CREATE INDEX run_schedule ON run (schedule_id) WHERE schedule_id IS NOT NULL AND finished_at IS NULL;
+
+CREATE TABLE clock (
+    one     BIGINT PRIMARY KEY CHECK (one = 1),
+    seen_at BIGINT NOT NULL
+);
+
+CREATE TABLE alarm (
+    kind    TEXT   NOT NULL,
+    subject TEXT   NOT NULL,
+    message TEXT   NOT NULL,
+    since   BIGINT NOT NULL,
+    PRIMARY KEY (kind, subject)
+);
 ";
 
 /// Who did what through the service.

@@ -28,6 +28,7 @@ use uuid::Uuid;
 use super::acts::{self, Act};
 use super::ballast::Ballast;
 use super::directory::{Anchors, DirectoryLock};
+use super::fires::{LedgerDone, LedgerWork};
 use super::retention::Pruned;
 use super::{Errors, asides, outbox, reader, retention};
 use crate::body::{self, Place, Row};
@@ -41,7 +42,7 @@ pub(crate) const QUEUE: usize = 1024;
 /// How many rows a transaction may have before the work that is still queued waits for the next.
 const GROUP_ROWS: usize = 20_000;
 /// Sizes of the multi-row statements: few, so that each is prepared once.
-const CHUNKS: [usize; 3] = [64, 8, 1];
+pub(super) const CHUNKS: [usize; 3] = [64, 8, 1];
 /// How often is looked for room while the disk is full.
 const ROOM: Duration = Duration::from_secs(1);
 /// After so long without work the write-ahead log is emptied into the database.
@@ -93,6 +94,8 @@ pub(crate) enum Work {
     Import {
         run: Box<Verified>,
     },
+    /// What is done to schedules.
+    Ledger(Box<LedgerWork>),
     /// Takes a run away; none for what nothing refers to.
     Prune {
         run: Option<RunId>,
@@ -113,6 +116,7 @@ impl Work {
             | Work::Request { .. }
             | Work::Act { .. }
             | Work::Import { .. }
+            | Work::Ledger(_)
             | Work::Prune { .. } => true,
         }
     }
@@ -131,6 +135,7 @@ pub(crate) enum Done {
     Known(Vec<Entry>),
     Fenced(Vec<RunId>),
     Pruned(Pruned),
+    Ledger(LedgerDone),
     Nothing,
 }
 
@@ -181,7 +186,7 @@ struct Cached {
 }
 
 /// Why a transaction cannot be committed.
-enum Trouble {
+pub(super) enum Trouble {
     Sql(sqlx::Error),
     /// A run's row is not as it is in memory.
     Stale,
@@ -409,6 +414,11 @@ impl Writer {
                 }
                 Work::Claim { run, owner, row } => self.claim(*run, owner, row, moment).await?,
                 Work::Import { run } => self.import(run, moment).await?,
+                Work::Ledger(work) => {
+                    let (done, written) = self.ledger(work, moment).await?;
+                    staged.written += written;
+                    Ok(Done::Ledger(done))
+                }
                 Work::Prune { run: Some(run) } => {
                     Ok(Done::Pruned(retention::take_away(&mut self.connection, *run).await?))
                 }
@@ -435,7 +445,7 @@ impl Writer {
     }
 
     /// Who stands in the way of a new run: nothing for its own id, which may be created again.
-    async fn obstacle(&mut self, new: &NewRun) -> Result<Option<StoreError>, Trouble> {
+    pub(super) async fn obstacle(&mut self, new: &NewRun) -> Result<Option<StoreError>, Trouble> {
         let Some(key) = &new.live_key else { return Ok(None) };
         let row =
             sqlx::query("SELECT run_id FROM run WHERE runbook = ? AND live_key = ? AND finished_at IS NULL")
@@ -836,7 +846,7 @@ impl Writer {
         Ok(())
     }
 
-    async fn insert(&mut self, lines: &[Line<'_>]) -> Result<(), Trouble> {
+    pub(super) async fn insert(&mut self, lines: &[Line<'_>]) -> Result<(), Trouble> {
         for blob in lines.iter().filter_map(|line| line.row.blob.as_ref()) {
             sqlx::query("INSERT INTO blob (digest, raw_len, zstd) VALUES (?, ?, ?) ON CONFLICT DO NOTHING")
                 .bind(blob.digest.clone())
@@ -927,7 +937,7 @@ fn cached(row: &SqliteRow) -> Result<Cached, sqlx::Error> {
     Ok(Cached { head, link })
 }
 
-fn add<'t, T>(arguments: &mut SqliteArguments, value: T) -> Result<(), Trouble>
+pub(super) fn add<'t, T>(arguments: &mut SqliteArguments, value: T) -> Result<(), Trouble>
 where
     T: sqlx::Encode<'t, sqlx::Sqlite> + sqlx::Type<sqlx::Sqlite>,
 {
@@ -975,10 +985,10 @@ impl StagedRow<'_> {
 }
 
 /// A journal row about to be inserted.
-struct Line<'a> {
-    place: Place<'a>,
-    row: &'a Row,
-    link: [u8; 32],
+pub(super) struct Line<'a> {
+    pub(super) place: Place<'a>,
+    pub(super) row: &'a Row,
+    pub(super) link: [u8; 32],
 }
 
 /// The multi-row statements by their number of rows, largest first.
@@ -1016,7 +1026,7 @@ impl Statements {
 #[cfg(test)]
 mod tests;
 
-fn tuples(sql: &mut String, rows: usize, columns: usize) {
+pub(super) fn tuples(sql: &mut String, rows: usize, columns: usize) {
     let tuple = format!("({})", vec!["?"; columns].join(", "));
     for row in 0..rows {
         let comma = if row == 0 { "" } else { ", " };
