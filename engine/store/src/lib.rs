@@ -26,6 +26,7 @@
 mod body;
 mod error;
 pub mod fsck;
+mod intake;
 mod memory;
 mod record;
 mod rules;
@@ -43,6 +44,9 @@ use uuid::Uuid;
 
 pub use error::StoreError;
 pub use fsck::{FsckReport, Violation, check_run, fsck};
+pub use intake::{
+    Arriving, EventRow, FuseRow, IncidentFilter, IncidentRow, Intake, Outcome, Released, Taken,
+};
 pub use memory::{Fault, MemoryStore};
 pub use record::RunRecord;
 pub use sqlite::{Keep, Mode, OpenOptions, Pruned, Retention, SqliteStore, StoreCounts};

@@ -10,6 +10,7 @@
 mod asides;
 mod ballast;
 mod directory;
+mod intake;
 mod moving;
 mod reader;
 mod retention;
@@ -492,6 +493,10 @@ impl Store for SqliteStore {
             let run: String = row.try_get(0).map_err(|error| self.unreadable(error))?;
             violation("retention", format!("run {run} is marked to be taken away, and not by farrier"));
         }
+        violations.extend(self.audit_incidents().await?);
+        let mut violation = |invariant, message| {
+            violations.push(Violation { run: None, seq: None, invariant, message });
+        };
         // One at a time: a blob can be large, their number too.
         let mut last = String::new();
         loop {

@@ -76,7 +76,8 @@ impl SqliteStore {
             let ended_before =
                 self.clock.now_ms() - i64::try_from(keep.keep.as_millis()).unwrap_or(i64::MAX / 2);
             let sql = format!(
-                "SELECT run_id, finished_at FROM run WHERE runbook = ?1 AND finished_at < ?2 AND {ROOT} AND run_id NOT IN \
+                "SELECT run_id, finished_at FROM run WHERE runbook = ?1 AND finished_at < ?2 AND {ROOT} \
+                 AND run_id NOT IN (SELECT run_id FROM incident WHERE closed_at IS NULL AND run_id IS NOT NULL) AND run_id NOT IN \
                  (SELECT run_id FROM run WHERE runbook = ?1 AND {ROOT} ORDER BY finished_at DESC, run_id DESC LIMIT ?3)"
             );
             let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
@@ -169,7 +170,8 @@ pub(super) async fn take_away(connection: &mut SqliteConnection, run: RunId) -> 
 
 /// Takes away the texts that no run refers to.
 pub(super) async fn sweep(connection: &mut SqliteConnection, now: i64) -> Result<Pruned, sqlx::Error> {
-    let deleted = sqlx::query("DELETE FROM bundle WHERE at < ? AND digest NOT IN (SELECT bundle FROM run)")
+    let deleted = sqlx::query("DELETE FROM bundle WHERE at < ? AND digest NOT IN (SELECT bundle FROM run) \
+         AND digest NOT IN (SELECT bundle FROM incident WHERE held IS NOT NULL AND bundle IS NOT NULL)")
         .bind(now - LEFT_OVER_MS)
         .execute(connection)
         .await?;

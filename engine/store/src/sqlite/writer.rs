@@ -81,6 +81,8 @@ pub(crate) enum Work {
     Import {
         run: Box<Verified>,
     },
+    /// Alerts.
+    Intake(super::intake::Errand),
     /// Takes a run away; none for what nothing refers to.
     Prune {
         run: Option<RunId>,
@@ -98,6 +100,7 @@ impl Work {
             | Work::Bundle { .. }
             | Work::Request { .. }
             | Work::Import { .. }
+            | Work::Intake(_)
             | Work::Prune { .. } => true,
         }
     }
@@ -116,6 +119,7 @@ pub(crate) enum Done {
     Known(Vec<Entry>),
     Fenced(Vec<RunId>),
     Pruned(Pruned),
+    Intake(super::intake::Done),
     Nothing,
 }
 
@@ -166,7 +170,7 @@ struct Cached {
 }
 
 /// Why a transaction cannot be committed.
-enum Trouble {
+pub(super) enum Trouble {
     Sql(sqlx::Error),
     /// A run's row is not as it is in memory.
     Stale,
@@ -229,9 +233,11 @@ impl Writer {
                 match job {
                     Job::Close(reply) => told = Some(reply),
                     Job::Work(work, reply) => {
-                        if let Work::Append { rows: more, .. } = &work {
-                            rows += more.len();
-                        }
+                        rows += match &work {
+                            Work::Append { rows, .. } => rows.len(),
+                            Work::Intake(errand) => errand.rows(),
+                            _ => 0,
+                        };
                         group.push((work, reply));
                         if rows < GROUP_ROWS && group.len() < QUEUE {
                             next = jobs.try_recv().ok();
@@ -388,6 +394,7 @@ impl Writer {
                 Work::Prune { run: None } => {
                     Ok(Done::Pruned(retention::sweep(&mut self.connection, moment.now).await?))
                 }
+                Work::Intake(errand) => self.intake(errand, moment).await?,
                 Work::Heartbeat { claims } => Ok(Done::Fenced(self.heartbeat(claims, moment).await?)),
                 Work::Release { claim } => self.release(claim).await?,
                 Work::Bundle { digest, root, sources } => {
@@ -436,7 +443,7 @@ impl Writer {
         Ok(Ok(Done::Nothing))
     }
 
-    async fn create(&mut self, new: &NewRun, row: &Row, moment: Moment) -> Result<Answer, Trouble> {
+    pub(super) async fn create(&mut self, new: &NewRun, row: &Row, moment: Moment) -> Result<Answer, Trouble> {
         let run = new.id.to_string();
         if let Some(obstacle) = self.obstacle(new).await? {
             return Ok(Err(obstacle));
