@@ -62,6 +62,8 @@ pub struct Routed {
 pub struct Rule {
     /// What the route says.
     pub policy: Policy,
+    /// Who hears when the fuse blows: a name under `notify:` in the environment.
+    pub owner: Text,
     /// The runbook may destroy.
     pub destructive: bool,
     /// The runbook may write.

@@ -1,6 +1,6 @@
 //! The binary `farrier`: plan, run and inspect runbooks.
 //!
-//! Read first: `plugins.rs` (what this binary can do), `project.rs` (where it finds things), then the command of interest
+//! Read first: `plugins.rs` (what this binary can do), `stores.rs` (where runs are), then the command of interest
 //! under `commands/`. Results go to standard output, progress and errors to standard error; exit codes are in `exit.rs`.
 
 #![allow(unreachable_pub, reason = "a binary has no callers; `pub` says what a module offers to the others")]
@@ -13,8 +13,8 @@ mod leftovers;
 mod manual;
 mod plugins;
 mod progress;
-mod project;
 mod render;
+mod stores;
 
 use std::process::ExitCode;
 

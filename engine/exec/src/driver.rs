@@ -26,6 +26,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::decide::{Decision, Input, Limits, Report, Work};
+use crate::escalation;
 use crate::guard;
 use crate::held::{self, Held};
 use crate::plan::Plan;
@@ -457,28 +458,14 @@ impl Driver {
     }
 
     async fn create(&self, id: RunId, start: &Start, parent: Option<RunId>) -> Result<(), DriverError> {
-        let graph = start.bundle.graph();
         self.store.put_bundle(start.bundle.digest, &start.bundle.root, &start.bundle.sources).await?;
-        let entry = Entry { seq: 1, epoch: 0, at: self.clock.now(), event: created(start, graph) };
-        let replay = |source| DriverError::Replay { run: id, source };
-        let mut run = Run::new(id, graph.clone(), &entry).map_err(replay)?;
-        run.targets = target_groups(&start.world.targets);
-        let title = run.title();
-        let live_key =
-            run.live_key().map_err(|failure| DriverError::Inputs { runbook: graph.name.clone(), failure })?;
-        self.store
-            .create_run(NewRun {
-                id,
-                runbook: graph.name.clone(),
-                bundle: start.bundle.digest,
-                environment: start.world.environment.clone(),
-                title: title.into(),
-                parent,
-                live_key,
-                created: entry.event,
-            })
-            .await?;
+        self.store.create_run(new_run(id, start, parent, self.clock.now())?).await?;
         Ok(())
+    }
+
+    /// Makes whoever drives a run look up; otherwise it is taken up, if it is due.
+    pub fn poke(&self, run: RunId) {
+        self.pokes.poke(run);
     }
 
     fn resume_at<'a>(
@@ -598,7 +585,7 @@ impl Driver {
             if let Some(claim) = claim
                 && !(events.is_empty() && taken.is_empty() && !held.holds_events())
             {
-                let stored = self.write(claim, run.state, events, taken, &mut held).await;
+                let stored = self.write(claim, run, events, taken, &mut held).await;
                 let events = stored.map_err(|error| match error {
                     StoreError::Fenced { .. } => DriverError::Fenced(run.id),
                     other => DriverError::Store(other),
@@ -743,13 +730,15 @@ impl Driver {
     async fn write(
         &self,
         claim: &Claim,
-        state: RunState,
+        run: &Run,
         events: Vec<Event>,
         taken: Vec<uuid::Uuid>,
         held: &mut Held,
     ) -> Result<Vec<Event>, StoreError> {
+        let state = run.state;
         let append = async |events: &[Event], state, taken: &[uuid::Uuid]| {
-            let batch = Batch::new(events.to_vec(), state).taking(taken.to_vec());
+            let notices = escalation::notices(run, events);
+            let batch = Batch::new(events.to_vec(), state).taking(taken.to_vec()).telling(notices);
             let entries = self.store.append_surely(claim, batch).await?;
             Ok(entries.into_iter().map(|entry| entry.event).collect::<Vec<Event>>())
         };
@@ -881,6 +870,36 @@ fn spawn(
 
 fn until(now: Timestamp, then: Timestamp) -> Duration {
     Duration::try_from(then.duration_since(now)).unwrap_or(Duration::ZERO).max(Duration::from_millis(1))
+}
+
+/// A run of `start` that is yet to be stored. Its texts have to be in the store before it.
+///
+/// # Errors
+/// Its key cannot be evaluated.
+pub fn new_run(
+    id: RunId,
+    start: &Start,
+    parent: Option<RunId>,
+    now: Timestamp,
+) -> Result<NewRun, DriverError> {
+    let graph = start.bundle.graph();
+    let entry = Entry { seq: 1, epoch: 0, at: now, event: created(start, graph) };
+    let replay = |source| DriverError::Replay { run: id, source };
+    let mut run = Run::new(id, graph.clone(), &entry).map_err(replay)?;
+    run.targets = target_groups(&start.world.targets);
+    let title = run.title();
+    let live_key =
+        run.live_key().map_err(|failure| DriverError::Inputs { runbook: graph.name.clone(), failure })?;
+    Ok(NewRun {
+        id,
+        runbook: graph.name.clone(),
+        bundle: start.bundle.digest,
+        environment: start.world.environment.clone(),
+        title: title.into(),
+        parent,
+        live_key,
+        created: entry.event,
+    })
 }
 
 fn created(start: &Start, graph: &Graph) -> Event {

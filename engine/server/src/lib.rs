@@ -1,1 +1,3 @@
 //! The service: the clock, intake of alerts, API and metrics.
+
+pub mod intake;

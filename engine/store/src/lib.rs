@@ -28,6 +28,7 @@ mod error;
 pub mod fsck;
 mod intake;
 mod memory;
+mod notice;
 mod record;
 mod rules;
 mod sqlite;
@@ -48,6 +49,7 @@ pub use intake::{
     Arriving, EventRow, FuseRow, IncidentFilter, IncidentRow, Intake, Outcome, Released, Taken,
 };
 pub use memory::{Fault, MemoryStore};
+pub use notice::{Delivery, Notice, NoticeFilter, Outbox, Posted};
 pub use record::RunRecord;
 pub use sqlite::{Keep, Mode, OpenOptions, Pruned, Retention, SqliteStore, StoreCounts};
 
@@ -56,7 +58,7 @@ const RESENDS: usize = 5;
 
 /// A durable home for runs. All methods may be called from many tasks at once.
 #[async_trait]
-pub trait Store: Send + Sync {
+pub trait Store: Outbox {
     /// Creates a run with its first event, durably. Creating the same id again returns false and changes nothing, so a
     /// trigger that is not sure whether it was heard may simply ask again.
     ///
@@ -251,18 +253,26 @@ pub struct Batch {
     pub state: Option<RunState>,
     /// Requests that its events answer; they are gone from the store with it.
     pub taken: Vec<Uuid>,
+    /// What people are to hear because of it.
+    pub notices: Vec<Notice>,
 }
 
 impl Batch {
     /// A batch under a new id.
     pub fn new(events: Vec<Event>, state: Option<RunState>) -> Batch {
-        Batch { entry_id: Uuid::now_v7(), events, state, taken: Vec::new() }
+        Batch { entry_id: Uuid::now_v7(), events, state, taken: Vec::new(), notices: Vec::new() }
     }
 
     /// The same, answering requests.
     #[must_use]
     pub fn taking(self, taken: Vec<Uuid>) -> Batch {
         Batch { taken, ..self }
+    }
+
+    /// The same, telling people.
+    #[must_use]
+    pub fn telling(self, notices: Vec<Notice>) -> Batch {
+        Batch { notices, ..self }
     }
 }
 

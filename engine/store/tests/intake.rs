@@ -12,8 +12,8 @@ use farrier_model::event::Trigger;
 use farrier_model::time::Timestamp;
 use farrier_model::{Ask, Digest, Event, RunId, RunState, Value};
 use farrier_store::{
-    Arriving, Clock, IncidentFilter, IncidentRow, Intake, NewRun, OpenOptions, Outcome, RunFilter, SqliteStore,
-    Store, StoreError, Taken, fsck,
+    Arriving, Clock, IncidentFilter, IncidentRow, Intake, NewRun, NoticeFilter, OpenOptions, Outbox, Outcome,
+    RunFilter, SqliteStore, Store, StoreError, Taken, fsck,
 };
 use serde_json::json;
 use uuid::Uuid;
@@ -67,7 +67,14 @@ impl World {
     }
 
     /// An alert of `instance` that began, and ended, so many seconds after the start.
-    fn arriving(&self, receiver: &str, instance: &str, disk: &str, began: i64, ended: Option<i64>) -> Arriving {
+    fn arriving(
+        &self,
+        receiver: &str,
+        instance: &str,
+        disk: &str,
+        began: i64,
+        ended: Option<i64>,
+    ) -> Arriving {
         let body = json!({
             "groupKey": "g",
             "alerts": [{
@@ -80,16 +87,13 @@ impl World {
         let message = Message::read(body.to_string().as_bytes()).unwrap();
         let rule = Rule {
             policy: self.policy.clone(),
+            owner: "admins".into(),
             destructive: self.destructive,
             writes: true,
             frozen: self.frozen,
         };
-        let routed = Routed {
-            environment: "tools".into(),
-            runbook: "disk".into(),
-            key: instance.into(),
-            rule,
-        };
+        let routed =
+            Routed { environment: "tools".into(), runbook: "disk".into(), key: instance.into(), rule };
         let bundle = Digest::of("texts");
         let run = NewRun {
             id: RunId(Uuid::nil()),
@@ -222,7 +226,11 @@ async fn a_run_that_writes_is_not_withdrawn() {
     let world = World::new().await;
     let run = world.one(world.firing("node-1", 0)).await.run.unwrap();
     let claim = world.store.claim(run, "h:1").await.unwrap();
-    world.store.append(&claim, vec![Event::WritesAllowed { creates: 1, updates: 0, deletes: 0 }], None).await.unwrap();
+    world
+        .store
+        .append(&claim, vec![Event::WritesAllowed { creates: 1, updates: 0, deletes: 0 }], None)
+        .await
+        .unwrap();
     let outcome = world.one(world.resolved("node-1", 0, 5)).await;
     assert_eq!((outcome.decision, outcome.stops), ("noted", None));
     assert!(world.store.requests(run).await.unwrap().is_empty());
@@ -240,7 +248,10 @@ async fn an_incident_lasts_until_none_of_its_alerts_fires() {
     assert_eq!(taken.outcomes.iter().map(|one| one.decision).collect::<Vec<_>>(), ["started", "joined"]);
     world.finish(taken.outcomes[0].run.unwrap(), RunState::Succeeded).await;
     world.pass(60);
-    assert_eq!(world.one(world.resolved("node-1", 0, 50)).await.why, "other alerts of the incident still fire");
+    assert_eq!(
+        world.one(world.resolved("node-1", 0, 50)).await.why,
+        "other alerts of the incident still fire"
+    );
     assert_eq!(world.one(world.arriving("in", "node-1", "b", 0, Some(55))).await.decision, "closed");
     assert_eq!(world.incidents(true).await.len(), 0);
     // Before its alert came: nothing is open.
@@ -255,7 +266,11 @@ async fn after_a_run_the_incident_cools_down_and_goes_on_by_itself() {
     let run = world.one(world.firing("node-1", 0)).await.run.unwrap();
     world.finish(run, RunState::Failed).await;
     world.pass(15);
-    assert_eq!(world.one(world.firing("node-1", 0)).await.decision, "joined", "the other Alertmanager's copy");
+    assert_eq!(
+        world.one(world.firing("node-1", 0)).await.decision,
+        "joined",
+        "the other Alertmanager's copy"
+    );
     world.pass(4 * 60);
     assert_eq!(world.one(world.firing("node-1", 1)).await.decision, "cooling");
     assert_eq!(world.store.start_held(100, &[]).await.unwrap().runs, []);
@@ -279,12 +294,16 @@ async fn what_is_scarce_goes_to_the_important_and_the_rest_follows() {
     let high = world.firing("node-2", 0);
     world.policy.priority = 0;
     let taken = world.take(vec![low, high, world.firing("node-3", 0)]).await;
-    assert_eq!(taken.outcomes.iter().map(|one| one.decision).collect::<Vec<_>>(), ["held", "started", "held"]);
+    assert_eq!(
+        taken.outcomes.iter().map(|one| one.decision).collect::<Vec<_>>(),
+        ["held", "started", "held"]
+    );
     assert_eq!(world.store.start_held(100, &[]).await.unwrap().runs.len(), 0);
     world.pass(10);
     assert_eq!(world.store.start_held(100, &[]).await.unwrap().runs.len(), 1);
     // What has resolved meanwhile does not start any more.
-    assert_eq!(world.one(world.resolved("node-3", 0, 5)).await.decision, "closed");
+    let held = world.incidents(true).await.into_iter().find(|incident| incident.held.is_some()).unwrap();
+    assert_eq!(world.one(world.resolved(&held.key, 0, 5)).await.decision, "closed");
     world.pass(60);
     assert_eq!(world.store.start_held(100, &[]).await.unwrap().runs.len(), 0);
     assert_eq!(world.runs().await, 2);
@@ -311,9 +330,8 @@ async fn a_storm_makes_one_run_for_each_incident() {
     let mut requests = Vec::new();
     for group in 0..200 {
         for _ in 0..2 {
-            let alerts = (0..50).map(|disk| {
-                world.arriving("in", &format!("node-{group}"), &format!("disk-{disk}"), 0, None)
-            });
+            let alerts = (0..50)
+                .map(|disk| world.arriving("in", &format!("node-{group}"), &format!("disk-{disk}"), 0, None));
             requests.push(alerts.collect::<Vec<_>>());
         }
     }
@@ -341,6 +359,9 @@ async fn the_fuse_blows_once_and_a_person_mends_it() {
         blown += world.take(vec![world.firing(&format!("node-{node}"), 0)]).await.blown.len();
     }
     assert_eq!((blown, world.runs().await, world.incidents(true).await.len()), (1, 3, 20));
+    let notices = world.store.notices(NoticeFilter::default()).await.unwrap();
+    assert_eq!(notices.len(), 1, "people hear of it once");
+    assert_eq!((&*notices[0].notice.to, &*notices[0].notice.occasion), ("admins", "fuse"));
     let fuses = world.store.fuses().await.unwrap();
     assert_eq!((fuses.len(), fuses[0].held, &*fuses[0].runbook), (1, 17, "disk"));
     world.pass(3600);
@@ -389,7 +410,8 @@ async fn a_request_whose_answer_was_lost_may_come_again() {
 
 /// Lets a future begin.
 async fn futures_poll<F: Future + Unpin>(future: &mut F) -> bool {
-    std::future::poll_fn(|cx| std::task::Poll::Ready(std::pin::Pin::new(&mut *future).poll(cx).is_ready())).await
+    std::future::poll_fn(|cx| std::task::Poll::Ready(std::pin::Pin::new(&mut *future).poll(cx).is_ready()))
+        .await
 }
 
 #[tokio::test]

@@ -30,12 +30,25 @@ const ALLOWED: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "farrier-project",
+        &[
+            "farrier-action",
+            "farrier-alert",
+            "farrier-exec",
+            "farrier-model",
+            "farrier-runbook",
+            "farrier-schedule",
+            "farrier-store",
+        ],
+    ),
+    (
         "farrier-server",
         &[
             "farrier-action",
             "farrier-alert",
             "farrier-exec",
             "farrier-model",
+            "farrier-project",
             "farrier-runbook",
             "farrier-schedule",
             "farrier-store",
@@ -52,6 +65,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "farrier-exec",
             "farrier-model",
             "farrier-plugin-*",
+            "farrier-project",
             "farrier-runbook",
             "farrier-schedule",
             "farrier-server",

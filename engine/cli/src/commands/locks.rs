@@ -1,12 +1,13 @@
 //! `farrier locks`: who holds which lock, and who waits for it.
 
 use clap::Args;
-use farrier_store::{Mode, Store};
+use farrier_store::{SqliteStore, Store};
 use serde::Serialize;
 
 use super::{App, Problem};
 use crate::exit::Exit;
 use crate::render::{self, table};
+use crate::stores;
 
 #[derive(Debug, Args)]
 pub(super) struct Locks {}
@@ -26,23 +27,9 @@ struct TicketView {
 
 impl Locks {
     pub(super) async fn run(&self, app: &App) -> Result<Exit, Problem> {
-        let store = app.workspace()?.store(None, Mode::ReadOnly).await?;
         let mut views = Vec::new();
-        for ticket in store.tickets(None).await? {
-            let title = store.run(ticket.run).await?.map_or_else(String::new, |row| row.title.to_string());
-            let (state, since) = match ticket.held_since {
-                Some(since) => ("holds", since),
-                None => ("waits", ticket.asked_at),
-            };
-            views.push(TicketView {
-                lock: ticket.lock.to_string(),
-                state,
-                run: ticket.run.to_string(),
-                title,
-                step: ticket.node.map(|node| node.to_string()),
-                capacity: ticket.capacity,
-                since: since.to_string(),
-            });
+        for store in stores::read_all(app, &app.workspace()?).await? {
+            views.extend(tickets(&store).await?);
         }
         if render::data(app.output, &views)? {
             return Ok(Exit::Ok);
@@ -58,4 +45,25 @@ impl Locks {
         render::line(&table::draw(&["LOCK", "STATE", "RUN", "TITLE", "STEP", "SINCE (UTC)"], &rows))?;
         Ok(Exit::Ok)
     }
+}
+
+async fn tickets(store: &SqliteStore) -> Result<Vec<TicketView>, Problem> {
+    let mut views = Vec::new();
+    for ticket in store.tickets(None).await? {
+        let title = store.run(ticket.run).await?.map_or_else(String::new, |row| row.title.to_string());
+        let (state, since) = match ticket.held_since {
+            Some(since) => ("holds", since),
+            None => ("waits", ticket.asked_at),
+        };
+        views.push(TicketView {
+            lock: ticket.lock.to_string(),
+            state,
+            run: ticket.run.to_string(),
+            title,
+            step: ticket.node.map(|node| node.to_string()),
+            capacity: ticket.capacity,
+            since: since.to_string(),
+        });
+    }
+    Ok(views)
 }

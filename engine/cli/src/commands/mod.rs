@@ -1,6 +1,7 @@
 //! The command line: its grammar, the way to each command, and the problems they can meet.
 
 mod actions;
+mod alerts;
 mod answer;
 mod apply;
 mod check;
@@ -8,8 +9,10 @@ mod explain;
 mod export;
 mod fsck;
 mod graph;
+mod incidents;
 mod locks;
 mod plan;
+mod plan_alert;
 mod prune;
 mod run;
 mod runs;
@@ -25,13 +28,13 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use farrier_action::ActionRegistry;
 use farrier_exec::{DriverError, Refusal};
 use farrier_model::Value;
+use farrier_project::{ProjectError, Workspace};
 use farrier_runbook::inputs::{Given, check_inputs};
 use farrier_runbook::{Diagnostics, Graph};
 use farrier_store::StoreError;
 
 use crate::exit::Exit;
 use crate::plugins;
-use crate::project::Workspace;
 use crate::render::{self, Format};
 
 /// Plan, run and inspect runbooks: declarative maintenance with a true dry run and runs that survive crashes.
@@ -83,6 +86,14 @@ enum Command {
     Logs(runs::Logs),
     /// Show who holds which lock, and who waits for it.
     Locks(locks::Locks),
+    /// List what alerts have opened, newest first.
+    Incidents(incidents::Incidents),
+    /// Show one incident: its alerts, what each did, its runs.
+    Incident(incidents::Incident),
+    /// Let alerts start a runbook again whose fuse has blown.
+    Unfuse(incidents::Unfuse),
+    /// List the routes from alerts to runbooks, or print the rules for Prometheus.
+    Alerts(alerts::AlertsArgs),
     /// Draw the steps of a runbook.
     Graph(graph::GraphArgs),
     /// Run the tests beside the runbooks, on stand-ins.
@@ -146,14 +157,14 @@ impl Choice {
 /// What every command has at hand.
 #[derive(Clone)]
 pub struct App {
-    registry: Arc<ActionRegistry>,
+    pub registry: Arc<ActionRegistry>,
     output: Format,
     project: PathBuf,
 }
 
 impl App {
     fn workspace(&self) -> Result<Workspace, Problem> {
-        Workspace::find(&self.project)
+        Ok(Workspace::find(&self.project)?)
     }
 }
 
@@ -184,6 +195,10 @@ pub fn dispatch(cli: Cli) -> Result<Exit, Problem> {
         Command::Runs(command) => block_on(command.run(&app)),
         Command::Show(command) => block_on(command.run(&app)),
         Command::Logs(command) => block_on(command.run(&app)),
+        Command::Incidents(command) => block_on(command.run(&app)),
+        Command::Incident(command) => block_on(command.run(&app)),
+        Command::Unfuse(command) => block_on(command.run(&app)),
+        Command::Alerts(command) => command.run(&app),
         Command::Graph(command) => command.run(&app),
         Command::Test(command) => command.run(&app),
         Command::Actions(command) => command.run(&app),
@@ -211,36 +226,9 @@ fn block_on<T>(future: impl Future<Output = Result<T, Problem>>) -> Result<T, Pr
 /// What can keep a command from doing its work.
 #[derive(Debug, thiserror::Error)]
 pub enum Problem {
-    /// No project file.
-    #[error("there is no `farrier.yaml` in {} or above", from.display())]
-    NoProject {
-        /// Where the search began.
-        from: PathBuf,
-    },
-    /// No such runbook.
-    #[error("there is no runbook `{name}`")]
-    NoRunbook {
-        /// As asked for.
-        name: String,
-        /// Those there are.
-        known: Vec<String>,
-    },
-    /// No such environment.
-    #[error("there is no environment `{name}`")]
-    NoEnvironment {
-        /// As asked for.
-        name: String,
-        /// Those there are.
-        known: Vec<String>,
-    },
-    /// The environment does not have what a runbook uses.
-    #[error("environment `{environment}`: {}", problems.join("; "))]
-    Targets {
-        /// The environment.
-        environment: String,
-        /// One sentence each.
-        problems: Vec<String>,
-    },
+    /// The project, or something in it.
+    #[error(transparent)]
+    Project(ProjectError),
     /// Inputs are missing or wrong.
     #[error("inputs of `{runbook}`:{}", problems.iter().map(|p| format!("\n  {p}")).collect::<String>())]
     Inputs {
@@ -257,18 +245,6 @@ pub enum Problem {
     /// The command line says something that cannot be.
     #[error("{0}")]
     Usage(String),
-    /// A feature of a later version.
-    #[error("{0}")]
-    NotYet(String),
-    /// A file.
-    #[error("cannot read {}", path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
     /// A file that cannot be written.
     #[error("cannot write {}", path.display())]
     Unwritable {
@@ -328,6 +304,15 @@ pub enum Problem {
     Other(#[from] anyhow::Error),
 }
 
+impl From<ProjectError> for Problem {
+    fn from(error: ProjectError) -> Problem {
+        match error {
+            ProjectError::Mistakes(diagnostics) => Problem::Mistakes(diagnostics),
+            other => Problem::Project(other),
+        }
+    }
+}
+
 impl From<DriverError> for Problem {
     fn from(error: DriverError) -> Problem {
         match error {
@@ -343,27 +328,27 @@ impl From<DriverError> for Problem {
 impl Problem {
     /// A file that cannot be read.
     pub fn file(path: &Path, source: std::io::Error) -> Problem {
-        Problem::File { path: path.to_path_buf(), source }
+        Problem::Project(ProjectError::file(path, source))
     }
 
     /// The exit code, exhaustively.
     pub fn exit(&self) -> Exit {
         match self {
-            Problem::NoProject { .. }
-            | Problem::NoRunbook { .. }
-            | Problem::NoEnvironment { .. }
-            | Problem::Inputs { .. }
+            Problem::Project(error) => match error {
+                ProjectError::NoProject { .. }
+                | ProjectError::NoRunbook { .. }
+                | ProjectError::NoEnvironment { .. }
+                | ProjectError::Apart { .. } => Exit::Usage,
+                ProjectError::Targets { .. } | ProjectError::Mistakes(_) => Exit::Invalid,
+                ProjectError::NotYet(_) | ProjectError::File { .. } => Exit::Error,
+            },
+            Problem::Inputs { .. }
             | Problem::Usage(_)
             | Problem::NoRun(_)
             | Problem::AmbiguousRun(_)
             | Problem::Refused(Refusal::Now(_)) => Exit::Usage,
-            Problem::Targets { .. }
-            | Problem::Mistakes(_)
-            | Problem::BadPlan { .. }
-            | Problem::BadLine { .. } => Exit::Invalid,
-            Problem::NotYet(_) | Problem::File { .. } | Problem::Unwritable { .. } | Problem::Other(_) => {
-                Exit::Error
-            }
+            Problem::Mistakes(_) | Problem::BadPlan { .. } | Problem::BadLine { .. } => Exit::Invalid,
+            Problem::Unwritable { .. } | Problem::Other(_) => Exit::Error,
             Problem::PlanGone { .. } | Problem::Store(StoreError::PlanUsed { .. }) => Exit::PlanGone,
             Problem::Drift { .. } => Exit::Drift,
             Problem::Refused(Refusal::Person(_)) => Exit::NotAllowed,
@@ -383,27 +368,7 @@ impl Problem {
     /// What to type next.
     pub fn help(&self) -> Option<String> {
         match self {
-            Problem::NoProject { .. } => Some(
-                "create one with `runbooks:` and `environments:`, or name the project's folder with `-C`"
-                    .into(),
-            ),
-            Problem::NoRunbook { name, known } => Some(match nearest(name, known) {
-                Some(near) => format!("did you mean `{near}`?"),
-                None if known.is_empty() => {
-                    "the project has no runbook yet; see `runbooks:` in farrier.yaml".into()
-                }
-                None => format!("there are: {}", known.join(", ")),
-            }),
-            Problem::NoEnvironment { name, known } => Some(match nearest(name, known) {
-                Some(near) => format!("did you mean `{near}`?"),
-                None if known.is_empty() => {
-                    "the project has no environment yet; see `environments:` in farrier.yaml".into()
-                }
-                None => format!("there are: {}", known.join(", ")),
-            }),
-            Problem::Targets { .. } => {
-                Some("bind what is missing under `targets:` in the environment file".into())
-            }
+            Problem::Project(error) => error.help(),
             Problem::Inputs { known, .. } => Some(if known.is_empty() {
                 "leave `-i` out: the runbook has no inputs".into()
             } else {
@@ -436,8 +401,4 @@ impl Problem {
             _ => None,
         }
     }
-}
-
-fn nearest<'a>(name: &str, known: &'a [String]) -> Option<&'a str> {
-    farrier_runbook::nearest(name, known.iter().map(String::as_str))
 }

@@ -7,7 +7,7 @@ use farrier_model::{
     BoundPlan, Change, Event, FailureKind, NodeEvent, NodeState, RunState, Subject, Value, Wait,
 };
 use farrier_runbook::compile_bundle;
-use farrier_store::{Mode, RunFilter, RunRow, SqliteStore, Store};
+use farrier_store::{RunFilter, RunRow, SqliteStore, Store};
 use serde::Serialize;
 
 use super::run::past;
@@ -15,6 +15,7 @@ use super::{App, Problem};
 use crate::exit::Exit;
 use crate::render::style::Style;
 use crate::render::{self, Format, table};
+use crate::stores;
 
 #[derive(Debug, Args)]
 pub(super) struct Runs {
@@ -64,14 +65,19 @@ impl RowView<'_> {
 
 impl Runs {
     pub(super) async fn run(&self, app: &App) -> Result<Exit, Problem> {
-        let store = app.workspace()?.store(None, Mode::ReadOnly).await?;
+        let stores = stores::read_all(app, &app.workspace()?).await?;
         let filter = RunFilter {
             runbook: self.runbook.as_deref().map(Into::into),
             states: self.state.into_iter().collect(),
             limit: Some(self.limit),
             ..RunFilter::default()
         };
-        let rows = store.runs(filter).await?;
+        let mut rows = Vec::new();
+        for store in stores {
+            rows.extend(store.runs(filter.clone()).await?);
+        }
+        rows.sort_by_key(|row| std::cmp::Reverse((row.created_at, row.id)));
+        rows.truncate(self.limit);
         let views: Vec<RowView<'_>> = rows.iter().map(RowView::of).collect();
         if render::data(app.output, &views)? {
             return Ok(Exit::Ok);
@@ -94,17 +100,6 @@ impl Runs {
             &lines,
         ))?;
         Ok(Exit::Ok)
-    }
-}
-
-/// The one run whose id begins with `prefix`.
-pub(super) async fn find_run(store: &SqliteStore, prefix: &str) -> Result<RunRow, Problem> {
-    let filter = RunFilter { id_prefix: Some(prefix.to_lowercase()), limit: Some(2), ..RunFilter::default() };
-    let mut rows = store.runs(filter).await?;
-    match (rows.len(), rows.pop()) {
-        (1, Some(row)) => Ok(row),
-        (0, _) => Err(Problem::NoRun(prefix.to_owned())),
-        _ => Err(Problem::AmbiguousRun(prefix.to_owned())),
     }
 }
 
@@ -204,8 +199,7 @@ pub(super) fn stored_plan(plan: &BoundPlan) -> Result<Plan, Problem> {
 
 impl Show {
     pub(super) async fn run(&self, app: &App) -> Result<Exit, Problem> {
-        let store = app.workspace()?.store(None, Mode::ReadOnly).await?;
-        let row = find_run(&store, &self.run).await?;
+        let (store, row) = stores::find(app, &app.workspace()?, &self.run).await?;
         let run = replay(app, &store, &row).await?;
         let nodes: Vec<NodeView> = run.nodes().map(|node| node_view(&run, node)).collect();
         let view = RunView {
@@ -381,8 +375,7 @@ pub(super) struct Logs {
 
 impl Logs {
     pub(super) async fn run(&self, app: &App) -> Result<Exit, Problem> {
-        let store = app.workspace()?.store(None, Mode::ReadOnly).await?;
-        let row = find_run(&store, &self.run).await?;
+        let (store, row) = stores::find(app, &app.workspace()?, &self.run).await?;
         let journal = store.journal(row.id).await?;
         if app.output != Format::Table {
             render::data(app.output, &journal)?;

@@ -25,6 +25,8 @@ enum Kind {
     Project,
     /// A runbook's tests.
     Tests,
+    /// Alert rules and routes.
+    Alerts,
 }
 
 impl SchemaArgs {
@@ -42,6 +44,7 @@ impl Kind {
             Kind::Environment => schema::environment_schema(catalog),
             Kind::Project => schema::project_schema(),
             Kind::Tests => schema::tests_schema(catalog),
+            Kind::Alerts => schema::alerts_schema(),
         }
     }
 }

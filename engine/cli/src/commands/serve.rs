@@ -9,13 +9,14 @@ use farrier_exec::driver::Start;
 use farrier_exec::{Engine, Launcher, Observer, Options, RunUpdate};
 use farrier_model::{Digest, Event};
 use farrier_runbook::{Bundle, compile_bundle};
-use farrier_store::{Mode, Pruned, Retention, RunRow, SqliteStore, Store};
+use farrier_store::{Pruned, Retention, RunRow, SqliteStore, Store};
 
 use super::run::{driver, listen};
 use super::runs::describe;
 use super::{App, Problem};
 use crate::exit::Exit;
-use crate::project::Workspace;
+use crate::stores;
+use farrier_project::Workspace;
 
 #[derive(Debug, Args)]
 pub(super) struct Serve {
@@ -39,7 +40,7 @@ const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
 impl Serve {
     pub(super) async fn run(&self, app: &App) -> Result<Exit, Problem> {
         let workspace = app.workspace()?;
-        let store = workspace.store(None, Mode::Owner).await?;
+        let store = stores::own_of(&workspace, None).await?;
         let options = Options {
             parallel: self.parallel,
             patience: PATIENCE,

@@ -18,12 +18,12 @@ use sqlx::{QueryBuilder, Row as _, Sqlite, SqliteConnection};
 use uuid::Uuid;
 
 use super::writer::{Answer, Done as Answered, Trouble, Work, Writer};
-use super::{SqliteStore, asides, mismatched};
+use super::{SqliteStore, asides, mismatched, outbox};
 use crate::body::Row;
 use crate::rules::Moment;
 use crate::{
-    Arriving, EventRow, FuseRow, IncidentFilter, IncidentRow, Intake, NewRun, Outcome, Released, StoreError,
-    Taken, Violation, timestamp,
+    Arriving, EventRow, FuseRow, IncidentFilter, IncidentRow, Intake, NewRun, Notice, Outcome, Released,
+    StoreError, Taken, Violation, timestamp,
 };
 
 /// Who withdraws a run whose alert has resolved.
@@ -76,7 +76,8 @@ struct Incident {
 /// What is counted for a runbook, and whether that has to be written.
 struct Gauge {
     counted: Counted,
-    blown: Option<String>,
+    /// Why it blows with this request, and who hears of it.
+    blown: Option<(String, Text)>,
     changed: bool,
 }
 
@@ -227,7 +228,8 @@ impl Writer {
         } else if arrival.status == Status::Firing {
             facts.ended = ended_since(&mut self.connection, arrival).await?.map(timestamp);
         }
-        let may_start = arrival.status == Status::Firing && facts.open.as_ref().is_none_or(|open| !open.running);
+        let may_start =
+            arrival.status == Status::Firing && facts.open.as_ref().is_none_or(|open| !open.running);
         if may_start {
             self.look_up(desk, &identity, &routed.rule, moment.now).await?;
             desk.fill(&mut facts, &identity);
@@ -259,20 +261,23 @@ impl Writer {
             }
         }
         if let Decision::Holds { held, until, why, blows } = &decision {
-            desk.hold(&identity, (*held, until.map(Timestamp::as_millisecond), why.clone()), *blows);
+            let blows = blows.then_some(&routed.rule.owner);
+            desk.hold(&identity, (*held, until.map(Timestamp::as_millisecond), why.clone()), blows);
             if let (Some(incident), Some(run)) = (desk.incidents.get_mut(&identity), run) {
                 incident.wish = Some(Wish::of(&routed.rule, run)?);
             }
         }
         if let Some(incident) = desk.incidents.get_mut(&identity) {
             let began = arrival.starts_at.map(Timestamp::as_millisecond);
-            let before = incident.alerts.get(&arrival.fingerprint).map(|(firing, began, _)| (*firing, *began));
+            let before =
+                incident.alerts.get(&arrival.fingerprint).map(|(firing, began, _)| (*firing, *began));
             let after = match &decision {
-                Decision::Late
-                | Decision::Resolved(Resolution::Nothing | Resolution::Outdated) => before,
+                Decision::Late | Decision::Resolved(Resolution::Nothing | Resolution::Outdated) => before,
                 Decision::Resolved(_) => Some((false, before.map_or(began, |(_, began)| began))),
                 // A late copy of an earlier beginning does not move it back.
-                _ => Some((true, began.max(before.filter(|(firing, _)| *firing).and_then(|(_, began)| began)))),
+                _ => {
+                    Some((true, began.max(before.filter(|(firing, _)| *firing).and_then(|(_, began)| began))))
+                }
             };
             if let Some((firing, began)) = after.filter(|after| Some(*after) != before) {
                 incident.alerts.insert(arrival.fingerprint.clone(), (firing, began, true));
@@ -318,7 +323,8 @@ impl Writer {
         let Some(mut new) = template.cloned() else {
             return Ok(Err("its route gives no run".into()));
         };
-        new.id = RunId(Uuid::new_v5(&desk.cluster, format!("{}/{}", incident.id, incident.runs + 1).as_bytes()));
+        new.id =
+            RunId(Uuid::new_v5(&desk.cluster, format!("{}/{}", incident.id, incident.runs + 1).as_bytes()));
         if let Event::Created { trigger, .. } = &mut new.created {
             *trigger = Trigger::Alert {
                 incident: incident.id.to_string().into(),
@@ -423,6 +429,7 @@ impl Writer {
                 }
             }
             if let Decision::Holds { held, until, why, blows } = decision {
+                let blows = blows.then_some(&wish.rule.owner);
                 desk.hold(&identity, (held, until.map(Timestamp::as_millisecond), why), blows);
             }
         }
@@ -439,8 +446,7 @@ impl Writer {
 impl Incident {
     /// How it looks to one of its alerts.
     fn open(&self, fingerprint: &str) -> Open {
-        let others_fire =
-            self.alerts.iter().any(|(other, (firing, ..))| *firing && **other != *fingerprint);
+        let others_fire = self.alerts.iter().any(|(other, (firing, ..))| *firing && **other != *fingerprint);
         let fires_since = self
             .alerts
             .get(fingerprint)
@@ -518,9 +524,7 @@ impl Desk {
                         None => None,
                     },
                     wish: match wish {
-                        Some(wish) => {
-                            Some((wish, row.try_get::<Option<String>, _>(11)?.unwrap_or_default()))
-                        }
+                        Some(wish) => Some((wish, row.try_get::<Option<String>, _>(11)?.unwrap_or_default())),
                         None => None,
                     },
                     priority: row.try_get(12)?,
@@ -571,10 +575,12 @@ impl Desk {
     }
 
     /// An incident has to wait, and perhaps all of the runbook.
-    fn hold(&mut self, identity: &Identity, held: (Held, Option<i64>, String), blows: bool) {
-        if blows && let Some(gauge) = self.gauges.get_mut(&(identity.0.clone(), identity.1.clone())) {
+    fn hold(&mut self, identity: &Identity, held: (Held, Option<i64>, String), blows: Option<&Text>) {
+        if let Some(owner) = blows
+            && let Some(gauge) = self.gauges.get_mut(&(identity.0.clone(), identity.1.clone()))
+        {
             gauge.counted.blown = true;
-            gauge.blown = Some(held.2.clone());
+            gauge.blown = Some((held.2.clone(), owner.clone()));
             gauge.changed = true;
             self.blown.push((identity.0.clone(), identity.1.clone(), held.2.clone()));
         }
@@ -634,11 +640,30 @@ impl Desk {
             .bind(gauge.counted.tokens.map(|tokens| i64::try_from(tokens).unwrap_or(i64::MAX)))
             .bind(now)
             .bind(gauge.blown.as_ref().map(|_| now))
-            .bind(gauge.blown.clone())
+            .bind(gauge.blown.as_ref().map(|(why, _)| why.clone()))
             .execute(&mut *connection)
             .await?;
+            if let Some((why, owner)) = &gauge.blown {
+                outbox::put(connection, &blown_notice(environment, runbook, why, owner, now), now).await?;
+            }
         }
         Ok(())
+    }
+}
+
+/// What people hear when a fuse blows.
+fn blown_notice(environment: &Text, runbook: &Text, why: &str, owner: &Text, now: i64) -> Notice {
+    Notice {
+        id: Notice::id_of(&format!("fuse/{environment}/{runbook}/{now}")),
+        run: None,
+        environment: environment.clone(),
+        to: owner.clone(),
+        occasion: "fuse".into(),
+        subject: format!("alerts do not start `{runbook}` in {environment} any more"),
+        body: format!(
+            "{why}.\n\nIncidents that would start it are kept and wait: `farrier incidents`. When it is clear what \
+             happened, `farrier unfuse {runbook} --env {environment} --reason …` lets them start.\n"
+        ),
     }
 }
 
@@ -735,11 +760,13 @@ async fn write_incident(
 
 /// Whether a run may have written.
 async fn is_writing(connection: &mut SqliteConnection, run: RunId) -> Result<bool, sqlx::Error> {
-    sqlx::query("SELECT EXISTS (SELECT 1 FROM journal WHERE run_id = ? AND kind IN ('writes_allowed', 'intent'))")
-        .bind(run.to_string())
-        .fetch_one(connection)
-        .await?
-        .try_get(0)
+    sqlx::query(
+        "SELECT EXISTS (SELECT 1 FROM journal WHERE run_id = ? AND kind IN ('writes_allowed', 'intent'))",
+    )
+    .bind(run.to_string())
+    .fetch_one(connection)
+    .await?
+    .try_get(0)
 }
 
 /// When a resolution came in that is newer than the beginning of this alert.
@@ -814,7 +841,8 @@ async fn gauge(
     .bind(since)
     .fetch_one(connection)
     .await?;
-    let count = |at: usize| counts.try_get::<i64, _>(at).map(|count| u32::try_from(count).unwrap_or(u32::MAX));
+    let count =
+        |at: usize| counts.try_get::<i64, _>(at).map(|count| u32::try_from(count).unwrap_or(u32::MAX));
     (counted.active, counted.runs, counted.failures) = (count(0)?, count(1)?, count(2)?);
     Ok(Gauge { counted, blown: None, changed: false })
 }
@@ -878,8 +906,11 @@ async fn forget(connection: &mut SqliteConnection, before: i64) -> Result<u64, s
             .to_owned(),
     ] {
         let counts = !sql.contains("incident_alert") && !sql.contains("incident_run WHERE incident_id");
-        let deleted =
-            sqlx::query(sqlx::AssertSqlSafe(sql)).bind(before).execute(&mut *connection).await?.rows_affected();
+        let deleted = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(before)
+            .execute(&mut *connection)
+            .await?
+            .rows_affected();
         gone += if counts { deleted } else { 0 };
     }
     Ok(gone)
@@ -923,10 +954,8 @@ impl SqliteStore {
                  WHERE run.finished_at IS NULL GROUP BY incident_id HAVING count(*) > 1",
             ),
         ] {
-            let rows = sqlx::query(sql)
-                .fetch_all(&self.readers)
-                .await
-                .map_err(|error| self.unreadable(error))?;
+            let rows =
+                sqlx::query(sql).fetch_all(&self.readers).await.map_err(|error| self.unreadable(error))?;
             for row in rows {
                 let id: String = row.try_get(0).map_err(|error| self.unreadable(error))?;
                 let message = format!("incident {id}: {message}");
@@ -976,9 +1005,7 @@ impl Intake for SqliteStore {
     async fn incidents(&self, filter: IncidentFilter) -> Result<Vec<IncidentRow>, StoreError> {
         let mut query = incidents_query(&filter);
         let rows = query.build().fetch_all(&self.readers).await.map_err(|error| self.unreadable(error))?;
-        rows.iter()
-            .map(|row| incident_row(row).map_err(|error| self.unreadable(error)))
-            .collect()
+        rows.iter().map(|row| incident_row(row).map_err(|error| self.unreadable(error))).collect()
     }
 
     async fn events(&self, incident: Option<Uuid>, limit: usize) -> Result<Vec<EventRow>, StoreError> {

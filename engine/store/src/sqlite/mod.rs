@@ -12,6 +12,7 @@ mod ballast;
 mod directory;
 mod intake;
 mod moving;
+mod outbox;
 mod reader;
 mod retention;
 mod schema;

@@ -6,7 +6,7 @@
 use sqlx::{Row as _, SqliteConnection, raw_sql};
 
 /// Every version's script, oldest first; the first makes version 1.
-const MIGRATIONS: [&str; 5] = [V1, V2, V3, V4, V5];
+const MIGRATIONS: [&str; 5] = [V1, V2, V3, V5, V7];
 
 /// The version that this program reads and writes.
 pub(crate) const VERSION: i64 = MIGRATIONS.len() as i64;
@@ -148,9 +148,6 @@ BEGIN SELECT RAISE(ABORT, 'the journal is append-only'); END;
 CREATE INDEX journal_blob ON journal (blob) WHERE blob IS NOT NULL;
 ";
 
-/// Schedules.
-const V4: &str = "";
-
 /// Alerts: what came in, what it belongs to, and what is counted.
 const V5: &str = "
 -- One row for each piece of news and runbook, however often it was sent.
@@ -242,6 +239,26 @@ CREATE TABLE gauge (
     mended_why  TEXT,
     PRIMARY KEY (environment, runbook)
 );
+";
+
+/// What people are to hear.
+const V7: &str = "
+CREATE TABLE outbox (
+    notice_id   TEXT   PRIMARY KEY,
+    run_id      TEXT,
+    environment TEXT   NOT NULL,
+    recipient   TEXT   NOT NULL,
+    occasion    TEXT   NOT NULL,
+    subject     TEXT   NOT NULL,
+    body        TEXT   NOT NULL,
+    at          BIGINT NOT NULL,
+    not_before  BIGINT NOT NULL,
+    attempts    BIGINT NOT NULL,
+    sent_at     BIGINT,
+    trouble     TEXT
+);
+CREATE INDEX outbox_due ON outbox (not_before) WHERE sent_at IS NULL;
+CREATE INDEX outbox_run ON outbox (run_id) WHERE run_id IS NOT NULL;
 ";
 
 /// The version of an opened database; 0 for an empty one.

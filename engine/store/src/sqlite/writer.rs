@@ -28,11 +28,11 @@ use uuid::Uuid;
 use super::ballast::Ballast;
 use super::directory::{Anchors, DirectoryLock};
 use super::retention::Pruned;
-use super::{Errors, asides, reader, retention};
+use super::{Errors, asides, outbox, reader, retention};
 use crate::body::{self, Place, Row};
 use crate::record::{Verified, VerifiedRow};
 use crate::rules::{self, Aside, Head, Moment};
-use crate::{Batch, Claim, Clock, NewRun, StoreError, Timing};
+use crate::{Batch, Claim, Clock, Delivery, NewRun, Notice, StoreError, Timing};
 
 /// How much work may wait. Enough for the callers of one commit to queue while the one before it runs; beyond that they
 /// wait themselves.
@@ -78,6 +78,13 @@ pub(crate) enum Work {
         request: Box<Request>,
         body: String,
     },
+    Notice {
+        notice: Box<Notice>,
+    },
+    Delivered {
+        notice: Uuid,
+        delivery: Delivery,
+    },
     Import {
         run: Box<Verified>,
     },
@@ -94,7 +101,9 @@ impl Work {
     fn can_wait(&self) -> bool {
         match self {
             Work::Append { batch, .. } => batch.events.iter().any(Event::needs_lease),
-            Work::Heartbeat { .. } | Work::Release { .. } => false,
+            Work::Heartbeat { .. } | Work::Release { .. } | Work::Notice { .. } | Work::Delivered { .. } => {
+                false
+            }
             Work::Create { .. }
             | Work::Claim { .. }
             | Work::Bundle { .. }
@@ -386,6 +395,14 @@ impl Writer {
                 }
                 Work::Create { new, row } => self.create(new, row, moment).await?,
                 Work::Request { run, request, body } => self.request(*run, request, body, moment).await?,
+                Work::Notice { notice } => {
+                    outbox::put(&mut self.connection, notice, moment.now).await?;
+                    Ok(Done::Nothing)
+                }
+                Work::Delivered { notice, delivery } => {
+                    outbox::delivered(&mut self.connection, *notice, delivery, moment.now).await?;
+                    Ok(Done::Nothing)
+                }
                 Work::Claim { run, owner, row } => self.claim(*run, owner, row, moment).await?,
                 Work::Import { run } => self.import(run, moment).await?,
                 Work::Prune { run: Some(run) } => {
@@ -443,7 +460,12 @@ impl Writer {
         Ok(Ok(Done::Nothing))
     }
 
-    pub(super) async fn create(&mut self, new: &NewRun, row: &Row, moment: Moment) -> Result<Answer, Trouble> {
+    pub(super) async fn create(
+        &mut self,
+        new: &NewRun,
+        row: &Row,
+        moment: Moment,
+    ) -> Result<Answer, Trouble> {
         let run = new.id.to_string();
         if let Some(obstacle) = self.obstacle(new).await? {
             return Ok(Err(obstacle));
@@ -668,8 +690,8 @@ impl Writer {
         });
         (change.after, change.link) = (head.clone(), link);
         let asides = rules::asides(&batch.events);
-        if !(asides.is_empty() && batch.taken.is_empty()) {
-            staged.asides.push((run, asides, &batch.taken));
+        if !(asides.is_empty() && batch.taken.is_empty() && batch.notices.is_empty()) {
+            staged.asides.push((run, asides, batch));
         }
         self.heads.insert(run, Cached { head, link });
         Ok(Ok(Done::Appended { first_seq, at: moment.now }))
@@ -807,8 +829,11 @@ impl Writer {
         let lines: Vec<Line<'_>> = rows.iter().map(StagedRow::line).collect();
         self.insert(&lines).await?;
         staged.written = written + lines.len() as u64;
-        for (run, asides, taken) in asides {
-            asides::perform(&mut self.connection, run, &asides, taken, at).await?;
+        for (run, asides, batch) in asides {
+            asides::perform(&mut self.connection, run, &asides, &batch.taken, at).await?;
+            for notice in &batch.notices {
+                outbox::put(&mut self.connection, notice, at).await?;
+            }
         }
         Ok(())
     }
@@ -917,7 +942,7 @@ struct Staged<'w> {
     runs: HashMap<RunId, Change>,
     rows: Vec<StagedRow<'w>>,
     /// What the batches change besides, in their order.
-    asides: Vec<(RunId, Vec<Aside>, &'w [Uuid])>,
+    asides: Vec<(RunId, Vec<Aside>, &'w Batch)>,
     /// The moment of the transaction.
     at: i64,
     /// Rows of this transaction that are written already.
