@@ -3,6 +3,7 @@
 use farrier_model::expr::{ExprError, Scope};
 use farrier_model::time::Timestamp;
 use farrier_model::{Digest, Text, Value};
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::payload::{Alert, Message, Status};
@@ -57,13 +58,17 @@ pub struct Routed {
 }
 
 /// What counts for the runs of a route in an environment.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Rule {
     /// What the route says.
     pub policy: Policy,
+    /// Who hears when the fuse blows: a name under `notify:` in the environment.
+    pub owner: Text,
     /// The runbook may destroy.
     pub destructive: bool,
-    /// The environment lets nothing that writes start by itself, and the runbook may write.
+    /// The runbook may write.
+    pub writes: bool,
+    /// The environment lets nothing that writes start by itself.
     pub frozen: bool,
 }
 

@@ -268,7 +268,7 @@ fn may_start(rule: &Rule, facts: &Facts, now: Timestamp) -> Decision {
             );
         }
     }
-    if rule.frozen {
+    if rule.frozen && rule.writes {
         return hold(Held::Frozen, None, "the environment is frozen".into());
     }
     let (counted, fuse) = (&facts.counted, &policy.fuse);

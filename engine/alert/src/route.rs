@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use farrier_model::expr::Template;
 use farrier_model::{Expr, Text};
+use serde::{Deserialize, Serialize};
 
 use crate::matcher::{Matcher, matches_all};
 use crate::payload::Alert;
@@ -34,7 +35,7 @@ impl Route {
 }
 
 /// Whether an alert starts a run or proposes one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Mode {
     /// The run starts.
     Run,
@@ -43,7 +44,7 @@ pub enum Mode {
 }
 
 /// What a resolved alert does to its run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OnResolved {
     /// It is cancelled, unless it has begun to write.
     Cancel,
@@ -52,7 +53,7 @@ pub enum OnResolved {
 }
 
 /// How often an incident may have runs, and what kind.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Policy {
     /// Whether runs start or are proposed.
     pub mode: Mode,
@@ -88,7 +89,7 @@ impl Default for Policy {
 }
 
 /// A token bucket: so many runs at once, and one more after each time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rate {
     /// How many it holds.
     pub burst: u32,
@@ -97,7 +98,7 @@ pub struct Rate {
 }
 
 /// What is too much to be right.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fuse {
     /// More than so many runs of a destructive runbook.
     pub runs: u32,

@@ -8,6 +8,7 @@
 mod check;
 mod durable;
 mod engine;
+mod intake;
 mod processes;
 mod report;
 mod updatetools;
@@ -44,6 +45,8 @@ enum Group {
     Engine,
     /// Appends to the journal, resuming, and runbook tests.
     Durable,
+    /// Alerts: a storm, and sustained.
+    Intake,
     /// A store full of runs that wait, under `farrier serve`.
     Waiting,
     /// Ten thousand processes, against ninja and make.
@@ -68,6 +71,9 @@ fn main() -> Result<()> {
     if wants(Group::Durable) {
         durable::appends(&mut report)?;
         durable::cases(&mut report, &binary)?;
+    }
+    if wants(Group::Intake) {
+        intake::measure(&mut report)?;
     }
     if wants(Group::Waiting) {
         durable::waiting(&mut report, &binary, arguments.sleepers)?;

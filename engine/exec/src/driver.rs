@@ -593,7 +593,9 @@ impl Driver {
         run.people = start.world.people.clone();
         // Whoever approves a run approves the runs that it starts.
         let on_its_own = depth == 0 && parent_of(run).is_none();
-        run.approvals_needed = if on_its_own { start.world.approvals.needed(run.graph.risk) } else { 0 };
+        let proposed = u32::from(matches!(start.trigger, Trigger::Alert { proposed: true, .. }));
+        run.approvals_needed =
+            if on_its_own { start.world.approvals.needed(run.graph.risk).max(proposed) } else { 0 };
         let rates = rates_of(run);
         let tasks = Arc::new(TaskCx {
             run: run.id,

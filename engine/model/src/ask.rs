@@ -91,6 +91,11 @@ pub enum Ask {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
     },
+    /// Stop if nothing has been written yet: what the run was started for has gone away. Otherwise it goes on.
+    Withdraw {
+        /// What has gone away.
+        reason: String,
+    },
     /// A parked run may go on.
     Resume {
         /// The guard that they accept, as its finding names it.
@@ -119,6 +124,7 @@ impl Ask {
             Ask::Signal { name, .. } => format!("signal `{name}`"),
             Ask::Cancel { undo: false, .. } => "cancel".into(),
             Ask::Cancel { undo: true, .. } => "cancel and undo".into(),
+            Ask::Withdraw { .. } => "withdraw".into(),
             Ask::Resume { .. } => "resume".into(),
             Ask::Resolve { node, applied: true, .. } => format!("resolve `{node}` as applied"),
             Ask::Resolve { node, .. } => format!("resolve `{node}` as not applied"),

@@ -58,6 +58,9 @@ pub enum Trigger {
         incident: Text,
         /// The receiver in Alertmanager's configuration that sent it.
         receiver: Text,
+        /// The run is a proposal: it waits for an approval before its first write, whatever the environment says.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        proposed: bool,
     },
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use farrier_action::ActionRegistry;
 use farrier_model::{Digest, Text};
-use farrier_runbook::{Bundle, Diagnostics};
+use farrier_runbook::{Alerts, Bundle, Diagnostics};
 
 use crate::{ProjectError, Site, Workspace};
 
@@ -23,6 +23,8 @@ pub struct Set {
     pub bundles: BTreeMap<Text, Arc<Bundle>>,
     /// The folder of each runbook below the project, such as `runbooks/lifecycle`, by name.
     pub folders: BTreeMap<Text, String>,
+    /// Routes from alerts to runbooks, those that runbooks have themselves included.
+    pub alerts: Arc<Alerts>,
     /// Every environment, by name.
     pub sites: BTreeMap<Text, Arc<Site>>,
     /// The environments in which things may start by themselves or by request.
@@ -59,7 +61,10 @@ impl Set {
                 sites.insert(Text::from(site.environment.name.as_str()), Arc::new(site));
             }
         }
+        let (alerts, digest) = workspace.read_alerts(&compiled)?;
+        parts.push(digest.to_string());
         mistakes.append(compiled.diagnostics.clone());
+        mistakes.append(alerts.diagnostics.clone());
         if mistakes.has_errors() {
             return Err(ProjectError::Mistakes(Box::new(mistakes)));
         }
@@ -74,7 +79,8 @@ impl Set {
         }
         let folders = folders(&workspace);
         let digest = Digest::of_parts(parts.iter().map(String::as_str));
-        Ok(Set { number, digest, workspace, bundles, folders, sites, served, data_dir })
+        let alerts = Arc::new(alerts);
+        Ok(Set { number, digest, workspace, bundles, folders, alerts, sites, served, data_dir })
     }
 
     /// A runbook with all it can start.

@@ -7,7 +7,7 @@ use farrier_model::Digest;
 use farrier_model::spec::Catalog;
 use farrier_runbook::environment::{Store as StorePlace, read_environment};
 use farrier_runbook::project::{Project, matches, read_project};
-use farrier_runbook::{Bundle, Compiled, Diagnostics, Source, compile};
+use farrier_runbook::{Alerts, Bundle, Compiled, Diagnostics, Source, compile, compile_alerts};
 use farrier_store::{Keep, Retention};
 
 use crate::{ProjectError, Site};
@@ -103,6 +103,28 @@ impl Workspace {
     /// Every file with alert rules or routes.
     pub fn alert_files(&self) -> Vec<PathBuf> {
         self.matching(&self.project.alerts).filter(|file| !is_test(file)).cloned().collect()
+    }
+
+    /// Reads every file of alerts against the compiled runbooks. Mistakes are in what is returned.
+    pub fn alerts(&self, compiled: &Compiled) -> Result<Alerts, ProjectError> {
+        self.read_alerts(compiled).map(|(alerts, _)| alerts)
+    }
+
+    /// As [`alerts`](Workspace::alerts), with the digest of the texts.
+    pub(crate) fn read_alerts(&self, compiled: &Compiled) -> Result<(Alerts, Digest), ProjectError> {
+        let mut sources = Vec::new();
+        let mut mistakes = Diagnostics::new();
+        for path in self.alert_files() {
+            let bytes = std::fs::read(&path).map_err(|error| ProjectError::file(&path, error))?;
+            match Source::from_bytes(shown(&path), &bytes) {
+                Ok(source) => sources.push(source),
+                Err(found) => mistakes.append(found),
+            }
+        }
+        let digest = Digest::of_parts(sources.iter().flat_map(|source| [&*source.path, &*source.text]));
+        let mut alerts = compile_alerts(&sources, compiled);
+        alerts.diagnostics.append(mistakes);
+        Ok((alerts, digest))
     }
 
     /// An environment by name.

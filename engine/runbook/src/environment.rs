@@ -46,6 +46,10 @@ pub struct EnvironmentFile {
     /// group stands for one person.
     #[serde(default)]
     people: BTreeMap<String, Vec<String>>,
+    /// Receivers of Alertmanager whose alerts start runs here: the last part of the webhook's path,
+    /// `/webhooks/alertmanager/RECEIVER`. Without any, no alert starts a run here.
+    #[serde(default)]
+    receivers: Vec<String>,
     /// `true`: nothing that writes starts by itself.
     #[serde(default)]
     freeze: bool,
@@ -194,6 +198,8 @@ pub struct Environment {
     pub notify: BTreeMap<String, Contact>,
     /// Groups of people, by name.
     pub people: BTreeMap<String, Vec<String>>,
+    /// Receivers whose alerts start runs here.
+    pub receivers: Vec<String>,
     /// Nothing that writes starts by itself.
     pub freeze: bool,
     /// Limits besides those of the runbooks.
@@ -274,6 +280,7 @@ pub fn read_environment(
         targets,
         notify: written.notify,
         people: written.people,
+        receivers: written.receivers,
         freeze: written.freeze,
         guards,
         approvals: written.approvals,

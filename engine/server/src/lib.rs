@@ -10,6 +10,7 @@ mod app;
 pub mod clock;
 mod error;
 mod guard;
+pub mod intake;
 mod launcher;
 mod listen;
 mod live;

@@ -27,6 +27,7 @@
 mod body;
 mod error;
 pub mod fsck;
+mod intake;
 mod ledger;
 mod memory;
 mod notice;
@@ -46,6 +47,9 @@ use uuid::Uuid;
 
 pub use error::StoreError;
 pub use fsck::{FsckReport, Violation, check_run, fsck};
+pub use intake::{
+    Arriving, EventRow, FuseRow, IncidentFilter, IncidentRow, Intake, Outcome, Released, Taken,
+};
 pub use ledger::{
     Alarm, AlarmKind, Fire, FireRow, Fired, Ledger, NewSchedule, Paused, ScheduleRow, Synced, run_of,
 };

@@ -62,47 +62,106 @@ impl Prometheus {
         Ok(Prometheus { port, _process: process, _folder: folder })
     }
 
+    /// Starts a server that looks at `target` (`127.0.0.1:PORT`) every second, evaluates `rules` as often, and tells these
+    /// Alertmanagers; panics when it does not start.
+    #[track_caller]
+    pub fn watching(target: &str, rules: &str, alertmanagers: &[&Alertmanager]) -> Self {
+        or_panic(Self::try_watching(target, rules, alertmanagers), "cannot start Prometheus")
+    }
+
+    fn try_watching(target: &str, rules: &str, alertmanagers: &[&Alertmanager]) -> Result<Self> {
+        let server = require_program("prometheus", "prometheus")?;
+        let folder = crate::temp_dir();
+        let told: Vec<String> =
+            alertmanagers.iter().map(|one| format!("\"127.0.0.1:{}\"", one.port)).collect();
+        std::fs::write(folder.path().join("rules.yml"), rules)?;
+        std::fs::write(
+            folder.path().join("prometheus.yml"),
+            format!(
+                "global: {{ scrape_interval: 1s, evaluation_interval: 1s }}\nrule_files: [rules.yml]\n\
+                 alerting: {{ alertmanagers: [{{ static_configs: [{{ targets: [{}] }}] }}] }}\n\
+                 scrape_configs: [{{ job_name: test, static_configs: [{{ targets: [\"{target}\"] }}] }}]\n",
+                told.join(", ")
+            ),
+        )?;
+        let (port, process) = on_a_free_port(|port| {
+            let command = vec![
+                server.clone().into(),
+                "--config.file=prometheus.yml".into(),
+                "--storage.tsdb.path=data".into(),
+                OsString::from(format!("--web.listen-address=127.0.0.1:{port}")),
+            ];
+            Ok((port, launch(command, folder.path(), "Server is ready to receive web requests")?))
+        })?;
+        Ok(Prometheus { port, _process: process, _folder: folder })
+    }
+
     /// `http://127.0.0.1:PORT`
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
 }
 
-/// A running Alertmanager, ended when dropped. It notifies nobody.
+/// A running Alertmanager, ended when dropped.
 #[derive(Debug)]
 pub struct Alertmanager {
     port: u16,
+    /// Where others of its cluster reach it.
+    cluster: Option<u16>,
     // Before the folder, so that the server is gone when the folder goes.
     _process: Process,
     _folder: TempDir,
 }
 
 impl Alertmanager {
-    /// Starts a server; panics with its last words when it does not start.
+    /// Starts a server that notifies nobody; panics with its last words when it does not start.
     #[track_caller]
     pub fn start() -> Self {
         or_panic(Self::try_start(), "cannot start Alertmanager")
     }
 
+    /// Starts a server that posts to a webhook, a second after something has changed; as a member of the cluster of `peer`,
+    /// if there is one. Panics when it does not start.
+    #[track_caller]
+    pub fn posting(webhook: &str, peer: Option<&Alertmanager>) -> Self {
+        let config = format!(
+            "route: {{ receiver: webhook, group_by: [alertname], group_wait: 1s, group_interval: 1s, repeat_interval: 1h }}\n\
+             receivers: [{{ name: webhook, webhook_configs: [{{ url: \"{webhook}\", send_resolved: true }}] }}]\n"
+        );
+        let started = on_a_free_port(|cluster| {
+            let mut more = vec![OsString::from(format!("--cluster.listen-address=127.0.0.1:{cluster}"))];
+            more.push("--cluster.peer-timeout=1s".into());
+            more.push("--cluster.settle-timeout=1s".into());
+            more.push("--cluster.gossip-interval=50ms".into());
+            if let Some(port) = peer.and_then(|peer| peer.cluster) {
+                more.push(OsString::from(format!("--cluster.peer=127.0.0.1:{port}")));
+            }
+            Self::with(&config, Some(cluster), more)
+        });
+        or_panic(started, "cannot start Alertmanager")
+    }
+
     /// Starts a server, or says why not.
     pub fn try_start() -> Result<Self> {
+        let config = "route: { receiver: nobody }\nreceivers: [{ name: nobody }]\n";
+        Self::with(config, None, vec!["--cluster.listen-address=".into()])
+    }
+
+    fn with(config: &str, cluster: Option<u16>, more: Vec<OsString>) -> Result<Self> {
         let server = require_program("prometheus-alertmanager", "prometheus-alertmanager")?;
         let folder = crate::temp_dir();
-        std::fs::write(
-            folder.path().join("alertmanager.yml"),
-            "route: { receiver: nobody }\nreceivers: [{ name: nobody }]\n",
-        )?;
+        std::fs::write(folder.path().join("alertmanager.yml"), config)?;
         let (port, process) = on_a_free_port(|port| {
-            let command = vec![
+            let mut command = vec![
                 server.clone().into(),
                 "--config.file=alertmanager.yml".into(),
                 "--storage.path=data".into(),
-                "--cluster.listen-address=".into(),
                 OsString::from(format!("--web.listen-address=127.0.0.1:{port}")),
             ];
+            command.extend(more.iter().cloned());
             Ok((port, launch(command, folder.path(), "Listening on")?))
         })?;
-        Ok(Alertmanager { port, _process: process, _folder: folder })
+        Ok(Alertmanager { port, cluster, _process: process, _folder: folder })
     }
 
     /// `http://127.0.0.1:PORT`

@@ -16,7 +16,7 @@ fn rule() -> Rule {
         fuse: Fuse { runs: 4, failures: 2, within: Duration::from_secs(600) },
         ..Policy::default()
     };
-    Rule { policy, destructive: false, frozen: false }
+    Rule { policy, owner: "admins".into(), destructive: false, writes: true, frozen: false }
 }
 
 fn firing(rule: &Rule, facts: &Facts, now: i64) -> Decision {

@@ -25,6 +25,7 @@ struct Counted {
     runbooks: u64,
     tests: u64,
     environments: u64,
+    alerts: u64,
 }
 
 impl Check {
@@ -45,6 +46,10 @@ impl Check {
                 read_environment(file, &bytes, catalog, &mut diagnostics);
                 found.push(diagnostics);
             }
+            let alerts = workspace.alerts(&compiled)?;
+            counted.alerts = workspace.alert_files().len() as u64;
+            counted.tests += alerts.files.iter().map(|file| file.tests.len() as u64).sum::<u64>();
+            found.push(alerts.diagnostics);
             for path in workspace.test_files() {
                 let mut diagnostics = Diagnostics::new();
                 let bytes = std::fs::read(&path).map_err(|error| Problem::file(&path, error))?;
@@ -71,8 +76,12 @@ impl Check {
                 render::line(&diagnostics.render(colour))?;
             }
             if !errors {
+                let alerts = match counted.alerts {
+                    0 => String::new(),
+                    alerts => format!(", {}", render::many(alerts, "file") + " of alerts"),
+                };
                 render::line(&format!(
-                    "{}, {}, {}: no mistakes",
+                    "{}, {}, {}{alerts}: no mistakes",
                     render::many(counted.runbooks, "runbook"),
                     render::many(counted.tests, "test"),
                     render::many(counted.environments, "environment")

@@ -1,6 +1,7 @@
 //! The command line: its grammar, the way to each command, and the problems they can meet.
 
 mod actions;
+mod alerts;
 mod answer;
 mod apply;
 mod check;
@@ -8,8 +9,10 @@ mod explain;
 mod export;
 mod fsck;
 mod graph;
+mod incidents;
 mod locks;
 mod plan;
+mod plan_alert;
 mod prune;
 mod run;
 mod runs;
@@ -95,6 +98,14 @@ enum Command {
     Logs(runs::Logs),
     /// Show who holds which lock, and who waits for it.
     Locks(locks::Locks),
+    /// List what alerts have opened, newest first.
+    Incidents(incidents::Incidents),
+    /// Show one incident: its alerts, what each did, its runs.
+    Incident(incidents::Incident),
+    /// Let alerts start a runbook again whose fuse has blown.
+    Unfuse(incidents::Unfuse),
+    /// List the routes from alerts to runbooks, or print the rules for Prometheus.
+    Alerts(alerts::AlertsArgs),
     /// Draw the steps of a runbook.
     Graph(graph::GraphArgs),
     /// Run the tests beside the runbooks, on stand-ins.
@@ -204,6 +215,10 @@ pub fn dispatch(cli: Cli) -> Result<Exit, Problem> {
         Command::Runs(command) => block_on(command.run(&app)),
         Command::Show(command) => block_on(command.run(&app)),
         Command::Logs(command) => block_on(command.run(&app)),
+        Command::Incidents(command) => block_on(command.run(&app)),
+        Command::Incident(command) => block_on(command.run(&app)),
+        Command::Unfuse(command) => block_on(command.run(&app)),
+        Command::Alerts(command) => command.run(&app),
         Command::Graph(command) => command.run(&app),
         Command::Test(command) => command.run(&app),
         Command::Actions(command) => command.run(&app),

@@ -13,6 +13,7 @@ use farrier_model::event::Trigger;
 use farrier_store::{Clock, MemoryStore, Store, StoreError};
 use tokio::sync::watch;
 
+use super::plan_alert::PlanAlert;
 use super::run::user;
 use super::{App, Choice, Problem};
 use crate::exit::Exit;
@@ -24,8 +25,24 @@ use farrier_project::{Site, Workspace, shown};
 
 #[derive(Debug, Args)]
 pub(super) struct PlanArgs {
-    #[command(flatten)]
-    choice: Choice,
+    /// Name of a runbook, or the path of its file.
+    #[arg(required_unless_present = "alert")]
+    runbook: Option<String>,
+    /// The environment. There is no default.
+    #[arg(long, short, value_name = "NAME", required_unless_present = "alert")]
+    env: Option<String>,
+    /// An input of the runbook; lists as `a,b,c` or JSON.
+    #[arg(long = "input", short, value_name = "KEY=VALUE")]
+    inputs: Vec<String>,
+    /// Tasks at once.
+    #[arg(long, default_value_t = 16, value_name = "N")]
+    parallel: usize,
+    /// Show instead what a message of Alertmanager in this file would do, and the plans of the runs that it would start.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["runbook", "inputs", "out"])]
+    alert: Option<PathBuf>,
+    /// The receiver that the message comes in under; that of the message itself without it.
+    #[arg(long, value_name = "NAME", requires = "alert")]
+    receiver: Option<String>,
     /// Show every change and whole values.
     #[arg(long)]
     all: bool,
@@ -42,12 +59,29 @@ pub(super) struct PlanArgs {
 
 impl PlanArgs {
     pub(super) async fn run(&self, app: &App) -> Result<Exit, Problem> {
+        if let Some(payload) = &self.alert {
+            let wanted = PlanAlert {
+                payload,
+                receiver: self.receiver.as_deref(),
+                environment: self.env.as_deref(),
+                parallel: self.parallel,
+                all: self.all,
+                detailed: self.detailed_exitcode,
+            };
+            return wanted.run(app).await;
+        }
+        let choice = Choice {
+            runbook: self.runbook.clone().unwrap_or_default(),
+            env: self.env.clone().unwrap_or_default(),
+            inputs: self.inputs.clone(),
+            parallel: self.parallel,
+        };
         let workspace = app.workspace()?;
         let catalog = app.registry.catalog();
-        let bundle = workspace.bundle(&self.choice.runbook, catalog)?;
-        let site = workspace.site(&self.choice.env, catalog)?;
+        let bundle = workspace.bundle(&choice.runbook, catalog)?;
+        let site = workspace.site(&choice.env, catalog)?;
         site.check(&bundle, &app.registry)?;
-        let inputs = self.choice.inputs(bundle.graph())?;
+        let inputs = choice.inputs(bundle.graph())?;
         let start = Start {
             bundle: Arc::new(bundle),
             world: site.world(),
@@ -55,7 +89,7 @@ impl PlanArgs {
             trigger: Trigger::Manual { by: user() },
             plan: None,
         };
-        let plan = make(app, &workspace, &site, &start, self.choice.parallel).await?;
+        let plan = make(app, &workspace, &site, &start, choice.parallel).await?;
         if let Some(out) = &self.out {
             if let Some(failure) = &plan.failure {
                 eprintln!("not saved, since the plan is not whole: {failure}");
@@ -71,10 +105,7 @@ impl PlanArgs {
                     eprintln!("\nto make exactly these changes: farrier apply {}", shown(out));
                 }
             } else if plan.failure.is_none() && !plan.is_empty() && plan.finished_early.is_none() {
-                eprintln!(
-                    "\nto make these changes: farrier run {} --env {}",
-                    self.choice.runbook, self.choice.env
-                );
+                eprintln!("\nto make these changes: farrier run {} --env {}", choice.runbook, choice.env);
             }
         } else {
             render::data(app.output, &plan)?;

@@ -27,6 +27,8 @@ enum Kind {
     Service,
     /// A runbook's tests.
     Tests,
+    /// Alert rules and routes.
+    Alerts,
 }
 
 impl SchemaArgs {
@@ -45,6 +47,7 @@ impl Kind {
             Kind::Project => schema::project_schema(),
             Kind::Service => schema::service_schema(),
             Kind::Tests => schema::tests_schema(catalog),
+            Kind::Alerts => schema::alerts_schema(),
         }
     }
 }

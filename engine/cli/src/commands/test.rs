@@ -4,6 +4,7 @@
 //! Every case gets a fresh copy of its environment's folder in a temporary place, so cases neither meet each other nor
 //! change what is checked in. Only stand-ins are allowed: a test never reaches a real server.
 
+mod alerts;
 mod case;
 mod compare;
 mod hooks;
@@ -65,7 +66,8 @@ impl TestArgs {
             return record::record(app, run);
         }
         let chosen = self.choose(app)?;
-        if chosen.is_empty() && app.output == Format::Table {
+        let of_alerts = self.alerts(app)?;
+        if chosen.is_empty() && of_alerts.is_empty() && app.output == Format::Table {
             return Err(Problem::Usage("no test fits".into()));
         }
         let threads = self
@@ -73,7 +75,13 @@ impl TestArgs {
             .or_else(|| std::thread::available_parallelism().ok().map(usize::from))
             .unwrap_or(1)
             .clamp(1, chosen.len().max(1));
-        let outcomes = self.execute(app, &chosen, threads)?;
+        let mut outcomes = self.execute(app, &chosen, threads)?;
+        for outcome in of_alerts {
+            if app.output == Format::Table {
+                print(&outcome)?;
+            }
+            outcomes.push(outcome);
+        }
         let failed = outcomes.iter().filter(|outcome| !outcome.passed).count();
         if let Some(path) = &self.junit {
             report::junit(path, &outcomes)?;
@@ -84,6 +92,22 @@ impl TestArgs {
             render::data(app.output, &outcomes)?;
         }
         Ok(if failed > 0 { Exit::TestsFailed } else { Exit::Ok })
+    }
+
+    /// The tests in files of alerts. They need no world, and are executed at once.
+    fn alerts(&self, app: &App) -> Result<Vec<Outcome>, Problem> {
+        let workspace = app.workspace()?;
+        if workspace.alert_files().is_empty() {
+            return Ok(Vec::new());
+        }
+        let compiled = workspace.compile(app.registry.catalog())?;
+        let found = workspace.alerts(&compiled)?;
+        if found.diagnostics.has_errors() {
+            return Err(Problem::Mistakes(Box::new(found.diagnostics)));
+        }
+        alerts::execute(&found, &compiled, |file, name| {
+            self.only.is_empty() || self.only.iter().any(|only| file == only || name.contains(only.as_str()))
+        })
     }
 
     fn choose(&self, app: &App) -> Result<Vec<Chosen>, Problem> {

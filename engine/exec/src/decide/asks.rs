@@ -75,6 +75,8 @@ impl Run {
                 }
             }
             Ask::Cancel { .. } => self.may_stop(),
+            Ask::Withdraw { .. } if self.writes_allowed => now("the run has begun to write, and goes on"),
+            Ask::Withdraw { .. } => self.may_stop(),
             Ask::Resume { accepted } => match (&self.parked, &self.memory.was_parked, accepted) {
                 (None, None, _) => now("the run is not parked"),
                 (_, _, Some(guard)) if self.asking_guard.as_ref() != Some(guard) => {
@@ -212,6 +214,7 @@ impl Decider<'_> {
                 }
             }
             Ask::Cancel { undo, reason } => self.cancel(by, undo, reason),
+            Ask::Withdraw { reason } => self.cancel(by, false, Some(reason)),
             Ask::Resume { accepted } => {
                 self.run.memory.unparked = true;
                 self.emit(Event::Resumed { by, accepted })

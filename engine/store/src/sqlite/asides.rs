@@ -58,6 +58,7 @@ pub(super) async fn perform(
                     .bind(run.to_string())
                     .execute(&mut *connection)
                     .await?;
+                super::intake::run_ended(connection, run, now).await?;
                 wake_parent(connection, run, now).await?;
                 release(connection, run).await?;
             }

@@ -13,6 +13,7 @@ mod ballast;
 mod directory;
 mod fires;
 mod ledger;
+mod intake;
 mod moving;
 mod outbox;
 mod reader;
@@ -523,6 +524,7 @@ impl Store for SqliteStore {
             violation("retention", format!("run {run} is marked to be taken away, and not by farrier"));
         }
         violations.extend(self.audit_ledger().await?);
+        violations.extend(self.audit_incidents().await?);
         let mut violation = |invariant, message| {
             violations.push(Violation { run: None, seq: None, invariant, message });
         };

@@ -81,7 +81,8 @@ impl SqliteStore {
             let ended_before =
                 self.clock.now_ms() - i64::try_from(keep.keep.as_millis()).unwrap_or(i64::MAX / 2);
             let sql = format!(
-                "SELECT run_id, finished_at FROM run WHERE runbook = ?1 AND finished_at < ?2 AND {ROOT} AND run_id NOT IN \
+                "SELECT run_id, finished_at FROM run WHERE runbook = ?1 AND finished_at < ?2 AND {ROOT} \
+                 AND run_id NOT IN (SELECT run_id FROM incident WHERE closed_at IS NULL AND run_id IS NOT NULL) AND run_id NOT IN \
                  (SELECT run_id FROM run WHERE runbook = ?1 AND {ROOT} ORDER BY finished_at DESC, run_id DESC LIMIT ?3)"
             );
             let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
@@ -178,10 +179,13 @@ pub(super) async fn take_away(connection: &mut SqliteConnection, run: RunId) -> 
 /// ago.
 pub(super) async fn sweep(connection: &mut SqliteConnection, now: i64) -> Result<Pruned, sqlx::Error> {
     super::fires::forget(connection, now - FIRES_KEPT_MS).await?;
-    let deleted = sqlx::query("DELETE FROM bundle WHERE at < ? AND digest NOT IN (SELECT bundle FROM run)")
-        .bind(now - LEFT_OVER_MS)
-        .execute(&mut *connection)
-        .await?;
+    let deleted = sqlx::query(
+        "DELETE FROM bundle WHERE at < ? AND digest NOT IN (SELECT bundle FROM run) \
+         AND digest NOT IN (SELECT bundle FROM incident WHERE held IS NOT NULL AND bundle IS NOT NULL)",
+    )
+    .bind(now - LEFT_OVER_MS)
+    .execute(&mut *connection)
+    .await?;
     sqlx::query("DELETE FROM outbox WHERE run_id IS NULL AND sent_at < ?")
         .bind(now - TOLD_MS)
         .execute(connection)

@@ -6,7 +6,7 @@
 use sqlx::{Row as _, SqliteConnection, raw_sql};
 
 /// Every version's script, oldest first; the first makes version 1.
-const MIGRATIONS: [&str; 6] = [V1, V2, V3, V4, V6, V7];
+const MIGRATIONS: [&str; 7] = [V1, V2, V3, V4, V5, V6, V7];
 
 /// The version that this program reads and writes.
 pub(crate) const VERSION: i64 = MIGRATIONS.len() as i64;
@@ -203,6 +203,99 @@ CREATE TABLE alarm (
     message TEXT   NOT NULL,
     since   BIGINT NOT NULL,
     PRIMARY KEY (kind, subject)
+);
+";
+
+/// Alerts: what came in, what it belongs to, and what is counted.
+const V5: &str = "
+-- One row for each piece of news and runbook, however often it was sent.
+CREATE TABLE event (
+    dedup       TEXT   NOT NULL,
+    environment TEXT   NOT NULL,
+    runbook     TEXT   NOT NULL,
+    receiver    TEXT   NOT NULL,
+    alert       TEXT   NOT NULL,
+    fingerprint TEXT   NOT NULL,
+    status      TEXT   NOT NULL CHECK (status IN ('firing', 'resolved')),
+    starts_at   BIGINT,
+    ends_at     BIGINT,
+    body        TEXT   NOT NULL,
+    first_at    BIGINT NOT NULL,
+    last_at     BIGINT NOT NULL,
+    seen        BIGINT NOT NULL,
+    decision    TEXT   NOT NULL,
+    why         TEXT   NOT NULL,
+    incident_id TEXT,
+    PRIMARY KEY (dedup, environment, runbook)
+);
+CREATE INDEX event_newest   ON event (last_at, dedup);
+CREATE INDEX event_incident ON event (incident_id, first_at) WHERE incident_id IS NOT NULL;
+CREATE INDEX event_resolved ON event (fingerprint, ends_at) WHERE status = 'resolved';
+
+CREATE TABLE incident (
+    incident_id TEXT   PRIMARY KEY,
+    environment TEXT   NOT NULL,
+    runbook     TEXT   NOT NULL,
+    key         TEXT   NOT NULL,
+    alert       TEXT   NOT NULL,
+    receiver    TEXT   NOT NULL,
+    opened_at   BIGINT NOT NULL,
+    last_event  BIGINT NOT NULL,
+    resolved_at BIGINT,
+    closed_at   BIGINT,
+    run_id      TEXT,
+    runs        BIGINT NOT NULL,
+    held        TEXT,
+    held_until  BIGINT,
+    held_why    TEXT,
+    priority    BIGINT NOT NULL,
+    -- What a run of it would be, and the texts that it needs.
+    wish        TEXT,
+    bundle      TEXT
+);
+-- The database itself refuses a second open incident with the same identity.
+CREATE UNIQUE INDEX incident_open ON incident (environment, runbook, key) WHERE closed_at IS NULL;
+CREATE INDEX incident_newest ON incident (opened_at, incident_id);
+CREATE INDEX incident_held   ON incident (priority, opened_at) WHERE held IS NOT NULL;
+CREATE INDEX incident_of_run ON incident (run_id) WHERE run_id IS NOT NULL;
+
+CREATE TABLE incident_alert (
+    incident_id TEXT   NOT NULL REFERENCES incident (incident_id),
+    fingerprint TEXT   NOT NULL,
+    firing      BIGINT NOT NULL,
+    starts_at   BIGINT,
+    PRIMARY KEY (incident_id, fingerprint)
+);
+
+-- Every run that an alert has started.
+CREATE TABLE incident_run (
+    run_id      TEXT   PRIMARY KEY,
+    incident_id TEXT   NOT NULL REFERENCES incident (incident_id),
+    environment TEXT   NOT NULL,
+    runbook     TEXT   NOT NULL,
+    key         TEXT   NOT NULL,
+    at          BIGINT NOT NULL,
+    ended_at    BIGINT,
+    state       TEXT
+);
+CREATE INDEX incident_run_incident ON incident_run (incident_id, at);
+CREATE INDEX incident_run_alive ON incident_run (environment, runbook) WHERE ended_at IS NULL;
+CREATE INDEX incident_run_ended ON incident_run (environment, runbook, ended_at) WHERE ended_at IS NOT NULL;
+CREATE INDEX incident_run_key ON incident_run (environment, runbook, key, at);
+CREATE INDEX incident_run_at  ON incident_run (environment, runbook, at);
+
+-- What is counted for a runbook: tokens, and whether its fuse has blown.
+CREATE TABLE gauge (
+    environment TEXT   NOT NULL,
+    runbook     TEXT   NOT NULL,
+    tokens      BIGINT,
+    counted_at  BIGINT,
+    blown_at    BIGINT,
+    blown_why   TEXT,
+    mended_at   BIGINT,
+    mended_by   TEXT,
+    mended_why  TEXT,
+    PRIMARY KEY (environment, runbook)
 );
 ";
 

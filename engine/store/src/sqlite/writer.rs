@@ -96,6 +96,8 @@ pub(crate) enum Work {
     },
     /// What is done to schedules.
     Ledger(Box<LedgerWork>),
+    /// Alerts.
+    Intake(super::intake::Errand),
     /// Takes a run away; none for what nothing refers to.
     Prune {
         run: Option<RunId>,
@@ -117,6 +119,7 @@ impl Work {
             | Work::Act { .. }
             | Work::Import { .. }
             | Work::Ledger(_)
+            | Work::Intake(_)
             | Work::Prune { .. } => true,
         }
     }
@@ -136,6 +139,7 @@ pub(crate) enum Done {
     Fenced(Vec<RunId>),
     Pruned(Pruned),
     Ledger(LedgerDone),
+    Intake(super::intake::Done),
     Nothing,
 }
 
@@ -249,9 +253,11 @@ impl Writer {
                 match job {
                     Job::Close(reply) => told = Some(reply),
                     Job::Work(work, reply) => {
-                        if let Work::Append { rows: more, .. } = &work {
-                            rows += more.len();
-                        }
+                        rows += match &work {
+                            Work::Append { rows, .. } => rows.len(),
+                            Work::Intake(errand) => errand.rows(),
+                            _ => 0,
+                        };
                         group.push((work, reply));
                         if rows < GROUP_ROWS && group.len() < QUEUE {
                             next = jobs.try_recv().ok();
@@ -425,6 +431,7 @@ impl Writer {
                 Work::Prune { run: None } => {
                     Ok(Done::Pruned(retention::sweep(&mut self.connection, moment.now).await?))
                 }
+                Work::Intake(errand) => self.intake(errand, moment).await?,
                 Work::Heartbeat { claims } => Ok(Done::Fenced(self.heartbeat(claims, moment).await?)),
                 Work::Release { claim } => self.release(claim).await?,
                 Work::Bundle { digest, root, sources } => {
@@ -473,7 +480,12 @@ impl Writer {
         Ok(Ok(Done::Nothing))
     }
 
-    async fn create(&mut self, new: &NewRun, row: &Row, moment: Moment) -> Result<Answer, Trouble> {
+    pub(super) async fn create(
+        &mut self,
+        new: &NewRun,
+        row: &Row,
+        moment: Moment,
+    ) -> Result<Answer, Trouble> {
         let run = new.id.to_string();
         if let Some(obstacle) = self.obstacle(new).await? {
             return Ok(Err(obstacle));
