@@ -10,6 +10,7 @@ mod durable;
 mod engine;
 mod processes;
 mod report;
+mod schedules;
 mod updatetools;
 
 use std::path::PathBuf;
@@ -46,6 +47,8 @@ enum Group {
     Durable,
     /// A store full of runs that wait, under `farrier serve`.
     Waiting,
+    /// A hundred thousand schedules: idle, and many due together.
+    Schedules,
     /// Ten thousand processes, against ninja and make.
     Processes,
     /// Checking many runbooks; starting the program.
@@ -71,6 +74,9 @@ fn main() -> Result<()> {
     }
     if wants(Group::Waiting) {
         durable::waiting(&mut report, &binary, arguments.sleepers)?;
+    }
+    if wants(Group::Schedules) {
+        schedules::measure(&mut report)?;
     }
     if wants(Group::Processes) {
         processes::measure(&mut report, &binary)?;

@@ -9,20 +9,25 @@ use farrier_exec::driver::Start;
 use farrier_exec::{Engine, Launcher, Observer, Options, RunUpdate};
 use farrier_model::{Digest, Event};
 use farrier_runbook::{Bundle, compile_bundle};
-use farrier_store::{Pruned, Retention, RunRow, SqliteStore, Store};
+use farrier_server::clock::{Clockwork, Unwatched, of_set};
+use farrier_store::{Clock, Pruned, Retention, RunRow, SqliteStore, Store};
 
 use super::run::{driver, listen};
 use super::runs::describe;
 use super::{App, Problem};
 use crate::exit::Exit;
 use crate::stores;
-use farrier_project::Workspace;
+use farrier_project::{Set, Workspace};
+use tokio::sync::watch;
 
 #[derive(Debug, Args)]
 pub(super) struct Serve {
     /// Runs at once.
     #[arg(long, default_value_t = 64, value_name = "N")]
     runs: usize,
+    /// Also start what is due by the schedules of this environment; may be given several times.
+    #[arg(long, short, value_name = "NAME")]
+    env: Vec<String>,
     /// Tasks of one run at once.
     #[arg(long, default_value_t = 16, value_name = "N")]
     parallel: usize,
@@ -40,7 +45,14 @@ const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
 impl Serve {
     pub(super) async fn run(&self, app: &App) -> Result<Exit, Problem> {
         let workspace = app.workspace()?;
-        let store = stores::own_of(&workspace, None).await?;
+        let set = match self.env.as_slice() {
+            [] => None,
+            env => Some(Arc::new(Set::load(&app.project, &app.registry, env, 1)?)),
+        };
+        let store = match &set {
+            Some(set) => stores::own(&set.data_dir).await?,
+            None => stores::own_of(&workspace, None).await?,
+        };
         let options = Options {
             parallel: self.parallel,
             patience: PATIENCE,
@@ -49,13 +61,30 @@ impl Serve {
         };
         let pruning =
             workspace.retention().map(|retention| tokio::spawn(prune_hourly(store.clone(), retention)));
-        let driver = driver(app, &store, options, Arc::new(Lines { quiet: self.quiet }), listen(false));
+        let halt = listen(false);
+        let driver = driver(app, &store, options, Arc::new(Lines { quiet: self.quiet }), halt.clone());
         let launcher =
             Stored { app: app.clone(), workspace, store: store.clone(), bundles: Mutex::default() };
         if !self.quiet {
             eprintln!("taking up what is due in {}", store.file().display());
         }
-        let ended = Engine::new(driver, Arc::new(launcher), self.runs).run(self.until_idle).await;
+        let clockwork = set.map(|set| {
+            let (sets, jobs) = watch::channel(of_set(set, &app.registry));
+            let ledger = Arc::new(store.clone());
+            let observer = Arc::new(Unwatched);
+            (sets, Clockwork::new(ledger, driver.clone(), Clock::system(), jobs, observer, halt))
+        });
+        let engine = Engine::new(driver, Arc::new(launcher), self.runs);
+        let ended = match clockwork {
+            None => engine.run(self.until_idle).await,
+            Some((_sets, clockwork)) if self.until_idle => match clockwork.run(true).await {
+                Ok(()) => engine.run(true).await,
+                Err(error) => Err(error.into()),
+            },
+            Some((_sets, clockwork)) => {
+                tokio::try_join!(engine.run(false), async { Ok(clockwork.run(false).await?) }).map(|_| ())
+            }
+        };
         if let Some(pruning) = pruning {
             pruning.abort();
         }
