@@ -11,6 +11,7 @@ mod engine;
 mod intake;
 mod processes;
 mod report;
+mod schedules;
 mod updatetools;
 
 use std::path::PathBuf;
@@ -49,6 +50,8 @@ enum Group {
     Intake,
     /// A store full of runs that wait, under `farrier serve`.
     Waiting,
+    /// A hundred thousand schedules: idle, and many due together.
+    Schedules,
     /// Ten thousand processes, against ninja and make.
     Processes,
     /// Checking many runbooks; starting the program.
@@ -77,6 +80,9 @@ fn main() -> Result<()> {
     }
     if wants(Group::Waiting) {
         durable::waiting(&mut report, &binary, arguments.sleepers)?;
+    }
+    if wants(Group::Schedules) {
+        schedules::measure(&mut report)?;
     }
     if wants(Group::Processes) {
         processes::measure(&mut report, &binary)?;

@@ -5,10 +5,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use farrier_exec::{Observer, RunUpdate};
+use farrier_model::time::Timestamp;
 use farrier_model::{Event, FailureKind, NodeEvent, RunId};
+use farrier_schedule::{Decision, ScheduleId};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -19,6 +21,8 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
+
+use crate::clock::ClockObserver;
 
 /// Upper ends of durations, in seconds: from a step that only reads to one that waits for people.
 const STEP_SECONDS: [f64; 9] = [0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0, 600.0, 3600.0];
@@ -272,6 +276,12 @@ pub struct States {
     pub reload_failures: u64,
     /// How long the files on disk have not been the set in use; 0 when they are.
     pub stale_seconds: f64,
+}
+
+impl ClockObserver for Metrics {
+    fn decided(&self, _: &ScheduleId, _: Timestamp, _: &Decision, late: Duration) {
+        self.schedule_decided(late.as_secs_f64());
+    }
 }
 
 impl Observer for Metrics {

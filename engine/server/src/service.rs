@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_cron_scheduler::{Job, JobScheduler, JobSchedulerError};
 
 use crate::app::{App, Directory, Inner, Webhook};
+use crate::clock::{Clockwork, of_sets};
 use crate::guard;
 use crate::launcher::Stored;
 use crate::listen::{Listeners, Server};
@@ -64,6 +65,8 @@ pub struct Settings {
     pub runs: usize,
     /// End when nothing is due any more.
     pub until_idle: bool,
+    /// Start what the schedules of the served environments say.
+    pub schedules: bool,
     /// Look at the files on disk, and take them in when they change.
     pub watch_files: bool,
     /// Is told what happens, besides the service's own.
@@ -83,6 +86,7 @@ pub struct Service {
     listeners: Listeners,
     engine: Engine,
     until_idle: bool,
+    schedules: bool,
     watch_files: bool,
     notify: Arc<Notify>,
     halt: watch::Receiver<Halt>,
@@ -146,6 +150,7 @@ impl Service {
             listeners,
             engine,
             until_idle: settings.until_idle,
+            schedules: settings.schedules,
             watch_files: settings.watch_files,
             notify: Arc::new(settings.notify),
             halt,
@@ -193,8 +198,23 @@ impl Service {
             let _ = halted.wait_for(|halt| *halt != Halt::No).await;
             tokio::time::sleep(grace + LAST_MOMENTS).await;
         };
+        let clockwork = self.schedules.then(|| clockwork(&app, halt.clone()));
+        let until_idle = self.until_idle;
+        let work = async move {
+            match clockwork {
+                None => engine.run(until_idle).await,
+                Some(clockwork) if until_idle => {
+                    clockwork.run(true).await?;
+                    engine.run(true).await
+                }
+                Some(clockwork) => {
+                    let clock = async { Ok(clockwork.run(false).await?) };
+                    tokio::try_join!(engine.run(false), clock).map(|_| ())
+                }
+            }
+        };
         let ended = tokio::select! {
-            ended = engine.run(self.until_idle) => ended,
+            ended = work => ended,
             // Each run keeps to its grace; this is for one that hangs beyond it.
             () = last_moment => {
                 tracing::error!("some runs did not let go in time; the next process finds out what came of them");
@@ -211,6 +231,14 @@ impl Service {
         app.0.store.clone().close().await;
         ended
     }
+}
+
+/// The clock over the schedules of whatever set is current.
+fn clockwork(app: &App, halt: watch::Receiver<Halt>) -> Clockwork {
+    let inner = &app.0;
+    let jobs = of_sets(inner.sets.subscribe(), inner.sets.registry().clone());
+    let (ledger, metrics) = (Arc::new(inner.store.clone()), Arc::new(inner.metrics.clone()));
+    Clockwork::new(ledger, inner.driver.clone(), inner.clock.clone(), jobs, metrics, halt)
 }
 
 /// The API closes as soon as the process is to end, while runs still let go.

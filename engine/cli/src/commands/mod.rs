@@ -16,6 +16,7 @@ mod plan_alert;
 mod prune;
 mod run;
 mod runs;
+mod schedules;
 mod schema;
 mod serve;
 mod test;
@@ -96,6 +97,14 @@ enum Command {
     Show(runs::Show),
     /// Print the journal of a run.
     Logs(runs::Logs),
+    /// List what starts by itself in the coming days.
+    Next(schedules::Next),
+    /// Show every schedule: its last due time and what became of it, its next, and who paused it.
+    Schedules(schedules::Schedules),
+    /// Keep a schedule from starting anything; its due times are recorded as skipped.
+    Pause(schedules::Pause),
+    /// Let a paused schedule start runs again.
+    Unpause(schedules::Unpause),
     /// Show who holds which lock, and who waits for it.
     Locks(locks::Locks),
     /// List what alerts have opened, newest first.
@@ -210,6 +219,10 @@ pub fn dispatch(cli: Cli) -> Result<Exit, Problem> {
         Command::Signal(command) => block_on(command.run(&app)),
         Command::Cancel(command) => block_on(command.run(&app)),
         Command::Serve(command) => block_on(command.run(&app)),
+        Command::Next(command) => block_on(command.run(&app)),
+        Command::Schedules(command) => block_on(command.run(&app)),
+        Command::Pause(command) => block_on(command.run(&app)),
+        Command::Unpause(command) => block_on(command.run(&app)),
         Command::Locks(command) => block_on(command.run(&app)),
         Command::Resolve(command) => block_on(command.run(&app)),
         Command::Runs(command) => block_on(command.run(&app)),

@@ -10,6 +10,7 @@ use farrier_exec::driver::{Start, Unobserved};
 use farrier_exec::{Driver, Halt, Options, Plan, SavedPlan};
 use farrier_model::FailureKind;
 use farrier_model::event::Trigger;
+use farrier_model::time::{Timestamp, parse_timestamp};
 use farrier_store::{Clock, MemoryStore, Store, StoreError};
 use tokio::sync::watch;
 
@@ -52,6 +53,9 @@ pub(super) struct PlanArgs {
     /// How long the saved plan is good.
     #[arg(long, default_value = "24h", value_name = "DURATION", value_parser = super::run::duration)]
     expires: Duration,
+    /// Plan as if the run began at this moment, such as `2026-10-25T03:00:00Z`; what targets answer is of now.
+    #[arg(long, value_name = "TIME", value_parser = moment, conflicts_with = "out")]
+    at: Option<Timestamp>,
     /// End with 2 when there are changes, with 3 when parts are known only while running.
     #[arg(long)]
     detailed_exitcode: bool,
@@ -89,7 +93,8 @@ impl PlanArgs {
             trigger: Trigger::Manual { by: user() },
             plan: None,
         };
-        let plan = make(app, &workspace, &site, &start, choice.parallel).await?;
+        let clock = self.at.map_or_else(Clock::system, |at| Clock::from_fn(move || at));
+        let plan = make_at(app, &workspace, &site, &start, choice.parallel, clock).await?;
         if let Some(out) = &self.out {
             if let Some(failure) = &plan.failure {
                 eprintln!("not saved, since the plan is not whole: {failure}");
@@ -114,6 +119,10 @@ impl PlanArgs {
     }
 }
 
+fn moment(text: &str) -> Result<Timestamp, String> {
+    parse_timestamp(text).ok_or_else(|| format!("`{text}` is not a time such as `2026-10-25T03:00:00Z`"))
+}
+
 /// A dry run. What the store knows of earlier runs is read for guards over a rate; nothing is written.
 pub(super) async fn make(
     app: &App,
@@ -121,6 +130,17 @@ pub(super) async fn make(
     site: &Site,
     start: &Start,
     parallel: usize,
+) -> Result<Plan, Problem> {
+    make_at(app, workspace, site, start, parallel, Clock::system()).await
+}
+
+async fn make_at(
+    app: &App,
+    workspace: &Workspace,
+    site: &Site,
+    start: &Start,
+    parallel: usize,
+    clock: Clock,
 ) -> Result<Plan, Problem> {
     let (_stop, halt) = watch::channel(Halt::No);
     let options = Options { parallel, ..Options::default() };
@@ -132,8 +152,7 @@ pub(super) async fn make(
         }
         Err(problem) => return Err(problem),
     };
-    let driver =
-        Driver::new(app.registry.clone(), store, Clock::system(), options, Arc::new(Unobserved), halt);
+    let driver = Driver::new(app.registry.clone(), store, clock, options, Arc::new(Unobserved), halt);
     Ok(driver.plan(start).await?)
 }
 

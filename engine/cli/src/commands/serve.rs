@@ -29,7 +29,8 @@ pub(super) struct Serve {
     /// The service file; `serve.yaml` beside `farrier.yaml` without it, if there is one.
     #[arg(long, value_name = "FILE", env = "FARRIER_CONFIG")]
     config: Option<PathBuf>,
-    /// Only these environments; can be given several times.
+    /// Only these environments, and what their schedules say; can be given several times. Without it (here or in the service
+    /// file) all environments are served, and nothing starts by itself.
     #[arg(long, short, value_name = "NAME", env = "FARRIER_ENVIRONMENTS", value_delimiter = ',')]
     env: Vec<String>,
     /// Address and port of the API, such as `127.0.0.1:8440`. Port 0 takes a free one.
@@ -62,10 +63,12 @@ impl Serve {
         let written = &config.written;
         let named = |all: &[String]| all.to_vec();
         let served = if self.env.is_empty() {
-            written.environments.iter().map(|name| name.value.clone()).collect()
+            written.environments.iter().map(|name| name.value.clone()).collect::<Vec<String>>()
         } else {
             named(&self.env)
         };
+        // Nothing starts by itself in an environment that nobody has named.
+        let starts = !served.is_empty();
         let sets = Watched::open(&root, app.registry.clone(), served)?;
         let dir = sets.current().data_dir.clone();
         let store = stores::own(&dir).await?;
@@ -95,6 +98,7 @@ impl Serve {
             options,
             runs: self.runs.or(written.runs.as_ref().map(|n| n.value as usize)).unwrap_or(64),
             until_idle: self.until_idle,
+            schedules: starts,
             watch_files: !self.until_idle,
             observer: Arc::new(Lines { quiet: self.quiet, json: app.logs_json }),
             webhook: None,

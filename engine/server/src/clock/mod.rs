@@ -263,7 +263,7 @@ impl Clockwork {
         }
         let turns: Vec<(Timestamp, Option<Timestamp>, bool)> =
             fires.iter().map(|fire| (fire.turn.cursor, fire.turn.next, fire.turn.hold.is_some())).collect();
-        let fired = self.ledger.fire(fires).await?;
+        let (fired, failed) = self.fire_surely(fires).await?;
         let after = self.clock.now();
         let mut any = false;
         for (((schedule, fired), (cursor, next, held)), delay) in
@@ -289,7 +289,31 @@ impl Clockwork {
         if any {
             self.driver.poke_due();
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Fires all together; when that fails, each by itself, so that one that cannot be stored keeps no other from starting. Gives the
+    /// first error beside what was done.
+    async fn fire_surely(&self, fires: Vec<Fire>) -> Result<(Vec<Fired>, Option<StoreError>), StoreError> {
+        match self.ledger.fire(fires.clone()).await {
+            Ok(fired) => return Ok((fired, None)),
+            Err(error) if error.is_fatal() || matches!(error, StoreError::Full { .. }) => return Err(error),
+            Err(error) => tracing::warn!(%error, "due times are decided one schedule at a time"),
+        }
+        let (mut all, mut failed) = (Vec::with_capacity(fires.len()), None);
+        for fire in fires {
+            let id = fire.schedule.clone();
+            match self.ledger.fire(vec![fire]).await {
+                Ok(fired) => all.extend(fired),
+                Err(error) if error.is_fatal() => return Err(error),
+                Err(error) => {
+                    tracing::error!(schedule = %id, %error, "its due times cannot be decided");
+                    all.push(Fired::Moved);
+                    failed = failed.or(Some(error));
+                }
+            }
+        }
+        Ok((all, failed))
     }
 
     /// What is to become of a schedule's due times, with the runs that probably follow, and its share of the jitter.
