@@ -20,7 +20,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::commands::{Cli, Problem};
+use crate::commands::{Cli, LogFormat, Problem};
 use crate::exit::Exit;
 use crate::render::style::Style;
 
@@ -37,7 +37,7 @@ fn main() -> ExitCode {
             return exit.into();
         }
     };
-    start_logging(cli.log.as_deref());
+    start_logging(cli.log.as_deref(), cli.log_format);
     match commands::dispatch(cli) {
         Ok(exit) => exit.into(),
         Err(problem) => {
@@ -61,10 +61,18 @@ fn report(problem: &Problem) {
     }
 }
 
-fn start_logging(filter: Option<&str>) {
-    let Some(filter) = filter.map(str::to_owned).or_else(|| std::env::var("FARRIER_LOG").ok()) else {
+fn start_logging(filter: Option<&str>, format: LogFormat) {
+    let filter = filter.map(str::to_owned).or_else(|| std::env::var("FARRIER_LOG").ok());
+    if format == LogFormat::Json {
+        let _ = tracing_subscriber::fmt()
+            .json()
+            .flatten_event(true)
+            .with_env_filter(tracing_subscriber::EnvFilter::new(filter.unwrap_or_else(|| "info".into())))
+            .with_writer(std::io::stderr)
+            .try_init();
         return;
-    };
+    }
+    let Some(filter) = filter else { return };
     let _ = tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
         .with_writer(std::io::stderr)

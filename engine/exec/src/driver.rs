@@ -381,15 +381,27 @@ impl Driver {
         Ok(id)
     }
 
-    /// Stores what somebody wants of a run, and makes whoever drives it look up.
+    /// As [`enqueue`](Driver::enqueue), under an id that follows from what asked for it. False when it was created before,
+    /// and nothing was changed.
+    ///
+    /// # Errors
+    /// As [`enqueue`](Driver::enqueue).
+    pub async fn enqueue_as(&self, id: RunId, start: &Start) -> Result<bool, DriverError> {
+        let created = self.create(id, start, None).await?;
+        self.pokes.poke(id);
+        Ok(created)
+    }
+
+    /// Stores what somebody wants of a run, and makes whoever drives it look up. The id of the request is gone from the store
+    /// once it was answered.
     ///
     /// # Errors
     /// The store fails, or the run has ended.
-    pub async fn ask(&self, run: RunId, by: &str, ask: Ask) -> Result<(), DriverError> {
+    pub async fn ask(&self, run: RunId, by: &str, ask: Ask) -> Result<uuid::Uuid, DriverError> {
         let id = uuid::Uuid::now_v7();
         self.store.request(run, Request { id, at: self.clock.now(), by: by.to_owned(), ask }).await?;
         self.pokes.poke(run);
-        Ok(())
+        Ok(id)
     }
 
     /// Takes what was asked of a run that nobody drives into its journal, and starts nothing. Gives the run as it is
@@ -457,10 +469,9 @@ impl Driver {
         Ok(())
     }
 
-    async fn create(&self, id: RunId, start: &Start, parent: Option<RunId>) -> Result<(), DriverError> {
+    async fn create(&self, id: RunId, start: &Start, parent: Option<RunId>) -> Result<bool, DriverError> {
         self.store.put_bundle(start.bundle.digest, &start.bundle.root, &start.bundle.sources).await?;
-        self.store.create_run(new_run(id, start, parent, self.clock.now())?).await?;
-        Ok(())
+        Ok(self.store.create_run(new_run(id, start, parent, self.clock.now())?).await?)
     }
 
     /// Makes whoever drives a run look up; otherwise it is taken up, if it is due.
@@ -802,7 +813,7 @@ impl Driver {
         let reason = Some(format!("run {}, which started it, was cancelled", run.id));
         let by = run.cancelled_by.clone().unwrap_or_default();
         match self.ask(run.id.child(node), &by, Ask::Cancel { undo: false, reason }).await {
-            Ok(()) | Err(DriverError::Store(StoreError::Final { .. } | StoreError::NoRun { .. })) => Ok(()),
+            Ok(_) | Err(DriverError::Store(StoreError::Final { .. } | StoreError::NoRun { .. })) => Ok(()),
             Err(error) => Err(error),
         }
     }

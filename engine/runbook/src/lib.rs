@@ -23,6 +23,7 @@ pub mod read;
 pub mod render_graph;
 pub mod routing;
 pub mod schema;
+pub mod service;
 pub mod testfile;
 pub mod yaml;
 

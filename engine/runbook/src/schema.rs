@@ -13,6 +13,7 @@ use crate::authored::Runbook;
 use crate::environment::{EnvironmentFile, GroupFile};
 use crate::project::Project;
 use crate::read::schema_of;
+use crate::service::Service;
 use crate::testfile::Tests;
 
 /// What an expression looks like where the value is not text.
@@ -40,6 +41,11 @@ pub fn tests_schema(catalog: &Catalog) -> Json {
     let about = test["description"].take();
     *test = json!({ "description": about, "type": "object", "additionalProperties": target });
     with_definitions(schema, definitions)
+}
+
+/// The schema of `serve.yaml`.
+pub fn service_schema() -> Json {
+    root::<Service>("Farrier service")
 }
 
 /// The schema of files of alert rules and routes.

@@ -51,7 +51,7 @@ pub use intake::{
 pub use memory::{Fault, MemoryStore};
 pub use notice::{Delivery, Notice, NoticeFilter, Outbox, Posted};
 pub use record::RunRecord;
-pub use sqlite::{Keep, Mode, OpenOptions, Pruned, Retention, SqliteStore, StoreCounts};
+pub use sqlite::{Act, ActFilter, Keep, Mode, OpenOptions, Pruned, Retention, SqliteStore, StoreCounts};
 
 /// How often [`Store::append`] sends a batch again when the answer was lost, before it gives up.
 const RESENDS: usize = 5;

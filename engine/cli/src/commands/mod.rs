@@ -50,8 +50,20 @@ pub struct Cli {
     /// What to log to standard error, such as `info` or `farrier_exec=debug`; also `FARRIER_LOG`.
     #[arg(long, global = true, value_name = "FILTER")]
     pub log: Option<String>,
+    /// Form of the log.
+    #[arg(long, global = true, default_value = "text", value_enum)]
+    pub log_format: LogFormat,
     #[command(subcommand)]
     command: Command,
+}
+
+/// Form of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One object of JSON for each line.
+    Json,
 }
 
 #[derive(Debug, Subcommand)]
@@ -110,6 +122,8 @@ enum Command {
     Export(export::Export),
     /// Take runs from a file that `export` has written.
     Import(export::Import),
+    /// Make tokens for the service file.
+    Token(serve::Token),
     /// Take away finished runs whose time is over, as `retention:` in farrier.yaml says.
     Prune(prune::Prune),
     /// Print the completion script for a shell.
@@ -160,6 +174,7 @@ pub struct App {
     pub registry: Arc<ActionRegistry>,
     output: Format,
     project: PathBuf,
+    logs_json: bool,
 }
 
 impl App {
@@ -178,7 +193,12 @@ pub fn dispatch(cli: Cli) -> Result<Exit, Problem> {
         return Ok(Exit::Ok);
     }
     let registry = Arc::new(plugins::registry().map_err(|error| Problem::Other(error.into()))?);
-    let app = App { registry, output: cli.output, project: cli.project };
+    let app = App {
+        registry,
+        output: cli.output,
+        project: cli.project,
+        logs_json: cli.log_format == LogFormat::Json,
+    };
     match cli.command {
         Command::Check(command) => command.run(&app),
         Command::Plan(command) => block_on(command.run(&app)),
@@ -207,6 +227,7 @@ pub fn dispatch(cli: Cli) -> Result<Exit, Problem> {
         Command::Fsck(command) => block_on(command.run(&app)),
         Command::Export(command) => block_on(command.run(&app)),
         Command::Import(command) => block_on(command.run(&app)),
+        Command::Token(command) => command.run(),
         Command::Prune(command) => block_on(command.run(&app)),
         Command::Completions { .. } => Ok(Exit::Ok),
     }

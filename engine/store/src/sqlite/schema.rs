@@ -6,7 +6,7 @@
 use sqlx::{Row as _, SqliteConnection, raw_sql};
 
 /// Every version's script, oldest first; the first makes version 1.
-const MIGRATIONS: [&str; 5] = [V1, V2, V3, V5, V7];
+const MIGRATIONS: [&str; 6] = [V1, V2, V3, V5, V6, V7];
 
 /// The version that this program reads and writes.
 pub(crate) const VERSION: i64 = MIGRATIONS.len() as i64;
@@ -239,6 +239,26 @@ CREATE TABLE gauge (
     mended_why  TEXT,
     PRIMARY KEY (environment, runbook)
 );
+";
+
+/// Who did what through the service.
+const V6: &str = "
+CREATE TABLE audit (
+    audit_id TEXT   PRIMARY KEY,
+    at       BIGINT NOT NULL,
+    who      TEXT   NOT NULL,
+    via      TEXT   NOT NULL,
+    what     TEXT   NOT NULL,
+    object   TEXT   NOT NULL,
+    outcome  TEXT   NOT NULL,
+    detail   TEXT   NOT NULL
+);
+CREATE INDEX audit_newest ON audit (at, audit_id);
+CREATE INDEX audit_object ON audit (object, at);
+CREATE TRIGGER audit_no_update BEFORE UPDATE ON audit
+BEGIN SELECT RAISE(ABORT, 'the audit is append-only'); END;
+CREATE TRIGGER audit_no_delete BEFORE DELETE ON audit
+BEGIN SELECT RAISE(ABORT, 'the audit is append-only'); END;
 ";
 
 /// What people are to hear.

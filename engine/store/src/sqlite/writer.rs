@@ -25,6 +25,7 @@ use sqlx::{Arguments as _, AssertSqlSafe, Connection as _, Row as _, SqliteConne
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
+use super::acts::{self, Act};
 use super::ballast::Ballast;
 use super::directory::{Anchors, DirectoryLock};
 use super::retention::Pruned;
@@ -78,6 +79,10 @@ pub(crate) enum Work {
         request: Box<Request>,
         body: String,
     },
+    /// Who did what.
+    Act {
+        act: Box<Act>,
+    },
     Notice {
         notice: Box<Notice>,
     },
@@ -108,6 +113,7 @@ impl Work {
             | Work::Claim { .. }
             | Work::Bundle { .. }
             | Work::Request { .. }
+            | Work::Act { .. }
             | Work::Import { .. }
             | Work::Intake(_)
             | Work::Prune { .. } => true,
@@ -395,6 +401,10 @@ impl Writer {
                 }
                 Work::Create { new, row } => self.create(new, row, moment).await?,
                 Work::Request { run, request, body } => self.request(*run, request, body, moment).await?,
+                Work::Act { act } => {
+                    acts::write(&mut self.connection, act).await?;
+                    Ok(Done::Nothing)
+                }
                 Work::Notice { notice } => {
                     outbox::put(&mut self.connection, notice, moment.now).await?;
                     Ok(Done::Nothing)
