@@ -10,6 +10,7 @@ use farrier_model::Event;
 use farrier_project::{ProjectError, Watched, shown};
 use farrier_runbook::Diagnostics;
 use farrier_runbook::service::{Service as Written, Tls, read_service};
+use farrier_server::intake::Receiving;
 use farrier_server::rights::Access;
 use farrier_server::{Listeners, Notify, Policy, Service, Settings, configure_tls, open_socket};
 use tokio::signal::unix::{SignalKind, signal};
@@ -84,6 +85,8 @@ impl Serve {
         if !self.quiet {
             eprintln!("taking up what is due in {}", store.file().display());
         }
+        let alerts = Receiving::new(store.clone(), sets.clone());
+        let keeping = tokio::spawn(alerts.clone().keep());
         let reread = (root.clone(), self.config.clone());
         let settings = Settings {
             store,
@@ -101,7 +104,7 @@ impl Serve {
             schedules: starts,
             watch_files: !self.until_idle,
             observer: Arc::new(Lines { quiet: self.quiet, json: app.logs_json }),
-            webhook: None,
+            webhook: Some(alerts),
             directory: None,
             notify: Notify::from_env(),
         };
@@ -109,6 +112,7 @@ impl Serve {
         let hangups = tokio::spawn(reload_on_hangup(service.app()));
         let ended = service.run().await;
         hangups.abort();
+        keeping.abort();
         ended?;
         Ok(Exit::Ok)
     }

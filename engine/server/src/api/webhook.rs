@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crate::app::App;
 use crate::error::{ApiError, ErrorCode};
+use crate::intake::Touched;
 use crate::rights::Sender;
 
 pub(crate) async fn receive(
@@ -20,7 +21,13 @@ pub(crate) async fn receive(
         return error.into_response();
     }
     match &app.0.webhook {
-        Some(webhook) => webhook.receive(&sender, body).await,
+        Some(webhook) => {
+            let response = webhook.receive(&sender, body).await;
+            for run in response.extensions().get::<Touched>().into_iter().flat_map(|touched| &touched.0) {
+                app.0.driver.poke(*run);
+            }
+            response
+        }
         None => ApiError::new(ErrorCode::Unavailable, "this service takes no alerts").into_response(),
     }
 }

@@ -11,6 +11,7 @@
 //! fuse was mended.
 
 mod route;
+mod webhook;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,6 +26,8 @@ use serde::Serialize;
 use tokio::sync::Semaphore;
 
 pub use route::{Routing, arrivals};
+pub use webhook::Receiving;
+pub(crate) use webhook::Touched;
 
 /// How many requests are worked on at once; those beyond are answered with 503. Each may hold a body of two megabytes.
 const AT_ONCE: usize = 32;
@@ -99,7 +102,18 @@ impl<S: Store + Runs> Intake<S> {
 
     /// Stores the alerts of one request with everything that follows, under the routes and environments of `set`.
     pub async fn handle(&self, receiver: &str, body: &[u8], set: &Set) -> Outcome {
-        let outcome = self.answer(receiver, body, set).await;
+        self.handle_for(receiver, body, set, None).await
+    }
+
+    /// As [`handle`](Intake::handle), for a sender whose alerts may start these runbooks only.
+    pub async fn handle_for(
+        &self,
+        receiver: &str,
+        body: &[u8],
+        set: &Set,
+        allowed: Option<&[String]>,
+    ) -> Outcome {
+        let outcome = self.answer(receiver, body, set, allowed).await;
         let counter = match &outcome {
             Outcome::Accepted(accepted) => {
                 self.counts.alerts.fetch_add(accepted.alerts, Ordering::Relaxed);
@@ -118,7 +132,7 @@ impl<S: Store + Runs> Intake<S> {
         outcome
     }
 
-    async fn answer(&self, receiver: &str, body: &[u8], set: &Set) -> Outcome {
+    async fn answer(&self, receiver: &str, body: &[u8], set: &Set, allowed: Option<&[String]>) -> Outcome {
         let Ok(_permit) = self.permits.try_acquire() else {
             return Outcome::Busy("too many requests at once".into());
         };
@@ -127,7 +141,7 @@ impl<S: Store + Runs> Intake<S> {
             Err(error @ BadMessage::TooLarge(_)) => return Outcome::TooLarge(error.to_string()),
             Err(error @ BadMessage::Form(_)) => return Outcome::Bad(error.to_string()),
         };
-        let routing = Routing::of(set, receiver);
+        let routing = Routing::of(set, receiver).only(allowed);
         if routing.is_empty() {
             return Outcome::Unknown(format!(
                 "no environment names the receiver `{}`",

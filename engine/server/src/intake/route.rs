@@ -16,18 +16,31 @@ use farrier_store::{Arriving, NewRun};
 pub struct Routing<'s> {
     set: &'s Set,
     sites: Vec<(&'s Arc<Site>, World)>,
+    /// The runbooks that the sender may start; none for all.
+    allowed: Option<Vec<String>>,
 }
 
 impl<'s> Routing<'s> {
     /// Those of the served environments that name the receiver.
     pub fn of(set: &'s Set, receiver: &str) -> Routing<'s> {
         let named = |site: &&Arc<Site>| site.environment.receivers.iter().any(|name| name == receiver);
-        Routing { set, sites: set.served().filter(named).map(|site| (site, site.world())).collect() }
+        let sites = set.served().filter(named).map(|site| (site, site.world())).collect();
+        Routing { set, sites, allowed: None }
     }
 
     /// That of one environment, whatever receivers it names.
     pub fn within(set: &'s Set, site: &'s Arc<Site>) -> Routing<'s> {
-        Routing { set, sites: vec![(site, site.world())] }
+        Routing { set, sites: vec![(site, site.world())], allowed: None }
+    }
+
+    /// The same for a sender whose alerts may start these runbooks only.
+    #[must_use]
+    pub fn only(self, allowed: Option<&[String]>) -> Routing<'s> {
+        Routing { allowed: allowed.map(<[String]>::to_vec), ..self }
+    }
+
+    fn may_start(&self, runbook: &str) -> bool {
+        self.allowed.as_ref().is_none_or(|allowed| allowed.iter().any(|name| name == runbook))
     }
 
     /// Whether nobody takes alerts of this receiver.
@@ -50,7 +63,12 @@ pub fn arrivals(routing: &Routing<'_>, receiver: &str, message: &Message, now: T
         for route in routing.set.alerts.routes.iter().filter(|route| route.takes(receiver, alert)) {
             let Some(bundle) = routing.bundle(&route.runbook) else { continue };
             for (site, world) in &routing.sites {
-                let (routed, run) = match lead(route, bundle, site, world, receiver, alert, now) {
+                let found = if routing.may_start(&route.runbook) {
+                    lead(route, bundle, site, world, receiver, alert, now)
+                } else {
+                    Err(format!("the receiver `{receiver}` may not start `{}`", route.runbook))
+                };
+                let (routed, run) = match found {
                     Ok((routed, run)) => (Ok(routed), run),
                     Err(reason) => (Err(Ignored { runbook: route.runbook.clone(), reason }), None),
                 };

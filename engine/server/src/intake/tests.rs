@@ -150,6 +150,7 @@ async fn hostile_labels_are_data_or_ignored() {
         "a\0b",
         "a\u{202e}b",
         "; rm -rf /",
+        "db-1",
         "",
         &large,
     ] {
