@@ -8,6 +8,7 @@ use std::borrow::Cow;
 
 use farrier_model::spec::Risk;
 use farrier_model::{ChangeKind, FailureKind};
+pub use farrier_schedule::{CatchUp, ClockChange, Overlap};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer};
 
@@ -200,6 +201,9 @@ pub struct Trigger {
     /// The time zone of `cron`, such as `Europe/Berlin`; `Etc/UTC` when left out.
     #[serde(default)]
     pub timezone: Option<At<String>>,
+    /// What a change of the clock means for `cron`: `once` when the pattern names its hours, otherwise `as_shown`.
+    #[serde(default)]
+    pub clock_change: Option<At<ClockChange>>,
     /// What happens when a run is still going at the next due time; `skip` when left out.
     #[serde(default)]
     pub overlap: Option<At<Overlap>>,
@@ -215,32 +219,6 @@ pub struct Trigger {
     /// Starts when Alertmanager sends a matching alert.
     #[serde(default)]
     pub alert: Option<AlertTrigger>,
-}
-
-/// What happens when a run is still going at the next due time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Overlap {
-    /// The due time is skipped, and that is recorded.
-    Skip,
-    /// It starts when the other has ended.
-    Queue,
-    /// The other is cancelled first.
-    CancelRunning,
-    /// Both run.
-    Allow,
-}
-
-/// What happens with due times that were missed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum CatchUp {
-    /// They are recorded as missed.
-    None,
-    /// The latest one runs.
-    Latest,
-    /// Each one runs.
-    All,
 }
 
 /// A start by an alert.

@@ -202,20 +202,28 @@ pub(crate) async fn version(connection: &mut SqliteConnection) -> Result<i64, sq
 }
 
 /// Brings a database from `found` to [`VERSION`]. Each step and its version row are one transaction, so an interrupted
-/// upgrade goes on where it stopped.
+/// upgrade goes on where it stopped. A new database comes into being at once: nobody ever sees half of one.
 pub(crate) async fn migrate(
     connection: &mut SqliteConnection,
     found: i64,
     now: i64,
 ) -> Result<(), sqlx::Error> {
-    for (script, version) in MIGRATIONS.into_iter().zip(1..).filter(|(_, version)| *version > found) {
+    let missing: Vec<(&str, i64)> =
+        MIGRATIONS.into_iter().zip(1..).filter(|(_, version)| *version > found).collect();
+    for steps in missing.chunks(if found == 0 { MIGRATIONS.len() } else { 1 }) {
         raw_sql("BEGIN IMMEDIATE").execute(&mut *connection).await?;
-        let applied = apply(connection, script, version, now).await;
+        let mut applied = Ok(());
+        for (script, version) in steps {
+            applied = apply(connection, script, *version, now).await;
+            if applied.is_err() {
+                break;
+            }
+        }
         let end = if applied.is_ok() { "COMMIT" } else { "ROLLBACK" };
         let ended = raw_sql(end).execute(&mut *connection).await;
         applied?;
         ended?;
-        tracing::info!(version, "store schema brought up to date");
+        tracing::info!(version = steps.last().map(|(_, version)| version), "store schema brought up to date");
     }
     Ok(())
 }
