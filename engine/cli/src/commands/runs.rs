@@ -36,7 +36,7 @@ fn parse_state(text: &str) -> Result<RunState, String> {
 impl Runs {
     pub(super) async fn run(&self, app: &App) -> Result<Exit, Problem> {
         if let Some(client) = client::named(app)? {
-            return self.list(app, &client.get::<RunPage>(&self.query()).await?.runs);
+            return Runs::list(app, &client.get::<RunPage>(&self.query()).await?.runs);
         }
         let stores = stores::read_all(app, &app.workspace()?).await?;
         let filter = RunFilter {
@@ -52,7 +52,7 @@ impl Runs {
         rows.sort_by_key(|row| std::cmp::Reverse((row.created_at, row.id)));
         rows.truncate(self.limit);
         let views: Vec<RunSummary> = rows.iter().map(RunSummary::of).collect();
-        self.list(app, &views)
+        Runs::list(app, &views)
     }
 
     fn query(&self) -> String {
@@ -67,7 +67,7 @@ impl Runs {
         format!("/api/v1/runs?{}", query.finish())
     }
 
-    fn list(&self, app: &App, views: &[RunSummary]) -> Result<Exit, Problem> {
+    fn list(app: &App, views: &[RunSummary]) -> Result<Exit, Problem> {
         if render::data(app.output, &views)? {
             return Ok(Exit::Ok);
         }
