@@ -5,6 +5,7 @@
 
 #![allow(unreachable_pub, reason = "a binary has no callers; `pub` says what a module offers to the others")]
 
+mod client;
 mod commands;
 mod exit;
 mod interact;

@@ -11,6 +11,7 @@ use clap::Parser;
 use farrier_runbook::Diagnostics;
 use farrier_runbook::environment::read_environment;
 use farrier_runbook::project::read_project;
+use farrier_runbook::service::read_service;
 use farrier_runbook::testfile::read_tests;
 
 use crate::commands::{Cli, dispatch};
@@ -73,6 +74,10 @@ fn every_file_in_the_manual_is_without_mistakes() {
             ["yaml", "project", ..] => {
                 let file = found.add_file(page.as_str(), text.as_bytes());
                 read_project(file, text.as_bytes(), &mut found);
+            }
+            ["yaml", "service", ..] => {
+                let file = found.add_file(page.as_str(), text.as_bytes());
+                read_service(file, text.as_bytes(), &mut found);
             }
             // Read by the plugin that it is for, in that plugin's tests.
             ["yaml", "stand-in", _] => continue,

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use farrier_project::{Site, Workspace};
 use farrier_store::{Mode, OpenOptions, RunFilter, RunRow, SqliteStore, Store as _, StoreError};
 
+use crate::client::{self, Client};
 use crate::commands::{App, Problem};
 use crate::leftovers;
 
@@ -61,6 +62,16 @@ pub async fn find(app: &App, workspace: &Workspace, prefix: &str) -> Result<(Sql
         found.extend(rows.into_iter().map(|row| (store.clone(), row)));
     }
     only(found, prefix)
+}
+
+/// The service that owns the store with this run, if one does.
+pub async fn service_of(app: &App, workspace: &Workspace, prefix: &str) -> Result<Option<Client>, Problem> {
+    let dirs = workspace.data_dirs(app.registry.catalog())?;
+    let dir = match dirs.as_slice() {
+        [only] => only.clone(),
+        dirs => holding(dirs, prefix).await?,
+    };
+    client::at(app, &dir).await
 }
 
 /// The one run whose id begins with `prefix`, with its store, to be written.

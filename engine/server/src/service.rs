@@ -247,7 +247,7 @@ async fn announce_stop(mut halt: watch::Receiver<Halt>, stop: watch::Sender<bool
         notify.send("STOPPING=1");
         stop.send_replace(true);
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// Tells the service manager that this process lives, as long as its store answers.
@@ -341,7 +341,7 @@ impl Reloading {
             Ok(true) => tracing::info!(set = self.app.set().number, "the project was read again"),
             Ok(false) => tracing::debug!("the project was read again, and nothing is new"),
             Err(mistakes) => {
-                tracing::error!(mistakes, "the files have mistakes; the set of before stays in use")
+                tracing::error!(mistakes, "the files have mistakes; the set of before stays in use");
             }
         }
         self.notify.send("READY=1");

@@ -11,14 +11,25 @@ use farrier_model::{Ask, Digest, Event, NodeName, Subject};
 use farrier_store::{Clock, RunRow, SqliteStore, Store};
 use tokio::sync::watch;
 
+use super::remote::{self, Word};
 use super::run::{driver, open_run, past, user};
 use super::runs::stored_plan;
 use super::{App, Problem};
+use crate::client::{self, Client};
 use crate::exit::Exit;
 use crate::interact::read_line;
 use crate::render;
 use crate::render::plan::{Shown, draw};
 use crate::render::style::Style;
+use crate::stores;
+
+/// The service to ask about a run: the one that is named, or that owns the run's store.
+async fn service(app: &App, run: &str) -> Result<Option<Client>, Problem> {
+    match client::named(app)? {
+        Some(client) => Ok(Some(client)),
+        None => stores::service_of(app, &app.workspace()?, run).await,
+    }
+}
 
 /// A stored run that somebody wants something of.
 struct Asked {
@@ -96,6 +107,14 @@ struct Answer {
 }
 
 impl Answer {
+    /// The same through a service.
+    async fn tell(&self, client: &Client, word: Word) -> Result<Exit, Problem> {
+        let step = self.step.as_ref().map(ToString::to_string);
+        let digest = self.digest.as_deref();
+        let said = (word, self.reason.clone());
+        remote::answer(client, &self.run, step.as_deref(), digest, said, self.all).await
+    }
+
     /// What is asked, shown; and the digest that the answer is for.
     fn subject(&self, asked: &Asked) -> Result<(Subject, Digest), Problem> {
         let open: Vec<_> = asked.run.approvals.iter().filter(|(_, approval)| approval.is_open()).collect();
@@ -137,6 +156,9 @@ impl Answer {
 
 impl Approve {
     pub(super) async fn run(&self, app: &App) -> Result<Exit, Problem> {
+        if let Some(client) = service(app, &self.answer.run).await? {
+            return self.answer.tell(&client, Word::Yes { sure: self.yes }).await;
+        }
         let asked = Asked::open(app, &self.answer.run).await?;
         let (subject, digest) = self.answer.subject(&asked)?;
         if !self.yes {
@@ -167,6 +189,9 @@ impl Approve {
 
 impl Reject {
     pub(super) async fn run(&self, app: &App) -> Result<Exit, Problem> {
+        if let Some(client) = service(app, &self.answer.run).await? {
+            return self.answer.tell(&client, Word::No).await;
+        }
         let asked = Asked::open(app, &self.answer.run).await?;
         let (subject, digest) = self.answer.subject(&asked)?;
         let reason = self.answer.reason.clone();
@@ -191,6 +216,9 @@ pub(super) struct Signal {
 
 impl Signal {
     pub(super) async fn run(&self, app: &App) -> Result<Exit, Problem> {
+        if let Some(client) = service(app, &self.run).await? {
+            return remote::signal(&client, &self.run, &self.name, self.reason.clone()).await;
+        }
         let asked = Asked::open(app, &self.run).await?;
         let ask = Ask::Signal { name: self.name.as_str().into(), reason: self.reason.clone() };
         let (_, short) = asked.tell(app, ask).await?;
@@ -214,6 +242,9 @@ pub(super) struct Cancel {
 
 impl Cancel {
     pub(super) async fn run(&self, app: &App) -> Result<Exit, Problem> {
+        if let Some(client) = service(app, &self.run).await? {
+            return remote::cancel(&client, &self.run, self.undo, self.reason.clone()).await;
+        }
         let asked = Asked::open(app, &self.run).await?;
         let by = user();
         let ask = Ask::Cancel { undo: self.undo, reason: self.reason.clone() };
@@ -254,6 +285,10 @@ pub(super) struct Resolve {
 
 impl Resolve {
     pub(super) async fn run(&self, app: &App) -> Result<Exit, Problem> {
+        if let Some(client) = service(app, &self.run).await? {
+            let node = self.node.to_string();
+            return remote::resolve(&client, &self.run, &node, self.applied, &self.reason).await;
+        }
         let asked = Asked::open(app, &self.run).await?;
         if asked.run.find(&self.node).is_none() {
             return Err(Problem::Usage(format!("run {} has no step `{}`", asked.row.id, self.node)));

@@ -5,6 +5,7 @@ use farrier_server::wire::LockView;
 use farrier_store::{SqliteStore, Store};
 
 use super::{App, Problem};
+use crate::client;
 use crate::exit::Exit;
 use crate::render::{self, table};
 use crate::stores;
@@ -14,9 +15,13 @@ pub(super) struct Locks {}
 
 impl Locks {
     pub(super) async fn run(&self, app: &App) -> Result<Exit, Problem> {
-        let mut views = Vec::new();
-        for store in stores::read_all(app, &app.workspace()?).await? {
-            views.extend(tickets(&store).await?);
+        let mut views: Vec<LockView> = Vec::new();
+        if let Some(client) = client::named(app)? {
+            views = client.get("/api/v1/locks").await?;
+        } else {
+            for store in stores::read_all(app, &app.workspace()?).await? {
+                views.extend(tickets(&store).await?);
+            }
         }
         if render::data(app.output, &views)? {
             return Ok(Exit::Ok);

@@ -4,6 +4,7 @@ mod actions;
 mod alerts;
 mod answer;
 mod apply;
+mod audit;
 mod check;
 mod explain;
 mod export;
@@ -14,6 +15,7 @@ mod locks;
 mod plan;
 mod plan_alert;
 mod prune;
+mod remote;
 mod run;
 mod runs;
 mod schedules;
@@ -32,6 +34,7 @@ use farrier_model::Value;
 use farrier_project::{ProjectError, Workspace};
 use farrier_runbook::inputs::{Given, check_inputs};
 use farrier_runbook::{Diagnostics, Graph};
+use farrier_server::{ErrorCode, ErrorDetail};
 use farrier_store::StoreError;
 
 use crate::exit::Exit;
@@ -51,6 +54,9 @@ pub struct Cli {
     /// What to log to standard error, such as `info` or `farrier_exec=debug`; also `FARRIER_LOG`.
     #[arg(long, global = true, value_name = "FILTER")]
     pub log: Option<String>,
+    /// Ask this service instead of opening the store here; its token is taken from `FARRIER_TOKEN`.
+    #[arg(long, global = true, value_name = "URL", env = "FARRIER_SERVER")]
+    server: Option<String>,
     /// Form of the log.
     #[arg(long, global = true, default_value = "text", value_enum)]
     pub log_format: LogFormat,
@@ -131,6 +137,8 @@ enum Command {
     Export(export::Export),
     /// Take runs from a file that `export` has written.
     Import(export::Import),
+    /// Show who did what through the service.
+    Audit(audit::Audit),
     /// Make tokens for the service file.
     Token(serve::Token),
     /// Take away finished runs whose time is over, as `retention:` in farrier.yaml says.
@@ -159,6 +167,18 @@ pub struct Choice {
 }
 
 impl Choice {
+    /// The inputs as they were typed, for a service to check.
+    fn given(&self) -> Result<BTreeMap<String, Value>, Problem> {
+        let mut given = BTreeMap::new();
+        for pair in &self.inputs {
+            let (key, value) = pair
+                .split_once('=')
+                .ok_or_else(|| Problem::Usage(format!("`--input {pair}` is not of the form KEY=VALUE")))?;
+            given.insert(key.to_owned(), Value::text(value));
+        }
+        Ok(given)
+    }
+
     fn inputs(&self, graph: &Graph) -> Result<Value, Problem> {
         let mut given = BTreeMap::new();
         for pair in &self.inputs {
@@ -184,7 +204,11 @@ pub struct App {
     output: Format,
     project: PathBuf,
     logs_json: bool,
+    /// The service to ask, by its address.
+    pub server: Option<String>,
 }
+
+pub use run::user;
 
 impl App {
     fn workspace(&self) -> Result<Workspace, Problem> {
@@ -207,6 +231,7 @@ pub fn dispatch(cli: Cli) -> Result<Exit, Problem> {
         output: cli.output,
         project: cli.project,
         logs_json: cli.log_format == LogFormat::Json,
+        server: cli.server,
     };
     match cli.command {
         Command::Check(command) => command.run(&app),
@@ -240,6 +265,7 @@ pub fn dispatch(cli: Cli) -> Result<Exit, Problem> {
         Command::Fsck(command) => block_on(command.run(&app)),
         Command::Export(command) => block_on(command.run(&app)),
         Command::Import(command) => block_on(command.run(&app)),
+        Command::Audit(command) => block_on(command.run(&app)),
         Command::Token(command) => command.run(),
         Command::Prune(command) => block_on(command.run(&app)),
         Command::Completions { .. } => Ok(Exit::Ok),
@@ -327,6 +353,12 @@ pub enum Problem {
     /// The driver.
     #[error(transparent)]
     Driver(DriverError),
+    /// A service refused it.
+    #[error("{}", .0.message)]
+    Service(Box<ErrorDetail>),
+    /// A service that was to be asked is not there, or not any more.
+    #[error("the service cannot be reached")]
+    Gone(#[source] anyhow::Error),
     /// No run fits.
     #[error("no run's id begins with `{0}`")]
     NoRun(String),
@@ -383,6 +415,27 @@ impl Problem {
             | Problem::Refused(Refusal::Now(_)) => Exit::Usage,
             Problem::Mistakes(_) | Problem::BadPlan { .. } | Problem::BadLine { .. } => Exit::Invalid,
             Problem::Unwritable { .. } | Problem::Other(_) => Exit::Error,
+            Problem::Gone(_) => Exit::Unreachable,
+            Problem::Service(error) => match error.code {
+                ErrorCode::NotFound
+                | ErrorCode::Malformed
+                | ErrorCode::InvalidInputs
+                | ErrorCode::Refused => Exit::Usage,
+                ErrorCode::Unauthenticated
+                | ErrorCode::NotAllowed
+                | ErrorCode::CrossSite
+                | ErrorCode::NotYours => Exit::NotAllowed,
+                ErrorCode::MissingTargets => Exit::Invalid,
+                ErrorCode::KeyTaken => Exit::LockBusy,
+                ErrorCode::Owned => Exit::StoreBusy,
+                ErrorCode::Drift => Exit::Drift,
+                ErrorCode::PlanGone => Exit::PlanGone,
+                ErrorCode::TooMany | ErrorCode::Unavailable | ErrorCode::TooSlow => Exit::Unreachable,
+                ErrorCode::WrongMethod
+                | ErrorCode::TooLarge
+                | ErrorCode::UnsupportedType
+                | ErrorCode::Internal => Exit::Error,
+            },
             Problem::PlanGone { .. } | Problem::Store(StoreError::PlanUsed { .. }) => Exit::PlanGone,
             Problem::Drift { .. } => Exit::Drift,
             Problem::Refused(Refusal::Person(_)) => Exit::NotAllowed,
@@ -403,6 +456,8 @@ impl Problem {
     pub fn help(&self) -> Option<String> {
         match self {
             Problem::Project(error) => error.help(),
+            Problem::Service(error) => error.next.clone(),
+            Problem::Gone(_) => Some("look whether `farrier serve` runs there".into()),
             Problem::Inputs { known, .. } => Some(if known.is_empty() {
                 "leave `-i` out: the runbook has no inputs".into()
             } else {

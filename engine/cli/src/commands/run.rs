@@ -6,8 +6,9 @@ use clap::Args;
 use farrier_exec::driver::Start;
 use farrier_exec::{Driver, Ended, Halt, Observer, Options};
 use farrier_model::event::Trigger;
+use farrier_model::spec::Risk;
 use farrier_model::time::parse_duration;
-use farrier_model::{Event, FailureKind, RunState, Text};
+use farrier_model::{Event, RunState, Text, Value};
 use farrier_runbook::compile_bundle;
 use farrier_store::{Clock, RunRow, SqliteStore, Store};
 use serde::Serialize;
@@ -15,7 +16,8 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use super::{App, Choice, Problem};
+use super::{App, Choice, Problem, remote};
+use crate::client;
 use crate::exit::Exit;
 use crate::interact::Ask;
 use crate::progress::Progress;
@@ -43,16 +45,16 @@ pub(super) struct Answers {
     pub(super) yes: bool,
     /// Let changes pass that a guard asks about.
     #[arg(long)]
-    accept_guards: bool,
+    pub(super) accept_guards: bool,
     /// Show every change and whole values.
     #[arg(long)]
-    all: bool,
+    pub(super) all: bool,
     /// Show failures and the result only.
     #[arg(long, short)]
     pub(super) quiet: bool,
     /// How long to stay when the run waits for a time; a longer wait leaves it to be resumed.
     #[arg(long, default_value = "15m", value_name = "DURATION", value_parser = duration)]
-    patience: Duration,
+    pub(super) patience: Duration,
 }
 
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
@@ -71,7 +73,7 @@ pub(super) struct Resume {
 }
 
 /// Who is at the keyboard, for the journal.
-pub(super) fn user() -> String {
+pub fn user() -> String {
     ["SUDO_USER", "USER", "LOGNAME"]
         .iter()
         .find_map(|name| std::env::var(name).ok().filter(|user| !user.is_empty()))
@@ -86,6 +88,13 @@ impl RunArgs {
         let site = workspace.site(&self.choice.env, catalog)?;
         site.check(&bundle, &app.registry)?;
         let inputs = self.choice.inputs(bundle.graph())?;
+        if let Some(client) = client::at(app, &workspace.data_dir(Some(&site))?).await? {
+            let graph = bundle.graph();
+            let ask = self.answers.ask_of(graph.risk);
+            let given = self.choice.given()?;
+            let place = (&*graph.name, &*self.choice.env);
+            return remote::start(app, &client, place, given, &self.answers, &ask, self.detach).await;
+        }
         let store = stores::own_of(&workspace, Some(&site)).await?;
         let start = Start {
             bundle: Arc::new(bundle),
@@ -118,7 +127,13 @@ impl RunArgs {
 
 impl Resume {
     pub(super) async fn run(&self, app: &App) -> Result<Exit, Problem> {
+        if let Some(client) = client::named(app)? {
+            return remote::resume(app, &client, &self.run, &self.answers).await;
+        }
         let workspace = app.workspace()?;
+        if let Some(client) = stores::service_of(app, &workspace, &self.run).await? {
+            return remote::resume(app, &client, &self.run, &self.answers).await;
+        }
         let (store, start, row) = open_run(app, &workspace, &self.run).await?;
         if row.state.is_final() {
             return Err(Problem::Usage(format!(
@@ -184,10 +199,14 @@ pub(super) async fn start_of(
 
 impl Answers {
     pub(super) fn ask(&self, start: &Start) -> Ask {
+        self.ask_of(start.bundle.graph().risk)
+    }
+
+    pub(super) fn ask_of(&self, risk: Risk) -> Ask {
         Ask {
             yes: self.yes,
             accept_guards: self.accept_guards,
-            risk: start.bundle.graph().risk,
+            risk,
             shown: Shown { all: self.all },
             quiet: self.quiet,
         }
@@ -262,9 +281,19 @@ impl Session {
         store: SqliteStore,
     ) -> Result<Exit, Problem> {
         self.progress.clear();
-        let exit = exit_of(&ended);
+        let exit = remote::exit_of(ended.state, ended.failure.as_ref().map(|failure| failure.kind));
         if app.output == Format::Table {
-            print_end(start, &ended)?;
+            print_end(&End {
+                runbook: &start.bundle.root,
+                run: &ended.run.to_string(),
+                state: ended.state,
+                changed: ended.changed,
+                failure: ended.failure.as_ref().map(|failure| (failure.to_string(), failure.help.clone())),
+                parked: ended.parked.clone(),
+                waits: ended.waits.clone().map(|(reason, until)| (reason, until.map(|at| at.to_string()))),
+                outputs: &ended.outputs,
+                asks: ended.guard.is_some(),
+            })?;
         } else {
             render::data(app.output, &EndedView::of(&ended))?;
         }
@@ -316,45 +345,61 @@ pub(super) fn past(state: RunState) -> &'static str {
     }
 }
 
-fn print_end(start: &Start, ended: &Ended) -> Result<(), Problem> {
+/// How a run ended, or why it stopped for now, as it is told to people.
+pub(super) struct End<'a> {
+    pub(super) runbook: &'a str,
+    pub(super) run: &'a str,
+    pub(super) state: RunState,
+    pub(super) changed: u64,
+    /// With its help.
+    pub(super) failure: Option<(String, Option<String>)>,
+    pub(super) parked: Option<String>,
+    /// What it waits for, and until when.
+    pub(super) waits: Option<(String, Option<String>)>,
+    pub(super) outputs: &'a Value,
+    /// A guard asks.
+    pub(super) asks: bool,
+}
+
+pub(super) fn print_end(end: &End<'_>) -> Result<(), Problem> {
     let style = Style::stdout();
-    let name = &start.bundle.root;
-    let changed = match ended.changed {
+    let name = end.runbook;
+    let changed = match end.changed {
         0 => "no changes".to_owned(),
         1 => "1 change made".to_owned(),
         many => format!("{many} changes made"),
     };
-    let verdict = match ended.state {
+    let verdict = match end.state {
         RunState::Succeeded => style.good("succeeded"),
         RunState::Degraded
         | RunState::Parked
         | RunState::Cancelled
         | RunState::Undone
-        | RunState::Waiting => style.warn(past(ended.state)),
-        _ => style.bad(past(ended.state)),
+        | RunState::Waiting => style.warn(past(end.state)),
+        _ => style.bad(past(end.state)),
     };
     render::line(&format!("{name} {verdict}: {changed}"))?;
-    if let Some(failure) = &ended.failure {
+    if let Some((failure, help)) = &end.failure {
         render::line(&format!("  {failure}"))?;
-        if let Some(help) = &failure.help {
+        if let Some(help) = help {
             render::line(&format!("  {help}"))?;
         }
     }
-    if let Some(parked) = &ended.parked {
+    if let Some(parked) = &end.parked {
         render::line(&format!("  {parked}"))?;
     }
-    if let Some((waits, until)) = &ended.waits {
-        let until = until.map_or_else(String::new, |until| format!(" (due {until})"));
+    if let Some((waits, until)) = &end.waits {
+        let until = until.as_ref().map_or_else(String::new, |until| format!(" (due {until})"));
         render::line(&format!("  {waits}{until}"))?;
     }
-    if let Some(outputs) = ended.outputs.as_map() {
+    if let Some(outputs) = end.outputs.as_map() {
         for (key, value) in outputs.iter() {
             render::line(&format!("  {key}: {value}"))?;
         }
     }
-    let short = &ended.run.to_string()[..13];
-    match ended.state {
-        RunState::Parked if ended.guard.is_some() => {
+    let short = &end.run[..13];
+    match end.state {
+        RunState::Parked if end.asks => {
             eprintln!("next: farrier show {short}; then `farrier resume {short} --accept-guards --yes`");
         }
         RunState::Waiting => eprintln!(
@@ -363,23 +408,4 @@ fn print_end(start: &Start, ended: &Ended) -> Result<(), Problem> {
         _ => eprintln!("next: farrier show {short}"),
     }
     Ok(())
-}
-
-fn exit_of(ended: &Ended) -> Exit {
-    match ended.state {
-        RunState::Succeeded => Exit::Ok,
-        RunState::Degraded => Exit::Degraded,
-        RunState::Undone => Exit::Undone,
-        RunState::Cancelled => Exit::Cancelled,
-        RunState::Failed => match &ended.failure {
-            Some(failure) if failure.kind == FailureKind::Guard => Exit::Guard,
-            Some(failure) if failure.kind == FailureKind::Unreachable => Exit::Unreachable,
-            Some(failure) if failure.kind == FailureKind::Drift => Exit::Drift,
-            Some(failure) if failure.kind == FailureKind::Lock => Exit::LockBusy,
-            Some(failure) if failure.kind == FailureKind::Rejected => Exit::NotApproved,
-            _ => Exit::Failed,
-        },
-        RunState::Waiting => Exit::Waiting,
-        RunState::Parked | RunState::Queued | RunState::Running | RunState::Undoing => Exit::Parked,
-    }
 }

@@ -5,11 +5,12 @@ use clap::Args;
 use farrier_exec::{Plan, Run};
 use farrier_model::{BoundPlan, Event, FailureKind, NodeEvent, NodeState, RunState, Subject};
 use farrier_runbook::compile_bundle;
-use farrier_server::wire::{RunSummary, RunView, describe_wait};
+use farrier_server::wire::{EntryView, RunPage, RunSummary, RunView, describe_wait};
 use farrier_store::{RunFilter, RunRow, SqliteStore, Store};
 
 use super::run::past;
 use super::{App, Problem};
+use crate::client;
 use crate::exit::Exit;
 use crate::render::style::Style;
 use crate::render::{self, Format, table};
@@ -34,6 +35,9 @@ fn parse_state(text: &str) -> Result<RunState, String> {
 
 impl Runs {
     pub(super) async fn run(&self, app: &App) -> Result<Exit, Problem> {
+        if let Some(client) = client::named(app)? {
+            return Runs::list(app, &client.get::<RunPage>(&self.query()).await?.runs);
+        }
         let stores = stores::read_all(app, &app.workspace()?).await?;
         let filter = RunFilter {
             runbook: self.runbook.as_deref().map(Into::into),
@@ -48,6 +52,22 @@ impl Runs {
         rows.sort_by_key(|row| std::cmp::Reverse((row.created_at, row.id)));
         rows.truncate(self.limit);
         let views: Vec<RunSummary> = rows.iter().map(RunSummary::of).collect();
+        Runs::list(app, &views)
+    }
+
+    fn query(&self) -> String {
+        let mut query = url::form_urlencoded::Serializer::new(String::new());
+        query.append_pair("limit", &self.limit.to_string());
+        if let Some(runbook) = &self.runbook {
+            query.append_pair("runbook", runbook);
+        }
+        if let Some(state) = self.state {
+            query.append_pair("state", state.name());
+        }
+        format!("/api/v1/runs?{}", query.finish())
+    }
+
+    fn list(app: &App, views: &[RunSummary]) -> Result<Exit, Problem> {
         if render::data(app.output, &views)? {
             return Ok(Exit::Ok);
         }
@@ -92,13 +112,21 @@ fn unreadable_plan(error: String) -> Problem {
 
 impl Show {
     pub(super) async fn run(&self, app: &App) -> Result<Exit, Problem> {
+        if let Some(client) = client::named(app)? {
+            let run = client.find(&self.run).await?;
+            return self.tell(app, &client.run(&run.id).await?);
+        }
         let (store, row) = stores::find(app, &app.workspace()?, &self.run).await?;
         let run = replay(app, &store, &row).await?;
         let view = RunView::of(&row, &run).map_err(unreadable_plan)?;
-        if render::data(app.output, &view)? {
+        self.tell(app, &view)
+    }
+
+    fn tell(&self, app: &App, view: &RunView) -> Result<Exit, Problem> {
+        if render::data(app.output, view)? {
             return Ok(Exit::Ok);
         }
-        self.draw(&view)
+        self.draw(view)
     }
 
     fn draw(&self, view: &RunView) -> Result<Exit, Problem> {
@@ -230,14 +258,19 @@ pub(super) struct Logs {
 
 impl Logs {
     pub(super) async fn run(&self, app: &App) -> Result<Exit, Problem> {
-        let (store, row) = stores::find(app, &app.workspace()?, &self.run).await?;
-        let journal = store.journal(row.id).await?;
+        let journal: Vec<EntryView> = if let Some(client) = client::named(app)? {
+            let run = client.find(&self.run).await?;
+            client.get(&format!("/api/v1/runs/{}/journal", run.id)).await?
+        } else {
+            let (store, row) = stores::find(app, &app.workspace()?, &self.run).await?;
+            store.journal(row.id).await?.into_iter().map(EntryView::from).collect()
+        };
         if app.output != Format::Table {
             render::data(app.output, &journal)?;
             return Ok(Exit::Ok);
         }
         for entry in journal {
-            let at = entry.at.to_string();
+            let at = entry.at;
             let what = describe(&entry.event);
             render::line(&format!("{:>5}  {at:<30}  {what}", entry.seq))?;
         }

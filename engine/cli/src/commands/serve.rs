@@ -62,11 +62,17 @@ impl Serve {
         let root = app.workspace()?.root;
         let config = Config::find(&root, self.config.as_deref())?;
         let written = &config.written;
-        let named = |all: &[String]| all.to_vec();
+        if written.login.is_some() {
+            return Err(Problem::Usage(
+                "this version does not log people in with a password: take `login:` out of the service file, and give \
+                 them tokens"
+                    .into(),
+            ));
+        }
         let served = if self.env.is_empty() {
             written.environments.iter().map(|name| name.value.clone()).collect::<Vec<String>>()
         } else {
-            named(&self.env)
+            self.env.clone()
         };
         // Nothing starts by itself in an environment that nobody has named.
         let starts = !served.is_empty();

@@ -1,6 +1,13 @@
 //! The service from outside: the real binary, its sockets and its answers.
+//!
+//! Read first: `service.rs` (a service in a project of its own, and plain HTTP to it).
 
 #[path = "../common/mod.rs"]
 mod common;
 
+mod hostile;
+mod lives;
+mod rights;
+mod service;
 mod stores;
+mod through;

@@ -36,6 +36,12 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
         let bytes =
             Bytes::from_request(request, state).await.map_err(|error| malformed(error.to_string()))?;
         let text: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
+        // A list would be read as the fields of an object in their order, which nobody means.
+        if text.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
+            return Err(
+                malformed("the body is not an object".into()).next("/api/v1/openapi.json describes it")
+            );
+        }
         let read = serde_json::from_slice(text);
         read.map(Json).map_err(|error| {
             malformed(format!("the body does not fit: {error}")).next("/api/v1/openapi.json describes it")
