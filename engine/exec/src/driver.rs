@@ -26,6 +26,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::decide::{Decision, Input, Limits, Report, Work};
+use crate::escalation;
 use crate::guard;
 use crate::held::{self, Held};
 use crate::plan::Plan;
@@ -380,15 +381,27 @@ impl Driver {
         Ok(id)
     }
 
-    /// Stores what somebody wants of a run, and makes whoever drives it look up.
+    /// As [`enqueue`](Driver::enqueue), under an id that follows from what asked for it. False when it was created before,
+    /// and nothing was changed.
+    ///
+    /// # Errors
+    /// As [`enqueue`](Driver::enqueue).
+    pub async fn enqueue_as(&self, id: RunId, start: &Start) -> Result<bool, DriverError> {
+        let created = self.create(id, start, None).await?;
+        self.pokes.poke(id);
+        Ok(created)
+    }
+
+    /// Stores what somebody wants of a run, and makes whoever drives it look up. The id of the request is gone from the store
+    /// once it was answered.
     ///
     /// # Errors
     /// The store fails, or the run has ended.
-    pub async fn ask(&self, run: RunId, by: &str, ask: Ask) -> Result<(), DriverError> {
+    pub async fn ask(&self, run: RunId, by: &str, ask: Ask) -> Result<uuid::Uuid, DriverError> {
         let id = uuid::Uuid::now_v7();
         self.store.request(run, Request { id, at: self.clock.now(), by: by.to_owned(), ask }).await?;
         self.pokes.poke(run);
-        Ok(())
+        Ok(id)
     }
 
     /// Takes what was asked of a run that nobody drives into its journal, and starts nothing. Gives the run as it is
@@ -456,7 +469,7 @@ impl Driver {
         Ok(())
     }
 
-    async fn create(&self, id: RunId, start: &Start, parent: Option<RunId>) -> Result<(), DriverError> {
+    async fn create(&self, id: RunId, start: &Start, parent: Option<RunId>) -> Result<bool, DriverError> {
         let graph = start.bundle.graph();
         self.store.put_bundle(start.bundle.digest, &start.bundle.root, &start.bundle.sources).await?;
         let entry = Entry { seq: 1, epoch: 0, at: self.clock.now(), event: created(start, graph) };
@@ -466,7 +479,8 @@ impl Driver {
         let title = run.title();
         let live_key =
             run.live_key().map_err(|failure| DriverError::Inputs { runbook: graph.name.clone(), failure })?;
-        self.store
+        let created = self
+            .store
             .create_run(NewRun {
                 id,
                 runbook: graph.name.clone(),
@@ -478,7 +492,7 @@ impl Driver {
                 created: entry.event,
             })
             .await?;
-        Ok(())
+        Ok(created)
     }
 
     fn resume_at<'a>(
@@ -596,7 +610,7 @@ impl Driver {
             if let Some(claim) = claim
                 && !(events.is_empty() && taken.is_empty() && !held.holds_events())
             {
-                let stored = self.write(claim, run.state, events, taken, &mut held).await;
+                let stored = self.write(claim, run, events, taken, &mut held).await;
                 let events = stored.map_err(|error| match error {
                     StoreError::Fenced { .. } => DriverError::Fenced(run.id),
                     other => DriverError::Store(other),
@@ -741,13 +755,15 @@ impl Driver {
     async fn write(
         &self,
         claim: &Claim,
-        state: RunState,
+        run: &Run,
         events: Vec<Event>,
         taken: Vec<uuid::Uuid>,
         held: &mut Held,
     ) -> Result<Vec<Event>, StoreError> {
+        let state = run.state;
         let append = async |events: &[Event], state, taken: &[uuid::Uuid]| {
-            let batch = Batch::new(events.to_vec(), state).taking(taken.to_vec());
+            let notices = escalation::notices(run, events);
+            let batch = Batch::new(events.to_vec(), state).taking(taken.to_vec()).telling(notices);
             let entries = self.store.append_surely(claim, batch).await?;
             Ok(entries.into_iter().map(|entry| entry.event).collect::<Vec<Event>>())
         };
@@ -811,7 +827,7 @@ impl Driver {
         let reason = Some(format!("run {}, which started it, was cancelled", run.id));
         let by = run.cancelled_by.clone().unwrap_or_default();
         match self.ask(run.id.child(node), &by, Ask::Cancel { undo: false, reason }).await {
-            Ok(()) | Err(DriverError::Store(StoreError::Final { .. } | StoreError::NoRun { .. })) => Ok(()),
+            Ok(_) | Err(DriverError::Store(StoreError::Final { .. } | StoreError::NoRun { .. })) => Ok(()),
             Err(error) => Err(error),
         }
     }

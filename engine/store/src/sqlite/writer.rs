@@ -25,14 +25,15 @@ use sqlx::{Arguments as _, AssertSqlSafe, Connection as _, Row as _, SqliteConne
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
+use super::acts::{self, Act};
 use super::ballast::Ballast;
 use super::directory::{Anchors, DirectoryLock};
 use super::retention::Pruned;
-use super::{Errors, asides, reader, retention};
+use super::{Errors, asides, outbox, reader, retention};
 use crate::body::{self, Place, Row};
 use crate::record::{Verified, VerifiedRow};
 use crate::rules::{self, Aside, Head, Moment};
-use crate::{Batch, Claim, Clock, NewRun, StoreError, Timing};
+use crate::{Batch, Claim, Clock, Delivery, NewRun, Notice, StoreError, Timing};
 
 /// How much work may wait. Enough for the callers of one commit to queue while the one before it runs; beyond that they
 /// wait themselves.
@@ -78,6 +79,17 @@ pub(crate) enum Work {
         request: Box<Request>,
         body: String,
     },
+    /// Who did what.
+    Act {
+        act: Box<Act>,
+    },
+    Notice {
+        notice: Box<Notice>,
+    },
+    Delivered {
+        notice: Uuid,
+        delivery: Delivery,
+    },
     Import {
         run: Box<Verified>,
     },
@@ -92,11 +104,14 @@ impl Work {
     fn can_wait(&self) -> bool {
         match self {
             Work::Append { batch, .. } => batch.events.iter().any(Event::needs_lease),
-            Work::Heartbeat { .. } | Work::Release { .. } => false,
+            Work::Heartbeat { .. } | Work::Release { .. } | Work::Notice { .. } | Work::Delivered { .. } => {
+                false
+            }
             Work::Create { .. }
             | Work::Claim { .. }
             | Work::Bundle { .. }
             | Work::Request { .. }
+            | Work::Act { .. }
             | Work::Import { .. }
             | Work::Prune { .. } => true,
         }
@@ -380,6 +395,18 @@ impl Writer {
                 }
                 Work::Create { new, row } => self.create(new, row, moment).await?,
                 Work::Request { run, request, body } => self.request(*run, request, body, moment).await?,
+                Work::Act { act } => {
+                    acts::write(&mut self.connection, act).await?;
+                    Ok(Done::Nothing)
+                }
+                Work::Notice { notice } => {
+                    outbox::put(&mut self.connection, notice, moment.now).await?;
+                    Ok(Done::Nothing)
+                }
+                Work::Delivered { notice, delivery } => {
+                    outbox::delivered(&mut self.connection, *notice, delivery, moment.now).await?;
+                    Ok(Done::Nothing)
+                }
                 Work::Claim { run, owner, row } => self.claim(*run, owner, row, moment).await?,
                 Work::Import { run } => self.import(run, moment).await?,
                 Work::Prune { run: Some(run) } => {
@@ -661,8 +688,8 @@ impl Writer {
         });
         (change.after, change.link) = (head.clone(), link);
         let asides = rules::asides(&batch.events);
-        if !(asides.is_empty() && batch.taken.is_empty()) {
-            staged.asides.push((run, asides, &batch.taken));
+        if !(asides.is_empty() && batch.taken.is_empty() && batch.notices.is_empty()) {
+            staged.asides.push((run, asides, batch));
         }
         self.heads.insert(run, Cached { head, link });
         Ok(Ok(Done::Appended { first_seq, at: moment.now }))
@@ -800,8 +827,11 @@ impl Writer {
         let lines: Vec<Line<'_>> = rows.iter().map(StagedRow::line).collect();
         self.insert(&lines).await?;
         staged.written = written + lines.len() as u64;
-        for (run, asides, taken) in asides {
-            asides::perform(&mut self.connection, run, &asides, taken, at).await?;
+        for (run, asides, batch) in asides {
+            asides::perform(&mut self.connection, run, &asides, &batch.taken, at).await?;
+            for notice in &batch.notices {
+                outbox::put(&mut self.connection, notice, at).await?;
+            }
         }
         Ok(())
     }
@@ -910,7 +940,7 @@ struct Staged<'w> {
     runs: HashMap<RunId, Change>,
     rows: Vec<StagedRow<'w>>,
     /// What the batches change besides, in their order.
-    asides: Vec<(RunId, Vec<Aside>, &'w [Uuid])>,
+    asides: Vec<(RunId, Vec<Aside>, &'w Batch)>,
     /// The moment of the transaction.
     at: i64,
     /// Rows of this transaction that are written already.
