@@ -112,10 +112,7 @@ impl Site {
     async fn account(&self, last: &str, hash: &str) {
         let name = self.name(last);
         let sql = if self.standin() {
-            format!(
-                "{} INSERT INTO server_accounts (user, password_hash) VALUES ('{name}', '{hash}')",
-                TABLES
-            )
+            format!("{TABLES} INSERT INTO server_accounts (user, password_hash) VALUES ('{name}', '{hash}')")
         } else {
             format!("CREATE USER '{name}'@'%' IDENTIFIED BY PASSWORD '{hash}'")
         };
