@@ -39,7 +39,12 @@ mod tests {
     }
 
     /// Steps that examples speak of, each with the output that they use.
-    const OTHERS: [(&str, &str); 6] = [
+    const OTHERS: [(&str, &str); 7] = [
+        (
+            "dump",
+            "{ uses: sql.dump, with: { target: database, database: s1__a, into: { target: homes, root: a, path: \
+             [s1__a.sql] } }, undo: restore }",
+        ),
         (
             "checked",
             "{ uses: files.check_archive, with: { target: homes, archive: \"${ steps.archive.file }\", \
@@ -77,12 +82,20 @@ mod tests {
         let id = spec.example.split(':').next().unwrap();
         let mut targets = String::new();
         for (field, schema) in spec.input["properties"].as_object().into_iter().flatten() {
-            let kind = schema[MARK].as_str().and_then(|mark| mark.strip_prefix("target:"));
-            let alias = spec.example.split_once(&format!("{field}: ")).map(|(_, rest)| {
-                rest.split(|letter: char| !letter.is_alphanumeric() && letter != '_').next().unwrap()
-            });
-            if let (Some(kind), Some(alias)) = (kind, alias) {
-                targets.push_str(&format!("  {alias}: {kind}\n"));
+            // The field itself, or a place in another target.
+            let inner = [schema].into_iter().chain(schema["anyOf"].as_array().into_iter().flatten());
+            let inner =
+                inner.map(|schema| (&schema["properties"]["target"], format!("{field}: {{ target: ")));
+            for (schema, before) in inner.chain([(schema, format!("{field}: "))]) {
+                let kind = schema[MARK].as_str().and_then(|mark| mark.strip_prefix("target:"));
+                let alias = spec.example.split_once(&before).map(|(_, rest)| {
+                    rest.split(|letter: char| !letter.is_alphanumeric() && letter != '_').next().unwrap()
+                });
+                if let (Some(kind), Some(alias)) = (kind, alias)
+                    && !targets.contains(&format!("  {alias}: "))
+                {
+                    targets.push_str(&format!("  {alias}: {kind}\n"));
+                }
             }
         }
         let mut steps = String::new();
@@ -93,6 +106,7 @@ mod tests {
                 steps.push_str(&format!("  {other}: {text}\n"));
                 let (alias, kind) = match text {
                     _ if text.contains("ldap.") => ("people", "ldap"),
+                    _ if text.contains("sql.dump") => ("database", "sql"),
                     _ if text.contains("files.") => ("homes", "files"),
                     _ => ("records", "sql"),
                 };

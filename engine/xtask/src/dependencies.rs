@@ -56,6 +56,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     // What plugins that speak HTTP share.
     ("farrier-outbound", &["farrier-action", "farrier-model"]),
+    // Its dumps go beneath the roots of a `files` target.
+    ("farrier-plugin-sql", &["farrier-action", "farrier-model", "farrier-plugin-files"]),
     ("farrier-plugin-*", &["farrier-action", "farrier-model", "farrier-outbound"]),
     (
         "farrier",

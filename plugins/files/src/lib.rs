@@ -4,7 +4,7 @@
 //! texts for [`ReadMany`], and `pool` keeps a file that never answers from stopping anything else. `strict` opens
 //! for everything that writes, `walk` goes through a tree, `store` tells the life of an archive, `remove` that of a
 //! deletion, `private` where both keep what they need. None of those know of runs: they are plain functions that
-//! another process could call.
+//! another process could call. [`deposit`] is for other plugins, whose steps put files beneath a root.
 //!
 //! **Rule:** every path is made of checked segments beneath a root, and the kernel refuses to leave it. Nothing but a
 //! regular file is ever opened for reading, and nothing but an open folder written to.
@@ -18,6 +18,7 @@ mod beneath;
 mod check_archive;
 mod count;
 mod delete_tree;
+pub mod deposit;
 mod manifest;
 mod pack;
 mod path;

@@ -8,6 +8,8 @@
 //!     archives/EFFECT.part, EFFECT.manifest  an archive that is being written
 //!     archives/EFFECT.json                   the archive that this effect finished
 //!     writing/EFFECT                         a file on its way to its place
+//!     deposits/EFFECT/part, receipt.json     a file of another plugin's step on its way to its place, and what it is
+//!     deposits/sha256-SHA256.json            the file that such a step made with this digest
 //! ```
 //!
 //! It lies beneath the root because a rename works within one file system alone. `EFFECT` is the effect id of a step,

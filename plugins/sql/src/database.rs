@@ -29,6 +29,8 @@ const IDLE: Duration = Duration::from_secs(300);
 const KEPT: usize = 1 << 20;
 /// The server stops a statement by itself; this much later we no longer wait for it to say so.
 const GRACE: Duration = Duration::from_secs(5);
+/// The limit of a session that takes its time: more than any timeout of a step.
+const UNHURRIED: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// Why a statement failed, with what callers decide by.
 #[derive(Debug)]
@@ -70,6 +72,11 @@ pub(crate) trait Session: Send {
     fn dialect(&self) -> &'static dyn Dialect;
     /// Runs one statement; the number of rows it matched.
     async fn execute(&mut self, sql: &str, params: &[Param]) -> Result<u64, Fault>;
+    /// Runs one statement without parameters that no connection keeps: it may hold what nobody else is to see.
+    async fn run(&mut self, sql: &str) -> Result<(), Fault>;
+    /// From here on statements take as long as they need, and the connection is closed afterwards. For whoever has a
+    /// limit of its own, such as the timeout of a step.
+    async fn take_time(&mut self) -> Result<(), Fault>;
     /// Runs one statement and hands over its rows as they arrive.
     async fn fetch(&mut self, sql: &str, params: &[Param], each: &mut EachRow<'_>) -> Result<(), Fault>;
     /// Makes it last. When the answer is lost the failure is in doubt.
@@ -200,6 +207,7 @@ impl<D: Driver> Pool<D> {
             Box::new(Open::<D> {
                 connection: Some(connection),
                 kept,
+                unhurried: false,
                 shared: self.0.clone(),
                 _permit: permit,
             })
@@ -284,6 +292,8 @@ struct Open<D: Driver> {
     connection: Option<D::Connection>,
     /// How much text of statements the connection keeps, at most.
     kept: usize,
+    /// Statements take as long as they need.
+    unhurried: bool,
     shared: Arc<Shared<D>>,
     _permit: OwnedSemaphorePermit,
 }
@@ -301,7 +311,7 @@ impl<D: Driver> Open<D> {
             )
             .into());
         };
-        let limit = self.shared.settings.statement_timeout;
+        let limit = if self.unhurried { UNHURRIED } else { self.shared.settings.statement_timeout };
         let limited = async {
             D::limit(&mut connection, limit).await.map_err(fault::<D>)?;
             work(&mut connection).await
@@ -330,6 +340,7 @@ impl<D: Driver> Open<D> {
     fn give_back(mut self) {
         if let Some(connection) = self.connection.take()
             && self.kept <= KEPT
+            && !self.unhurried
         {
             lock(&self.shared.idle).push(Idle { since: Instant::now(), connection, kept: self.kept });
         }
@@ -346,6 +357,18 @@ impl<D: Driver> Session for Open<D> {
         let arguments = Self::arguments(params)?;
         self.kept += if D::KEEPS { sql.len() } else { 0 };
         self.within(async |connection| D::execute(connection, sql, arguments).await.map_err(fault::<D>)).await
+    }
+
+    async fn run(&mut self, sql: &str) -> Result<(), Fault> {
+        self.within(async |connection| D::run(connection, sql).await.map_err(fault::<D>)).await
+    }
+
+    async fn take_time(&mut self) -> Result<(), Fault> {
+        self.unhurried = true;
+        match D::dialect().without_limit() {
+            Some(sql) => self.run(sql).await,
+            None => Ok(()),
+        }
     }
 
     async fn fetch(&mut self, sql: &str, params: &[Param], each: &mut EachRow<'_>) -> Result<(), Fault> {

@@ -5,6 +5,8 @@ use farrier_model::Failure;
 
 use crate::column::Column;
 use crate::database::Session;
+use crate::dump::Contents;
+use crate::server::Server;
 use crate::table::{Table, TableName};
 use crate::value::Param;
 
@@ -49,6 +51,18 @@ pub(crate) trait Dialect: Send + Sync {
     fn commits_by_itself(&self, word: &str) -> bool;
     /// Whether equality of texts beyond ASCII is known only to the server.
     fn sort_key(&self, _column: &Column, _placeholder: String) -> Option<String> {
+        None
+    }
+    /// The statement that takes the server's own limit of time from a session, where it has one.
+    fn without_limit(&self) -> Option<&'static str> {
+        None
+    }
+    /// Accounts, grants and databases, where this version can manage them.
+    fn server(&self) -> Option<&'static dyn Server> {
+        None
+    }
+    /// The databases of the server as text that makes them again, where this version can write it.
+    fn contents(&self) -> Option<&'static dyn Contents> {
         None
     }
     /// Reads the catalog.

@@ -17,6 +17,8 @@ use sqlx::{Arguments as _, Column as _, Decode, Row as _, Type, TypeInfo as _, V
 use crate::column::{Column, Folding, Kind, TextLimits};
 use crate::database::{Driver, Fault, Session, drive, fetch_values};
 use crate::dialect::{Clock, Dialect, Lexicon};
+use crate::dump::{Contents, MariaContents};
+use crate::server::{MariaServer, Server};
 use crate::table::{Table, TableName, UniqueKey};
 use crate::value::{Cell, Param, base64_bytes, civil_text, parse_civil, zoned_text};
 
@@ -249,6 +251,16 @@ impl Dialect for MariaDb {
 
     fn commits_by_itself(&self, word: &str) -> bool {
         !matches!(word, "INSERT" | "UPDATE" | "DELETE" | "REPLACE" | "WITH" | "SELECT" | "CALL" | "DO")
+    }
+
+    fn without_limit(&self) -> Option<&'static str> {
+        Some("SET SESSION lock_wait_timeout = 60 /*M! , max_statement_time = 0 */")
+    }
+    fn server(&self) -> Option<&'static dyn Server> {
+        Some(&MariaServer)
+    }
+    fn contents(&self) -> Option<&'static dyn Contents> {
+        Some(&MariaContents)
     }
 
     fn sort_key(&self, column: &Column, placeholder: String) -> Option<String> {

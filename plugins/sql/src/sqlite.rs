@@ -17,6 +17,8 @@ use sqlx::{Arguments as _, Column as _, Decode, Row as _, TypeInfo as _, ValueRe
 use crate::column::{Column, Folding, Kind, TextLimits};
 use crate::database::{Driver, Fault, Session, drive, fetch_values};
 use crate::dialect::{Clock, Dialect, Lexicon};
+use crate::dump::{Contents, StandInContents};
+use crate::server::{Server, StandInServer};
 use crate::table::{Table, TableName, UniqueKey};
 use crate::value::{Cell, Param, base64_bytes};
 
@@ -152,6 +154,13 @@ impl Dialect for SqliteFile {
             Clock::Now => "CURRENT_TIMESTAMP",
             Clock::UnixTime => "CAST(strftime('%s', 'now') AS INTEGER)",
         }
+    }
+
+    fn server(&self) -> Option<&'static dyn Server> {
+        Some(&StandInServer)
+    }
+    fn contents(&self) -> Option<&'static dyn Contents> {
+        Some(&StandInContents)
     }
 
     fn commits_by_itself(&self, _word: &str) -> bool {

@@ -1,6 +1,7 @@
 //! The target kind `sql`: how an environment says which database, as whom, and how far to trust the network.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,6 +55,11 @@ pub struct SqlConfig {
     /// A PEM file with the authority that signed the server's certificate, relative to the environment file. Without
     /// it the machine's own authorities are trusted.
     tls_ca: Option<String>,
+    /// Passwords that steps may give to accounts of the server, by the names that runbooks use.
+    #[serde(default)]
+    passwords: BTreeMap<String, SecretRef>,
+    /// What records call this server; without it `HOST:PORT` of `url`.
+    server_name: Option<String>,
     /// How many connections each side may hold. Default 4.
     #[serde(default = "four")]
     #[schemars(range(min = 1, max = 100))]
@@ -123,10 +129,55 @@ fn four() -> u32 {
 }
 
 /// The side of a target that cannot write.
-pub struct Reader(pub(crate) Arc<dyn Database>);
+pub struct Reader(pub(crate) Arc<dyn Database>, pub(crate) Known);
 
 /// The side of a target that can.
-pub struct Writer(pub(crate) Arc<dyn Database>);
+pub struct Writer(pub(crate) Arc<dyn Database>, pub(crate) Known);
+
+/// What the environment says of the server, beside how to connect.
+#[derive(Debug, Clone)]
+pub(crate) struct Known {
+    /// What records call it.
+    pub(crate) name: String,
+    /// Which server it is, whatever database the address names.
+    pub(crate) place: String,
+    passwords: BTreeMap<String, SecretRef>,
+    cx: ConnectCx,
+}
+
+impl Known {
+    fn of(config: &SqlConfig, cx: &ConnectCx) -> Known {
+        let place = Place::parse(&config.url);
+        let (name, place) = match &place {
+            Ok(Place::Server { postgres, host, port, socket, .. }) => {
+                let scheme = if *postgres { "postgres" } else { "mysql" };
+                let place = match socket {
+                    Some(socket) => format!("{scheme}://{host}?socket={socket}"),
+                    None => format!("{scheme}://{host}:{port}"),
+                };
+                (format!("{host}:{port}"), place)
+            }
+            Ok(place) => (cx.alias.clone(), place.identity()),
+            Err(_) => (cx.alias.clone(), String::new()),
+        };
+        let name = config.server_name.clone().unwrap_or(name);
+        Known { name, place, passwords: config.passwords.clone(), cx: cx.clone() }
+    }
+
+    /// Whether the environment has a password of this name.
+    pub(crate) fn check_password(&self, name: &str) -> Result<&SecretRef, Failure> {
+        self.passwords.get(name).ok_or_else(|| {
+            Failure::new(FailureKind::Input, format!("the target has no password `{name}`")).help(format!(
+                "name its source in the environment: `passwords: {{ {name}: {{ credential: … }} }}`"
+            ))
+        })
+    }
+
+    /// Reads a password at its source.
+    pub(crate) async fn password(&self, name: &str) -> Result<Secret, Failure> {
+        self.check_password(name)?.resolve(&self.cx).await
+    }
+}
 
 impl TargetKind for Sql {
     const KIND: &'static str = "sql";
@@ -147,13 +198,13 @@ impl TargetKind for Sql {
     }
 
     async fn reader(config: SqlConfig, cx: &ConnectCx) -> Result<Reader, Failure> {
-        let account = config.read_as.clone();
-        open(config, account, cx, Side::Read).await.map(Reader)
+        let (account, known) = (config.read_as.clone(), Known::of(&config, cx));
+        open(config, account, cx, Side::Read).await.map(|database| Reader(database, known))
     }
 
     async fn writer(config: SqlConfig, cx: &ConnectCx) -> Result<Writer, Failure> {
-        let account = config.write_as.clone();
-        open(config, account, cx, Side::Write).await.map(Writer)
+        let (account, known) = (config.write_as.clone(), Known::of(&config, cx));
+        open(config, account, cx, Side::Write).await.map(|database| Writer(database, known))
     }
 }
 

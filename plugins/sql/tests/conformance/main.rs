@@ -5,5 +5,6 @@
 mod execute;
 mod faults;
 mod query;
+mod server;
 mod sync;
 mod world;
