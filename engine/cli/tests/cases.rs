@@ -20,6 +20,28 @@ fn the_shipped_lifecycle_of_forty_days_survives_every_crash_and_every_failure() 
     assert!(junit.contains("tool-lifecycle.test.yaml\" line=\"3\""), "{junit}");
 }
 
+/// Golden plans are among what they compare with.
+#[test]
+fn every_shipped_runbook_does_what_its_tests_say() {
+    let tests = Project::demo().farrier(&["test"]).expect(0);
+    assert!(tests.out.ends_with(" passed, 0 failed\n"), "{}", tests.out);
+}
+
+/// Those that delete, and what leads to it: the shortest way of each through every crash and every failure.
+#[test]
+fn the_round_that_deletes_survives_every_crash_and_every_failure() {
+    let project = Project::demo();
+    for case in [
+        "all three attributes",
+        "an active tool is disabled and due",
+        "what is due is archived",
+        "two are due",
+    ] {
+        let tests = project.farrier(&["test", case, "--sweep", "failures,crashes"]).expect(0);
+        tests.says("1 passed, 0 failed");
+    }
+}
+
 /// A runbook that disables an account and forgets how to take that back.
 const FORGETFUL: &str = "runbook: forgetful
 summary: Lock an account and wait

@@ -2,6 +2,7 @@
 
 use farrier_model::expr::Scope;
 use farrier_model::{Failure, FailureKind, NodeState, Text, Value};
+use farrier_runbook::authored::SignalThen;
 use farrier_runbook::graph::{Lock, StepIndex};
 
 use crate::run::{NodeRef, NodeRun, Phase, Run};
@@ -75,6 +76,7 @@ impl Run {
             ("started_at", Value::text(self.started_at.to_string())),
             ("state", Value::text(self.provisional_state().name())),
             ("title", Value::text(self.title())),
+            ("signal", Value::text(self.stopping_signal())),
         ]);
         let mut names: Vec<(Text, Value)> = vec![
             ("inputs".into(), self.inputs.clone()),
@@ -101,6 +103,15 @@ impl Run {
             vars.push((name.clone(), value));
         }
         Ok(Value::map(vars))
+    }
+
+    /// The signal that stops the run; empty when none does.
+    fn stopping_signal(&self) -> Text {
+        let stops = |name: &Text| {
+            let of = self.graph.signals.iter().find(|signal| signal.name == *name);
+            of.is_some_and(|signal| signal.then != SignalThen::Continue)
+        };
+        self.signals.keys().find(|name| stops(name)).cloned().unwrap_or_default()
     }
 
     /// The run's title: `run_title` of the runbook, or its name.
