@@ -8,6 +8,7 @@
 mod check;
 mod durable;
 mod engine;
+mod fanout;
 mod processes;
 mod report;
 mod updatetools;
@@ -48,6 +49,8 @@ enum Group {
     Waiting,
     /// Ten thousand processes, against ninja and make.
     Processes,
+    /// One command on two hundred hosts over SSH, against clush.
+    Fanout,
     /// Checking many runbooks; starting the program.
     Check,
     /// updatetools on real servers, against a plain Python script.
@@ -74,6 +77,9 @@ fn main() -> Result<()> {
     }
     if wants(Group::Processes) {
         processes::measure(&mut report, &binary)?;
+    }
+    if wants(Group::Fanout) {
+        fanout::measure(&mut report, &binary)?;
     }
     if wants(Group::Check) {
         check::measure(&mut report, &binary)?;

@@ -137,6 +137,8 @@ impl Run {
             NodeState::Pending if matches!(node.phase, Phase::WouldSkip) => return default(),
             _ => {}
         }
+        // What a stopped run did not come to, it never will.
+        let over = self.memory.finally_open && !step.finally;
         if step.for_each.is_some() {
             return match &step_run.items {
                 Some(items) => {
@@ -145,22 +147,26 @@ impl Run {
                         let cells = vec![
                             Value::Text(key.clone()),
                             Value::text(item.state.name()),
-                            node_output(item, &step.id, step.default_output.as_ref()),
+                            node_output(item, &step.id, step.default_output.as_ref(), over),
                         ];
                         Value::record(keys.clone(), cells)
                     });
                     Value::map([("items", Value::list(rows.collect()))])
                 }
+                None if over => default(),
                 None => Value::Unknown(step.id.clone()),
             };
         }
-        node_output(node, &step.id, step.default_output.as_ref())
+        node_output(node, &step.id, step.default_output.as_ref(), over)
     }
 }
 
-fn node_output(node: &NodeRun, step: &Text, default: Option<&Value>) -> Value {
+fn node_output(node: &NodeRun, step: &Text, default: Option<&Value>, over: bool) -> Value {
     if let Some(output) = &node.output {
         return output.clone();
+    }
+    if over {
+        return default.cloned().unwrap_or_default();
     }
     match (&node.state, &node.planned) {
         (NodeState::Skipped | NodeState::Failed | NodeState::Blocked, _) => {

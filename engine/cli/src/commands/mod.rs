@@ -6,6 +6,7 @@ mod apply;
 mod check;
 mod explain;
 mod export;
+mod files_helper;
 mod fsck;
 mod graph;
 mod locks;
@@ -101,6 +102,7 @@ enum Command {
     Import(export::Import),
     /// Take away finished runs whose time is over, as `retention:` in farrier.yaml says.
     Prune(prune::Prune),
+    FilesHelper(files_helper::FilesHelper),
     /// Print the completion script for a shell.
     Completions {
         /// The shell.
@@ -193,6 +195,7 @@ pub fn dispatch(cli: Cli) -> Result<Exit, Problem> {
         Command::Export(command) => block_on(command.run(&app)),
         Command::Import(command) => block_on(command.run(&app)),
         Command::Prune(command) => block_on(command.run(&app)),
+        Command::FilesHelper(command) => block_on(command.run()),
         Command::Completions { .. } => Ok(Exit::Ok),
     }
 }
