@@ -1,6 +1,6 @@
 //! The binary `farrier`: plan, run and inspect runbooks.
 //!
-//! Read first: `plugins.rs` (what this binary can do), `project.rs` (where it finds things), then the command of interest
+//! Read first: `plugins.rs` (what this binary can do), `stores.rs` (where runs are), then the command of interest
 //! under `commands/`. Results go to standard output, progress and errors to standard error; exit codes are in `exit.rs`.
 
 #![allow(unreachable_pub, reason = "a binary has no callers; `pub` says what a module offers to the others")]
@@ -13,14 +13,14 @@ mod leftovers;
 mod manual;
 mod plugins;
 mod progress;
-mod project;
 mod render;
+mod stores;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::commands::{Cli, Problem};
+use crate::commands::{Cli, LogFormat, Problem};
 use crate::exit::Exit;
 use crate::render::style::Style;
 
@@ -37,7 +37,7 @@ fn main() -> ExitCode {
             return exit.into();
         }
     };
-    start_logging(cli.log.as_deref());
+    start_logging(cli.log.as_deref(), cli.log_format);
     match commands::dispatch(cli) {
         Ok(exit) => exit.into(),
         Err(problem) => {
@@ -61,10 +61,18 @@ fn report(problem: &Problem) {
     }
 }
 
-fn start_logging(filter: Option<&str>) {
-    let Some(filter) = filter.map(str::to_owned).or_else(|| std::env::var("FARRIER_LOG").ok()) else {
+fn start_logging(filter: Option<&str>, format: LogFormat) {
+    let filter = filter.map(str::to_owned).or_else(|| std::env::var("FARRIER_LOG").ok());
+    if format == LogFormat::Json {
+        let _ = tracing_subscriber::fmt()
+            .json()
+            .flatten_event(true)
+            .with_env_filter(tracing_subscriber::EnvFilter::new(filter.unwrap_or_else(|| "info".into())))
+            .with_writer(std::io::stderr)
+            .try_init();
         return;
-    };
+    }
+    let Some(filter) = filter else { return };
     let _ = tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
         .with_writer(std::io::stderr)

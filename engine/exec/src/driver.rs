@@ -26,6 +26,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::decide::{Decision, Input, Limits, Report, Work};
+use crate::escalation;
 use crate::guard;
 use crate::held::{self, Held};
 use crate::plan::Plan;
@@ -321,6 +322,37 @@ pub struct Start {
     pub plan: Option<Box<BoundPlan>>,
 }
 
+/// The row of a run that is about to be created, for whoever creates it in a transaction of its own. The texts must be in the store
+/// by then.
+///
+/// # Errors
+/// An expression at the top of the runbook cannot be evaluated with these inputs.
+pub fn new_run(
+    id: RunId,
+    start: &Start,
+    parent: Option<RunId>,
+    now: Timestamp,
+) -> Result<NewRun, DriverError> {
+    let graph = start.bundle.graph();
+    let entry = Entry { seq: 1, epoch: 0, at: now, event: created(start, graph) };
+    let replay = |source| DriverError::Replay { run: id, source };
+    let mut run = Run::new(id, graph.clone(), &entry).map_err(replay)?;
+    run.targets = target_groups(&start.world.targets);
+    let title = run.title();
+    let live_key =
+        run.live_key().map_err(|failure| DriverError::Inputs { runbook: graph.name.clone(), failure })?;
+    Ok(NewRun {
+        id,
+        runbook: graph.name.clone(),
+        bundle: start.bundle.digest,
+        environment: start.world.environment.clone(),
+        title: title.into(),
+        parent,
+        live_key,
+        created: entry.event,
+    })
+}
+
 impl Driver {
     /// A driver on a store. `halt` says what the process wants of its runs.
     pub fn new(
@@ -338,6 +370,16 @@ impl Driver {
     /// The store that its runs are in.
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.store
+    }
+
+    /// Makes whoever drives `run` look up, or whoever takes up what is due, after something was put into the store for it.
+    pub fn poke(&self, run: RunId) {
+        self.pokes.poke(run);
+    }
+
+    /// Makes whoever takes up what is due look up.
+    pub fn poke_due(&self) {
+        self.pokes.poke_due();
     }
 
     pub(crate) fn pokes(&self) -> &Pokes {
@@ -380,15 +422,27 @@ impl Driver {
         Ok(id)
     }
 
-    /// Stores what somebody wants of a run, and makes whoever drives it look up.
+    /// As [`enqueue`](Driver::enqueue), under an id that follows from what asked for it. False when it was created before,
+    /// and nothing was changed.
+    ///
+    /// # Errors
+    /// As [`enqueue`](Driver::enqueue).
+    pub async fn enqueue_as(&self, id: RunId, start: &Start) -> Result<bool, DriverError> {
+        let created = self.create(id, start, None).await?;
+        self.pokes.poke(id);
+        Ok(created)
+    }
+
+    /// Stores what somebody wants of a run, and makes whoever drives it look up. The id of the request is gone from the store
+    /// once it was answered.
     ///
     /// # Errors
     /// The store fails, or the run has ended.
-    pub async fn ask(&self, run: RunId, by: &str, ask: Ask) -> Result<(), DriverError> {
+    pub async fn ask(&self, run: RunId, by: &str, ask: Ask) -> Result<uuid::Uuid, DriverError> {
         let id = uuid::Uuid::now_v7();
         self.store.request(run, Request { id, at: self.clock.now(), by: by.to_owned(), ask }).await?;
         self.pokes.poke(run);
-        Ok(())
+        Ok(id)
     }
 
     /// Takes what was asked of a run that nobody drives into its journal, and starts nothing. Gives the run as it is
@@ -456,29 +510,10 @@ impl Driver {
         Ok(())
     }
 
-    async fn create(&self, id: RunId, start: &Start, parent: Option<RunId>) -> Result<(), DriverError> {
-        let graph = start.bundle.graph();
+    async fn create(&self, id: RunId, start: &Start, parent: Option<RunId>) -> Result<bool, DriverError> {
+        let new = new_run(id, start, parent, self.clock.now())?;
         self.store.put_bundle(start.bundle.digest, &start.bundle.root, &start.bundle.sources).await?;
-        let entry = Entry { seq: 1, epoch: 0, at: self.clock.now(), event: created(start, graph) };
-        let replay = |source| DriverError::Replay { run: id, source };
-        let mut run = Run::new(id, graph.clone(), &entry).map_err(replay)?;
-        run.targets = target_groups(&start.world.targets);
-        let title = run.title();
-        let live_key =
-            run.live_key().map_err(|failure| DriverError::Inputs { runbook: graph.name.clone(), failure })?;
-        self.store
-            .create_run(NewRun {
-                id,
-                runbook: graph.name.clone(),
-                bundle: start.bundle.digest,
-                environment: start.world.environment.clone(),
-                title: title.into(),
-                parent,
-                live_key,
-                created: entry.event,
-            })
-            .await?;
-        Ok(())
+        Ok(self.store.create_run(new).await?)
     }
 
     fn resume_at<'a>(
@@ -596,7 +631,7 @@ impl Driver {
             if let Some(claim) = claim
                 && !(events.is_empty() && taken.is_empty() && !held.holds_events())
             {
-                let stored = self.write(claim, run.state, events, taken, &mut held).await;
+                let stored = self.write(claim, run, events, taken, &mut held).await;
                 let events = stored.map_err(|error| match error {
                     StoreError::Fenced { .. } => DriverError::Fenced(run.id),
                     other => DriverError::Store(other),
@@ -741,13 +776,15 @@ impl Driver {
     async fn write(
         &self,
         claim: &Claim,
-        state: RunState,
+        run: &Run,
         events: Vec<Event>,
         taken: Vec<uuid::Uuid>,
         held: &mut Held,
     ) -> Result<Vec<Event>, StoreError> {
+        let state = run.state;
         let append = async |events: &[Event], state, taken: &[uuid::Uuid]| {
-            let batch = Batch::new(events.to_vec(), state).taking(taken.to_vec());
+            let notices = escalation::notices(run, events);
+            let batch = Batch::new(events.to_vec(), state).taking(taken.to_vec()).telling(notices);
             let entries = self.store.append_surely(claim, batch).await?;
             Ok(entries.into_iter().map(|entry| entry.event).collect::<Vec<Event>>())
         };
@@ -811,7 +848,7 @@ impl Driver {
         let reason = Some(format!("run {}, which started it, was cancelled", run.id));
         let by = run.cancelled_by.clone().unwrap_or_default();
         match self.ask(run.id.child(node), &by, Ask::Cancel { undo: false, reason }).await {
-            Ok(()) | Err(DriverError::Store(StoreError::Final { .. } | StoreError::NoRun { .. })) => Ok(()),
+            Ok(_) | Err(DriverError::Store(StoreError::Final { .. } | StoreError::NoRun { .. })) => Ok(()),
             Err(error) => Err(error),
         }
     }

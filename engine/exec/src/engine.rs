@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use farrier_model::event::ParkCause;
 use farrier_model::time::Timestamp;
 use farrier_model::{Event, RunId, RunState};
-use farrier_store::RunRow;
+use farrier_store::{Batch, Notice, RunRow};
 use tokio::task::JoinSet;
 
 use crate::driver::{Driver, DriverError, Ended, Halt, ProceedAlways, Start};
@@ -190,8 +190,18 @@ async fn drive(driver: &Driver, launcher: &dyn Launcher, row: RunRow) -> Result<
         Err(reason) => {
             let claim = driver.store().claim(row.id, "engine").await?;
             let reason = format!("it cannot be driven: {reason}");
+            let notice = Notice {
+                id: uuid::Uuid::now_v7(),
+                run: Some(row.id),
+                environment: row.environment.clone(),
+                to: crate::post::EVERYBODY.into(),
+                occasion: "parked".into(),
+                subject: format!("{} in {}: it waits for a person", row.title, row.environment),
+                body: format!("{reason}\n\nLook: farrier show {}\n", &row.id.to_string()[..13]),
+            };
             let parked = Event::Parked { reason, cause: ParkCause::Unready, guard: None, plan: None };
-            driver.store().append(&claim, vec![parked], Some(RunState::Parked)).await?;
+            let batch = Batch::new(vec![parked], Some(RunState::Parked)).telling(vec![notice]);
+            driver.store().append_surely(&claim, batch).await?;
             driver.store().release(&claim).await?;
             Ok(None)
         }

@@ -45,6 +45,11 @@ impl Pokes {
         }
     }
 
+    /// Makes whoever takes up what is due look up.
+    pub(crate) fn poke_due(&self) {
+        self.0.changed.notify_one();
+    }
+
     /// Makes everyone look up: a lock was given back.
     pub(crate) fn poke_all(&self) {
         for notify in self.driven().values() {

@@ -245,7 +245,8 @@ pub struct Run {
     pub failure: Option<Failure>,
     /// Why it is parked.
     pub parked: Option<(String, ParkCause)>,
-    /// Claims since it was created or last parked; more than one means that an owner died or let go.
+    /// Claims since it was created or last parked, or since its last progress, which counts as one; more than one means that
+    /// an owner died.
     pub claims: u32,
     /// Members of the environment's groups of targets, by alias; not part of the journal.
     pub targets: Value,
@@ -585,6 +586,8 @@ impl Run {
     fn settle(&mut self, reference: NodeRef, step: &Step) {
         let order = self.next_order;
         self.next_order += 1;
+        // A long run may lose many owners; only one that gets nowhere is what ends them.
+        self.claims = self.claims.min(1);
         let node = self.node_mut(reference);
         node.order = order;
         let failed = node.state == NodeState::Failed;

@@ -289,6 +289,43 @@ async fn a_run_that_ends_its_owners_again_and_again_is_parked() {
     panic!("a run that kills its owner was taken up twenty times");
 }
 
+/// Removed, to see it fail: progress that counts as one claim, in the fold.
+#[tokio::test]
+async fn a_run_that_gets_on_may_lose_any_number_of_owners() {
+    let mut bench = Bench::new("unlucky");
+    let mut steps = String::from("steps:\n");
+    for at in 0..12 {
+        let needs = if at == 0 { "[]".into() } else { format!("[s{}]", at - 1) };
+        steps.push_str(&format!(
+            "  s{at}: {{ uses: fake.set, needs: {needs}, with: {{ target: world, object: o{at}, value: v }}, undo: none }}\n"
+        ));
+    }
+    let start = bench.start(&[runbook("unlucky", "recoverable", &steps)], Value::map::<&str>([]));
+    for deaths in 0.. {
+        bench.store = bench.store.restart();
+        bench.world.state.lock().unwrap().dead = false;
+        // Each owner gets one step done and dies in the next.
+        bench.world.state.lock().unwrap().die_at_effect = Some((2, false));
+        let world = bench.world.clone();
+        let rows = bench.store.runs(RunFilter::default()).await.unwrap();
+        let driver = bench.driver();
+        let drive = async {
+            match rows.first() {
+                None => driver.start(&start, &ProceedAlways, |_| {}).await,
+                Some(row) => driver.resume(row.id, &start, &ProceedAlways, &[]).await,
+            }
+        };
+        tokio::select! {
+            ended = drive => {
+                assert_eq!(ended.unwrap().state, RunState::Succeeded);
+                assert!(deaths > 6, "only {deaths} owners died");
+                return;
+            }
+            () = world.died() => assert!(deaths < 20, "it gets nowhere"),
+        }
+    }
+}
+
 const WAITING: &str = "signals: [{ name: go_on, who: [roots], then: continue }]
 locks: [{ name: nodes, capacity: 1, wait: 2h }]
 steps:

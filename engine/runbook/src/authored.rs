@@ -8,6 +8,7 @@ use std::borrow::Cow;
 
 use farrier_model::spec::Risk;
 use farrier_model::{ChangeKind, FailureKind};
+pub use farrier_schedule::{CatchUp, ClockChange, Overlap};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer};
 
@@ -200,6 +201,9 @@ pub struct Trigger {
     /// The time zone of `cron`, such as `Europe/Berlin`; `Etc/UTC` when left out.
     #[serde(default)]
     pub timezone: Option<At<String>>,
+    /// What a change of the clock means for `cron`: `once` when the pattern names its hours, otherwise `as_shown`.
+    #[serde(default)]
+    pub clock_change: Option<At<ClockChange>>,
     /// What happens when a run is still going at the next due time; `skip` when left out.
     #[serde(default)]
     pub overlap: Option<At<Overlap>>,
@@ -215,32 +219,6 @@ pub struct Trigger {
     /// Starts when Alertmanager sends a matching alert.
     #[serde(default)]
     pub alert: Option<AlertTrigger>,
-}
-
-/// What happens when a run is still going at the next due time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Overlap {
-    /// The due time is skipped, and that is recorded.
-    Skip,
-    /// It starts when the other has ended.
-    Queue,
-    /// The other is cancelled first.
-    CancelRunning,
-    /// Both run.
-    Allow,
-}
-
-/// What happens with due times that were missed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum CatchUp {
-    /// They are recorded as missed.
-    None,
-    /// The latest one runs.
-    Latest,
-    /// Each one runs.
-    All,
 }
 
 /// A start by an alert.
@@ -265,6 +243,46 @@ pub struct AlertTrigger {
     /// Whether the run starts or is proposed to people; `run` when left out.
     #[serde(default)]
     pub mode: Option<At<AlertMode>>,
+    /// Only alerts that come in under these receivers, by the name in the webhook's path; any when left out.
+    #[serde(default)]
+    pub receivers: Vec<At<String>>,
+    /// Who comes first when not all may start: larger is sooner, 0 when left out.
+    #[serde(default)]
+    pub priority: Option<At<i32>>,
+    /// At most so many runs of the runbook that alerts have started are alive at once; 20 when left out.
+    #[serde(default)]
+    pub max_active: Option<At<u32>>,
+    /// How often alerts start runs of the runbook; without it, 20 at once and then one each 30 seconds.
+    #[serde(default)]
+    pub limit: Option<StartLimit>,
+    /// When alerts start no run of the runbook any more, until a person says so.
+    #[serde(default)]
+    pub fuse: Option<FuseSettings>,
+}
+
+/// How often alerts start runs: so many at once, and one more after each time.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StartLimit {
+    /// So many at once.
+    pub burst: At<u32>,
+    /// The time after which one more may start.
+    pub every: DurationText,
+}
+
+/// What is too much to be right. What is left out has its usual value.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FuseSettings {
+    /// More than so many runs, for a runbook with `risk: destructive`; 10 when left out.
+    #[serde(default)]
+    pub runs: Option<At<u32>>,
+    /// So many runs that did not succeed; 5 when left out.
+    #[serde(default)]
+    pub failures: Option<At<u32>>,
+    /// Within this time; 1 hour when left out.
+    #[serde(default)]
+    pub within: Option<DurationText>,
 }
 
 /// What a resolved alert does to its run.

@@ -161,6 +161,9 @@ codes! {
     BAD_CRON = E0707,
     BAD_TIMEZONE = E0708,
     TRIGGER_LACKS_INPUT = E0709,
+    BAD_MATCHER = E0720,
+    BAD_ALERT_RULE = E0721,
+    BAD_ALERT_TEST = E0722,
 
     // E08xx: environments and the project file.
     UNKNOWN_KIND = E0801,

@@ -66,6 +66,9 @@ pub struct Contact {
     /// A mail address.
     #[schemars(extend("pattern" = "^[^@ ]+@[^@ ]+$", "x-expected" = "a mail address"))]
     pub mail: String,
+    /// The target of kind `mail` that sends it; may be left out where there is only one.
+    #[serde(default)]
+    pub through: Option<String>,
 }
 
 /// How many people must approve a run before its first write, by the runbook's risk. The person who asked for the run

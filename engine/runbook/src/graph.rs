@@ -10,6 +10,7 @@ use std::time::Duration;
 use farrier_model::expr::Template;
 use farrier_model::spec::Risk;
 use farrier_model::{ChangeKind, Digest, Effect, Expr, StepId, Text, Value};
+use farrier_schedule::Spec;
 use petgraph::Direction;
 use petgraph::graph::{DiGraph, NodeIndex};
 use petgraph::visit::EdgeRef;
@@ -377,48 +378,13 @@ pub enum GuardAction {
 pub enum Trigger {
     /// By the clock.
     Clock {
-        /// When it is due.
-        due: Due,
-        /// What happens when a run is still going.
-        overlap: crate::authored::Overlap,
-        /// What happens with due times that were missed.
-        catch_up: crate::authored::CatchUp,
-        /// Starts are spread over this time.
-        jitter: Duration,
-        /// Values for inputs; the no names are in scope.
+        /// When it is due, and what becomes of each due time.
+        spec: Spec,
+        /// Values for inputs; no names are in scope.
         inputs: Template,
     },
     /// By an alert.
-    Alert {
-        /// Matchers in Alertmanager's syntax; all must match.
-        matchers: Vec<Text>,
-        /// Alerts with the same value are one incident; sees `alert`.
-        per: Option<Expr>,
-        /// Values for inputs; sees `alert`.
-        inputs: Template,
-        /// What happens when the alert resolves while the run goes on.
-        resolved: crate::authored::Resolved,
-        /// After a success, the same incident starts no other run for this long.
-        after_success: Option<Duration>,
-        /// After a run that did not succeed.
-        after_failure: Option<Duration>,
-        /// Whether the run starts or is proposed.
-        mode: crate::authored::AlertMode,
-    },
-}
-
-/// When a clock trigger is due.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Due {
-    /// Again and again after this time.
-    Every(Duration),
-    /// By a cron pattern of five or six fields, already checked.
-    Cron {
-        /// The pattern.
-        pattern: Text,
-        /// The IANA name of its time zone.
-        timezone: Text,
-    },
+    Alert(Box<farrier_alert::Route>),
 }
 
 /// Who is told when a run needs people.

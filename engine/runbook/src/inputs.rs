@@ -85,7 +85,7 @@ pub fn check_inputs(graph: &Graph, given: &BTreeMap<Text, Given>) -> Result<Valu
 }
 
 /// How messages call a type.
-pub(crate) fn describe(kind: &InputKind) -> String {
+pub fn describe(kind: &InputKind) -> String {
     match kind {
         InputKind::String => "text on one line".into(),
         InputKind::Text => "text".into(),

@@ -8,6 +8,7 @@
 //!
 //! **Rule:** nothing here does I/O or reads a clock, and no text makes it panic.
 
+pub mod alerts;
 pub mod at;
 pub mod authored;
 pub mod codes;
@@ -20,10 +21,13 @@ pub mod inputs;
 pub mod project;
 pub mod read;
 pub mod render_graph;
+pub mod routing;
 pub mod schema;
+pub mod service;
 pub mod testfile;
 pub mod yaml;
 
+pub use alerts::{Alerts, compile_alerts};
 pub use at::{At, Keyed};
 pub use codes::{Code, explain};
 pub use compile::{Compiled, compile, compile_bundle};
@@ -33,5 +37,6 @@ pub use graph::{Bundle, Graph, Step, StepIndex};
 pub use inputs::{Given, InputProblem, check_inputs};
 pub use project::{Project, read_project};
 pub use read::{NoHooks, Place, SchemaHooks, check_entry, check_schema, read};
+pub use routing::route_alert;
 pub use testfile::{Tests, check_tests, read_tests};
 pub use yaml::{Key, Node, NodeKind, Scalar, parse};

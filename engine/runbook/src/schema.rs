@@ -8,10 +8,12 @@ use farrier_model::spec::{Catalog, MARK};
 use schemars::JsonSchema;
 use serde_json::{Map, Value as Json, json};
 
+use crate::alerts::AlertsFile;
 use crate::authored::Runbook;
 use crate::environment::{EnvironmentFile, GroupFile};
 use crate::project::Project;
 use crate::read::schema_of;
+use crate::service::Service;
 use crate::testfile::Tests;
 
 /// What an expression looks like where the value is not text.
@@ -39,6 +41,16 @@ pub fn tests_schema(catalog: &Catalog) -> Json {
     let about = test["description"].take();
     *test = json!({ "description": about, "type": "object", "additionalProperties": target });
     with_definitions(schema, definitions)
+}
+
+/// The schema of `serve.yaml`.
+pub fn service_schema() -> Json {
+    root::<Service>("Farrier service")
+}
+
+/// The schema of files of alert rules and routes.
+pub fn alerts_schema() -> Json {
+    root::<AlertsFile>("Farrier alerts")
 }
 
 /// The schema of `farrier.yaml`.

@@ -14,6 +14,7 @@ struct Schemas {
     environment: jsonschema::Validator,
     project: jsonschema::Validator,
     tests: jsonschema::Validator,
+    alerts: jsonschema::Validator,
 }
 
 fn schemas() -> Schemas {
@@ -29,6 +30,7 @@ fn schemas() -> Schemas {
         environment: compile(schema::environment_schema(&catalog)),
         project: compile(schema::project_schema()),
         tests: compile(schema::tests_schema(&catalog)),
+        alerts: compile(schema::alerts_schema()),
     }
 }
 
@@ -39,6 +41,7 @@ impl Schemas {
             FileKind::Environment => &self.environment,
             FileKind::Project => &self.project,
             FileKind::Tests => &self.tests,
+            FileKind::Alerts => &self.alerts,
         }
     }
 }

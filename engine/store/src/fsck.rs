@@ -9,6 +9,8 @@
 //! | I2 | an outcome that changed something has an intent before it, with the same attempt and no later epoch |
 //! | I4 | an effect that must not happen twice has at most one intent without a resolution |
 //! | I5 | epochs never decrease, and each begins with its claim |
+//! | I6 | a schedule's due times are recorded without a gap, up to its cursor |
+//! | I7 | a due time that started a run has it, and a run that a schedule started has its due time |
 //! | I8 | a run has ended exactly when its journal ends with `finished` |
 //! | I9 | nothing is undone that had not succeeded |
 

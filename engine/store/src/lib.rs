@@ -3,7 +3,8 @@
 //! Read first: [`Store`] (the contract), [`StoreError`] (what can go wrong and what to do then), then `rules.rs` (who may
 //! write what, as pure functions that both stores share). [`SqliteStore`] keeps runs in a data directory;
 //! [`MemoryStore`] has the same semantics without a disk, for plans, tests and simulators, and can fail on request;
-//! [`fsck`](fsck()) checks the invariants of either.
+//! [`fsck`](fsck()) checks the invariants of either. [`Ledger`] is where schedules and their due times are kept, with the runs that
+//! follow from them.
 //!
 //! # How a run is kept safe
 //!
@@ -26,7 +27,9 @@
 mod body;
 mod error;
 pub mod fsck;
+mod ledger;
 mod memory;
+mod notice;
 mod record;
 mod rules;
 mod sqlite;
@@ -43,16 +46,20 @@ use uuid::Uuid;
 
 pub use error::StoreError;
 pub use fsck::{FsckReport, Violation, check_run, fsck};
+pub use ledger::{
+    Alarm, AlarmKind, Fire, FireRow, Fired, Ledger, NewSchedule, Paused, ScheduleRow, Synced, run_of,
+};
 pub use memory::{Fault, MemoryStore};
+pub use notice::{Delivery, Notice, NoticeFilter, Outbox, Posted};
 pub use record::RunRecord;
-pub use sqlite::{Keep, Mode, OpenOptions, Pruned, Retention, SqliteStore, StoreCounts};
+pub use sqlite::{Act, ActFilter, Keep, Mode, OpenOptions, Pruned, Retention, SqliteStore, StoreCounts};
 
 /// How often [`Store::append`] sends a batch again when the answer was lost, before it gives up.
 const RESENDS: usize = 5;
 
 /// A durable home for runs. All methods may be called from many tasks at once.
 #[async_trait]
-pub trait Store: Send + Sync {
+pub trait Store: Outbox {
     /// Creates a run with its first event, durably. Creating the same id again returns false and changes nothing, so a
     /// trigger that is not sure whether it was heard may simply ask again.
     ///
@@ -247,18 +254,26 @@ pub struct Batch {
     pub state: Option<RunState>,
     /// Requests that its events answer; they are gone from the store with it.
     pub taken: Vec<Uuid>,
+    /// What people are to hear because of it.
+    pub notices: Vec<Notice>,
 }
 
 impl Batch {
     /// A batch under a new id.
     pub fn new(events: Vec<Event>, state: Option<RunState>) -> Batch {
-        Batch { entry_id: Uuid::now_v7(), events, state, taken: Vec::new() }
+        Batch { entry_id: Uuid::now_v7(), events, state, taken: Vec::new(), notices: Vec::new() }
     }
 
     /// The same, answering requests.
     #[must_use]
     pub fn taking(self, taken: Vec<Uuid>) -> Batch {
         Batch { taken, ..self }
+    }
+
+    /// The same, telling people.
+    #[must_use]
+    pub fn telling(self, notices: Vec<Notice>) -> Batch {
+        Batch { notices, ..self }
     }
 }
 

@@ -13,8 +13,8 @@ use uuid::Uuid;
 
 use crate::rules::{self, Aside, Head, Moment};
 use crate::{
-    Audit, Batch, Claim, Clock, Due, Executed, NewRun, RunFilter, RunRow, Store, StoreError, Ticket, Timing,
-    Violation, timestamp,
+    Audit, Batch, Claim, Clock, Delivery, Due, Executed, NewRun, Notice, NoticeFilter, Outbox, Posted,
+    RunFilter, RunRow, Store, StoreError, Ticket, Timing, Violation, timestamp,
 };
 
 /// What happens to a write.
@@ -56,6 +56,7 @@ struct Shared {
     /// The last number of each lock.
     numbers: HashMap<Text, i64>,
     plans: HashMap<Digest, RunId>,
+    outbox: Vec<Posted>,
     writes: u64,
     /// How many writes a full disk still refuses.
     refusals: u32,
@@ -295,6 +296,14 @@ impl Shared {
         }
     }
 
+    fn notify(&mut self, notice: Notice, now: i64) {
+        if self.outbox.iter().any(|posted| posted.notice.id == notice.id) {
+            return;
+        }
+        let at = timestamp(now);
+        self.outbox.push(Posted { notice, at, attempts: 0, not_before: at, sent_at: None, trouble: None });
+    }
+
     fn make_due(&mut self, run: RunId, now: i64) {
         if let Some(run) = self.runs.get_mut(&run)
             && run.head.state == RunState::Waiting
@@ -332,6 +341,49 @@ impl Run {
             reason: head.reason.clone(),
             seq: head.seq,
         }
+    }
+}
+
+#[async_trait]
+impl Outbox for MemoryStore {
+    async fn notify(&self, notice: Notice) -> Result<(), StoreError> {
+        self.write(None, false, |shared, moment| {
+            shared.notify(notice, moment.now);
+            Ok(())
+        })
+    }
+
+    async fn notices(&self, filter: NoticeFilter) -> Result<Vec<Posted>, StoreError> {
+        let shared = self.read()?;
+        let pending = filter.pending || filter.due.is_some();
+        let fits = |posted: &&Posted| {
+            !(pending && posted.sent_at.is_some())
+                && filter.due.is_none_or(|due| posted.not_before <= due)
+                && filter.run.is_none_or(|run| posted.notice.run == Some(run))
+        };
+        Ok(shared.outbox.iter().filter(fits).take(filter.limit.unwrap_or(usize::MAX)).cloned().collect())
+    }
+
+    async fn delivered(&self, notice: Uuid, delivery: Delivery) -> Result<(), StoreError> {
+        self.write(None, false, |shared, moment| {
+            let posted = shared
+                .outbox
+                .iter_mut()
+                .find(|posted| posted.notice.id == notice && posted.sent_at.is_none());
+            match (posted, delivery) {
+                (Some(posted), Delivery::Sent) => {
+                    posted.sent_at = Some(timestamp(moment.now));
+                    posted.trouble = None;
+                }
+                (Some(posted), Delivery::Failed { trouble, again }) => {
+                    posted.attempts += 1;
+                    posted.trouble = Some(trouble);
+                    posted.not_before = again;
+                }
+                (None, _) => {}
+            }
+            Ok(())
+        })
     }
 }
 
@@ -413,6 +465,9 @@ impl Store for MemoryStore {
             shared.requests.retain(|(_, request)| !batch.taken.contains(&request.id));
             for aside in asides {
                 shared.aside(run, aside, moment.now);
+            }
+            for notice in batch.notices {
+                shared.notify(notice, moment.now);
             }
             Ok(entries)
         })

@@ -11,7 +11,8 @@ use std::fmt::Debug;
 use common::*;
 use farrier_model::{Ask, BoundPlan, Digest, Event, NodeEvent, NodeName, Request, RunState, Text, Value};
 use farrier_store::{
-    Batch, Claim, Executed, MemoryStore, OpenOptions, RunFilter, SqliteStore, Store, StoreError, fsck,
+    Batch, Claim, Delivery, Executed, MemoryStore, Notice, NoticeFilter, OpenOptions, RunFilter, SqliteStore,
+    Store, StoreError, fsck,
 };
 
 enum Backing {
@@ -128,6 +129,58 @@ behaviours! {
     one_run_per_key_is_alive
     a_saved_plan_is_carried_out_once
     executions_are_counted_over_time
+    notices_are_stored_with_their_reason_and_tried_until_they_are_told
+}
+
+/// Guards K14: what people are to hear is stored with its reason, and is there until they have heard it. Mechanism: the
+/// outbox's rows are written in the transaction of the batch.
+async fn notices_are_stored_with_their_reason_and_tried_until_they_are_told(world: &mut World) {
+    let claim = world.create_and_claim(1).await;
+    let notice = |number: u8, run| Notice {
+        id: Notice::id_of(&number.to_string()),
+        run,
+        environment: "tools".into(),
+        to: "roots".into(),
+        occasion: "failed".into(),
+        subject: format!("notice {number}"),
+        body: "it failed".into(),
+    };
+    let failed = vec![finished(RunState::Failed)];
+    let refused = Batch::new(failed.clone(), None).telling(vec![notice(9, Some(run_id(1)))]);
+    let stale = Claim { epoch: claim.epoch - 1, ..claim };
+    world.store().append_batch(&stale, refused).await.unwrap_err();
+    assert_eq!(world.store().notices(NoticeFilter::default()).await.unwrap(), [], "no reason, no notice");
+
+    let batch = Batch::new(failed, Some(RunState::Failed)).telling(vec![notice(1, Some(run_id(1)))]);
+    world.store().append_batch(&claim, batch.clone()).await.unwrap();
+    world.store().append_batch(&claim, batch).await.unwrap();
+    world.clock.advance_ms(5);
+    world.store().notify(notice(2, None)).await.unwrap();
+    world.store().notify(notice(2, None)).await.unwrap();
+    world.restart().await;
+    let due =
+        |world: &World| NoticeFilter { due: Some(world.clock.clock().now()), ..NoticeFilter::default() };
+    let posted = world.store().notices(due(world)).await.unwrap();
+    let subjects: Vec<&str> = posted.iter().map(|posted| posted.notice.subject.as_str()).collect();
+    assert_eq!(subjects, ["notice 1", "notice 2"]);
+
+    let again = world.clock.at(1_000);
+    let failure = Delivery::Failed { trouble: "no route".into(), again };
+    world.store().delivered(posted[0].notice.id, failure.clone()).await.unwrap();
+    world.store().delivered(posted[1].notice.id, Delivery::Sent).await.unwrap();
+    world.store().delivered(posted[1].notice.id, failure).await.unwrap();
+    world.store().delivered(Notice::id_of("nobody"), Delivery::Sent).await.unwrap();
+    assert_eq!(world.store().notices(due(world)).await.unwrap(), [], "one is told, the other has to wait");
+    let pending = NoticeFilter { pending: true, ..NoticeFilter::default() };
+    assert_eq!(world.store().notices(pending).await.unwrap().len(), 1);
+    world.clock.advance_ms(1_000);
+    let posted = world.store().notices(due(world)).await.unwrap();
+    assert_eq!((posted[0].attempts, posted[0].trouble.as_deref()), (1, Some("no route")));
+    let of_run = NoticeFilter { run: Some(run_id(1)), limit: Some(5), ..NoticeFilter::default() };
+    assert_eq!(world.store().notices(of_run).await.unwrap(), posted);
+    let all = world.store().notices(NoticeFilter::default()).await.unwrap();
+    assert!(all[1].sent_at.is_some() && all[1].trouble.is_none());
+    world.saw(all);
 }
 
 /// Guards G1: a trigger that repeats itself must not start two runs. Mechanism: the run id is the primary key.

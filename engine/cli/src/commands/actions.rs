@@ -6,7 +6,7 @@ use clap::Args;
 use farrier_model::spec::{ActionSpec, MARK, Risk};
 use serde::Serialize;
 
-use super::{App, Problem, nearest};
+use super::{App, Problem};
 use crate::exit::Exit;
 use crate::render::style::Style;
 use crate::render::{self, table};
@@ -71,8 +71,8 @@ impl Actions {
         };
         let spec = actions.get(name.as_str()).ok_or_else(|| {
             let known: Vec<String> = actions.keys().map(ToString::to_string).collect();
-            let near =
-                nearest(name, &known).map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
+            let near = farrier_runbook::nearest(name, known.iter().map(String::as_str))
+                .map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
             Problem::Usage(format!("there is no action `{name}`{near}"))
         })?;
         let view = ActionView::of(spec);

@@ -11,16 +11,17 @@ use farrier_model::event::Trigger;
 use farrier_model::{Map, Value};
 use farrier_runbook::Bundle;
 use farrier_runbook::inputs::{Given, check_inputs};
-use farrier_store::{Clock, Mode};
+use farrier_store::Clock;
 
 use super::plan::{exit_of, write_plan};
 use super::run::{Answers, Session, user};
 use super::{App, Problem};
 use crate::exit::Exit;
-use crate::project::{Site, Workspace, shown};
 use crate::render;
 use crate::render::plan::{Shown, draw};
 use crate::render::style::Style;
+use crate::stores;
+use farrier_project::{Site, Workspace, shown};
 
 #[derive(Debug, Args)]
 pub(super) struct Apply {
@@ -92,7 +93,7 @@ impl Apply {
         start.inputs = inputs.map_err(|problems| {
             bad(format!("its inputs are not those of `{}`: {}", saved.runbook, problems.join("; ")))
         })?;
-        let store = workspace.store(Some(&site), Mode::Owner).await?;
+        let store = stores::own_of(&workspace, Some(&site)).await?;
         let session = Session::new(app, &store, &self.answers, self.parallel);
         let plan = session.driver.plan(&start).await?;
         let drifted = |differences: Vec<String>| Problem::Drift { differences };

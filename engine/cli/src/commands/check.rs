@@ -10,9 +10,9 @@ use serde::Serialize;
 
 use super::{App, Problem};
 use crate::exit::Exit;
-use crate::project::{compile_files, shown};
 use crate::render::style::Style;
 use crate::render::{self, Format};
+use farrier_project::{compile_files, shown};
 
 #[derive(Debug, Args)]
 pub(super) struct Check {

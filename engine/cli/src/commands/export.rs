@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use farrier_model::RunId;
-use farrier_store::{Mode, RunRecord, SqliteStore, StoreError};
+use farrier_store::{RunRecord, SqliteStore, StoreError};
 
-use super::runs::find_run;
 use super::{App, Problem};
 use crate::exit::Exit;
-use crate::project::shown;
 use crate::render;
+use crate::stores;
+use farrier_project::shown;
 
 #[derive(Debug, Args)]
 pub(super) struct Export {
@@ -31,10 +31,10 @@ pub(super) struct Import {
 
 impl Export {
     pub(super) async fn run(&self, app: &App) -> Result<Exit, Problem> {
-        let store = app.workspace()?.store(None, Mode::ReadOnly).await?;
+        let store = stores::read_of(&app.workspace()?, None).await?;
         let mut runs = Vec::new();
         for prefix in &self.runs {
-            runs.push(find_run(&store, prefix).await?.id);
+            runs.push(stores::find_in(&store, prefix).await?.id);
         }
         if self.runs.is_empty() {
             let (all, damage) = store.run_ids().await?;
@@ -128,7 +128,7 @@ impl Import {
             let file = File::open(&self.file).map_err(|error| Problem::file(&self.file, error))?;
             Box::new(BufReader::new(file))
         };
-        let store = app.workspace()?.store(None, Mode::Owner).await?;
+        let store = stores::own_of(&app.workspace()?, None).await?;
         let imported = self.import(&store, lines).await;
         store.close().await;
         let (new, known) = imported?;

@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use farrier_store::Mode;
 
 use super::{App, Problem, export};
 use crate::exit::Exit;
-use crate::project::shown;
 use crate::render::{self, Format};
+use crate::stores;
+use farrier_project::shown;
 
 #[derive(Debug, Args)]
 pub(super) struct Fsck {
@@ -19,7 +19,7 @@ pub(super) struct Fsck {
 
 impl Fsck {
     pub(super) async fn run(&self, app: &App) -> Result<Exit, Problem> {
-        let store = app.workspace()?.store(None, Mode::ReadOnly).await?;
+        let store = stores::read_of(&app.workspace()?, None).await?;
         let mut lost = 0;
         if let Some(out) = &self.export {
             // First: of a damaged file the check may not come to an end.

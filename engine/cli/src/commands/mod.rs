@@ -26,13 +26,13 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use farrier_action::ActionRegistry;
 use farrier_exec::{DriverError, Refusal};
 use farrier_model::Value;
+use farrier_project::{ProjectError, Workspace};
 use farrier_runbook::inputs::{Given, check_inputs};
 use farrier_runbook::{Diagnostics, Graph};
 use farrier_store::StoreError;
 
 use crate::exit::Exit;
 use crate::plugins;
-use crate::project::Workspace;
 use crate::render::{self, Format};
 
 /// Plan, run and inspect runbooks: declarative maintenance with a true dry run and runs that survive crashes.
@@ -48,8 +48,20 @@ pub struct Cli {
     /// What to log to standard error, such as `info` or `farrier_exec=debug`; also `FARRIER_LOG`.
     #[arg(long, global = true, value_name = "FILTER")]
     pub log: Option<String>,
+    /// Form of the log.
+    #[arg(long, global = true, default_value = "text", value_enum)]
+    pub log_format: LogFormat,
     #[command(subcommand)]
     command: Command,
+}
+
+/// Form of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One object of JSON for each line.
+    Json,
 }
 
 #[derive(Debug, Subcommand)]
@@ -100,6 +112,8 @@ enum Command {
     Export(export::Export),
     /// Take runs from a file that `export` has written.
     Import(export::Import),
+    /// Make tokens for the service file.
+    Token(serve::Token),
     /// Take away finished runs whose time is over, as `retention:` in farrier.yaml says.
     Prune(prune::Prune),
     FilesHelper(files_helper::FilesHelper),
@@ -148,14 +162,15 @@ impl Choice {
 /// What every command has at hand.
 #[derive(Clone)]
 pub struct App {
-    registry: Arc<ActionRegistry>,
+    pub registry: Arc<ActionRegistry>,
     output: Format,
     project: PathBuf,
+    logs_json: bool,
 }
 
 impl App {
     fn workspace(&self) -> Result<Workspace, Problem> {
-        Workspace::find(&self.project)
+        Ok(Workspace::find(&self.project)?)
     }
 }
 
@@ -169,7 +184,12 @@ pub fn dispatch(cli: Cli) -> Result<Exit, Problem> {
         return Ok(Exit::Ok);
     }
     let registry = Arc::new(plugins::registry().map_err(|error| Problem::Other(error.into()))?);
-    let app = App { registry, output: cli.output, project: cli.project };
+    let app = App {
+        registry,
+        output: cli.output,
+        project: cli.project,
+        logs_json: cli.log_format == LogFormat::Json,
+    };
     match cli.command {
         Command::Check(command) => command.run(&app),
         Command::Plan(command) => block_on(command.run(&app)),
@@ -194,6 +214,7 @@ pub fn dispatch(cli: Cli) -> Result<Exit, Problem> {
         Command::Fsck(command) => block_on(command.run(&app)),
         Command::Export(command) => block_on(command.run(&app)),
         Command::Import(command) => block_on(command.run(&app)),
+        Command::Token(command) => command.run(),
         Command::Prune(command) => block_on(command.run(&app)),
         Command::FilesHelper(command) => block_on(command.run()),
         Command::Completions { .. } => Ok(Exit::Ok),
@@ -214,36 +235,9 @@ fn block_on<T>(future: impl Future<Output = Result<T, Problem>>) -> Result<T, Pr
 /// What can keep a command from doing its work.
 #[derive(Debug, thiserror::Error)]
 pub enum Problem {
-    /// No project file.
-    #[error("there is no `farrier.yaml` in {} or above", from.display())]
-    NoProject {
-        /// Where the search began.
-        from: PathBuf,
-    },
-    /// No such runbook.
-    #[error("there is no runbook `{name}`")]
-    NoRunbook {
-        /// As asked for.
-        name: String,
-        /// Those there are.
-        known: Vec<String>,
-    },
-    /// No such environment.
-    #[error("there is no environment `{name}`")]
-    NoEnvironment {
-        /// As asked for.
-        name: String,
-        /// Those there are.
-        known: Vec<String>,
-    },
-    /// The environment does not have what a runbook uses.
-    #[error("environment `{environment}`: {}", problems.join("; "))]
-    Targets {
-        /// The environment.
-        environment: String,
-        /// One sentence each.
-        problems: Vec<String>,
-    },
+    /// The project, or something in it.
+    #[error(transparent)]
+    Project(ProjectError),
     /// Inputs are missing or wrong.
     #[error("inputs of `{runbook}`:{}", problems.iter().map(|p| format!("\n  {p}")).collect::<String>())]
     Inputs {
@@ -260,18 +254,6 @@ pub enum Problem {
     /// The command line says something that cannot be.
     #[error("{0}")]
     Usage(String),
-    /// A feature of a later version.
-    #[error("{0}")]
-    NotYet(String),
-    /// A file.
-    #[error("cannot read {}", path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
     /// A file that cannot be written.
     #[error("cannot write {}", path.display())]
     Unwritable {
@@ -331,6 +313,15 @@ pub enum Problem {
     Other(#[from] anyhow::Error),
 }
 
+impl From<ProjectError> for Problem {
+    fn from(error: ProjectError) -> Problem {
+        match error {
+            ProjectError::Mistakes(diagnostics) => Problem::Mistakes(diagnostics),
+            other => Problem::Project(other),
+        }
+    }
+}
+
 impl From<DriverError> for Problem {
     fn from(error: DriverError) -> Problem {
         match error {
@@ -346,27 +337,27 @@ impl From<DriverError> for Problem {
 impl Problem {
     /// A file that cannot be read.
     pub fn file(path: &Path, source: std::io::Error) -> Problem {
-        Problem::File { path: path.to_path_buf(), source }
+        Problem::Project(ProjectError::file(path, source))
     }
 
     /// The exit code, exhaustively.
     pub fn exit(&self) -> Exit {
         match self {
-            Problem::NoProject { .. }
-            | Problem::NoRunbook { .. }
-            | Problem::NoEnvironment { .. }
-            | Problem::Inputs { .. }
+            Problem::Project(error) => match error {
+                ProjectError::NoProject { .. }
+                | ProjectError::NoRunbook { .. }
+                | ProjectError::NoEnvironment { .. }
+                | ProjectError::Apart { .. } => Exit::Usage,
+                ProjectError::Targets { .. } | ProjectError::Mistakes(_) => Exit::Invalid,
+                ProjectError::NotYet(_) | ProjectError::File { .. } => Exit::Error,
+            },
+            Problem::Inputs { .. }
             | Problem::Usage(_)
             | Problem::NoRun(_)
             | Problem::AmbiguousRun(_)
             | Problem::Refused(Refusal::Now(_)) => Exit::Usage,
-            Problem::Targets { .. }
-            | Problem::Mistakes(_)
-            | Problem::BadPlan { .. }
-            | Problem::BadLine { .. } => Exit::Invalid,
-            Problem::NotYet(_) | Problem::File { .. } | Problem::Unwritable { .. } | Problem::Other(_) => {
-                Exit::Error
-            }
+            Problem::Mistakes(_) | Problem::BadPlan { .. } | Problem::BadLine { .. } => Exit::Invalid,
+            Problem::Unwritable { .. } | Problem::Other(_) => Exit::Error,
             Problem::PlanGone { .. } | Problem::Store(StoreError::PlanUsed { .. }) => Exit::PlanGone,
             Problem::Drift { .. } => Exit::Drift,
             Problem::Refused(Refusal::Person(_)) => Exit::NotAllowed,
@@ -386,27 +377,7 @@ impl Problem {
     /// What to type next.
     pub fn help(&self) -> Option<String> {
         match self {
-            Problem::NoProject { .. } => Some(
-                "create one with `runbooks:` and `environments:`, or name the project's folder with `-C`"
-                    .into(),
-            ),
-            Problem::NoRunbook { name, known } => Some(match nearest(name, known) {
-                Some(near) => format!("did you mean `{near}`?"),
-                None if known.is_empty() => {
-                    "the project has no runbook yet; see `runbooks:` in farrier.yaml".into()
-                }
-                None => format!("there are: {}", known.join(", ")),
-            }),
-            Problem::NoEnvironment { name, known } => Some(match nearest(name, known) {
-                Some(near) => format!("did you mean `{near}`?"),
-                None if known.is_empty() => {
-                    "the project has no environment yet; see `environments:` in farrier.yaml".into()
-                }
-                None => format!("there are: {}", known.join(", ")),
-            }),
-            Problem::Targets { .. } => {
-                Some("bind what is missing under `targets:` in the environment file".into())
-            }
+            Problem::Project(error) => error.help(),
             Problem::Inputs { known, .. } => Some(if known.is_empty() {
                 "leave `-i` out: the runbook has no inputs".into()
             } else {
@@ -439,8 +410,4 @@ impl Problem {
             _ => None,
         }
     }
-}
-
-fn nearest<'a>(name: &str, known: &'a [String]) -> Option<&'a str> {
-    farrier_runbook::nearest(name, known.iter().map(String::as_str))
 }

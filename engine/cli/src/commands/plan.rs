@@ -10,16 +10,17 @@ use farrier_exec::driver::{Start, Unobserved};
 use farrier_exec::{Driver, Halt, Options, Plan, SavedPlan};
 use farrier_model::FailureKind;
 use farrier_model::event::Trigger;
-use farrier_store::{Clock, MemoryStore, Mode, Store, StoreError};
+use farrier_store::{Clock, MemoryStore, Store, StoreError};
 use tokio::sync::watch;
 
 use super::run::user;
 use super::{App, Choice, Problem};
 use crate::exit::Exit;
-use crate::project::{Site, Workspace, shown};
 use crate::render::plan::{Shown, draw};
 use crate::render::style::Style;
 use crate::render::{self, Format};
+use crate::stores;
+use farrier_project::{Site, Workspace, shown};
 
 #[derive(Debug, Args)]
 pub(super) struct PlanArgs {
@@ -92,7 +93,7 @@ pub(super) async fn make(
 ) -> Result<Plan, Problem> {
     let (_stop, halt) = watch::channel(Halt::No);
     let options = Options { parallel, ..Options::default() };
-    let store: Arc<dyn Store> = match workspace.store(Some(site), Mode::ReadOnly).await {
+    let store: Arc<dyn Store> = match stores::read_of(workspace, Some(site)).await {
         Ok(store) => Arc::new(store),
         // Nothing has run there yet.
         Err(Problem::Store(StoreError::Missing { .. } | StoreError::OlderSchema { .. })) => {

@@ -1,11 +1,12 @@
 //! `farrier prune`: takes away finished runs whose time is over, as `retention:` in the project file says.
 
 use clap::Args;
-use farrier_store::{Mode, Pruned, Store as _};
+use farrier_store::{Pruned, Store as _};
 
 use super::{App, Problem};
 use crate::exit::Exit;
 use crate::render::{self, Format};
+use crate::stores;
 
 #[derive(Debug, Args)]
 pub(super) struct Prune {
@@ -21,7 +22,7 @@ impl Prune {
             Problem::Usage("farrier.yaml does not say how long runs are kept: it has no `retention:`".into())
         })?;
         if self.dry_run {
-            let store = workspace.store(None, Mode::ReadOnly).await?;
+            let store = stores::read_of(&workspace, None).await?;
             let expired = store.expired(&retention).await?;
             for run in &expired {
                 if let Some(row) = store.run(*run).await? {
@@ -35,7 +36,7 @@ impl Prune {
             );
             return Ok(Exit::Ok);
         }
-        let store = workspace.store(None, Mode::Owner).await?;
+        let store = stores::own_of(&workspace, None).await?;
         let pruned = store.prune(&retention).await;
         store.close().await;
         let pruned = pruned?;

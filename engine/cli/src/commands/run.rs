@@ -9,21 +9,21 @@ use farrier_model::event::Trigger;
 use farrier_model::time::parse_duration;
 use farrier_model::{Event, FailureKind, RunState, Text};
 use farrier_runbook::compile_bundle;
-use farrier_store::{Clock, Mode, RunRow, SqliteStore, Store};
+use farrier_store::{Clock, RunRow, SqliteStore, Store};
 use serde::Serialize;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use super::runs::find_run;
 use super::{App, Choice, Problem};
 use crate::exit::Exit;
 use crate::interact::Ask;
 use crate::progress::Progress;
-use crate::project::Workspace;
 use crate::render::plan::Shown;
 use crate::render::style::Style;
 use crate::render::{self, Format};
+use crate::stores;
+use farrier_project::Workspace;
 
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
@@ -86,7 +86,7 @@ impl RunArgs {
         let site = workspace.site(&self.choice.env, catalog)?;
         site.check(&bundle, &app.registry)?;
         let inputs = self.choice.inputs(bundle.graph())?;
-        let store = workspace.store(Some(&site), Mode::Owner).await?;
+        let store = stores::own_of(&workspace, Some(&site)).await?;
         let start = Start {
             bundle: Arc::new(bundle),
             world: site.world(),
@@ -150,8 +150,7 @@ pub(super) async fn open_run(
     workspace: &Workspace,
     id: &str,
 ) -> Result<(SqliteStore, Start, farrier_store::RunRow), Problem> {
-    let store = workspace.store(None, Mode::Owner).await?;
-    let row = find_run(&store, id).await?;
+    let (store, row) = stores::find_own(app, workspace, id).await?;
     let start = start_of(app, workspace, &store, &row).await?;
     Ok((store, start, row))
 }

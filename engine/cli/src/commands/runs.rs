@@ -2,19 +2,18 @@
 //! process works.
 
 use clap::Args;
-use farrier_exec::{NodeRef, Plan, Run};
-use farrier_model::{
-    BoundPlan, Change, Event, FailureKind, NodeEvent, NodeState, RunState, Subject, Value, Wait,
-};
+use farrier_exec::{Plan, Run};
+use farrier_model::{BoundPlan, Event, FailureKind, NodeEvent, NodeState, RunState, Subject};
 use farrier_runbook::compile_bundle;
-use farrier_store::{Mode, RunFilter, RunRow, SqliteStore, Store};
-use serde::Serialize;
+use farrier_server::wire::{RunSummary, RunView, describe_wait};
+use farrier_store::{RunFilter, RunRow, SqliteStore, Store};
 
 use super::run::past;
 use super::{App, Problem};
 use crate::exit::Exit;
 use crate::render::style::Style;
 use crate::render::{self, Format, table};
+use crate::stores;
 
 #[derive(Debug, Args)]
 pub(super) struct Runs {
@@ -33,46 +32,22 @@ fn parse_state(text: &str) -> Result<RunState, String> {
     RunState::from_name(text).ok_or_else(|| format!("`{text}` is not a state of a run"))
 }
 
-#[derive(Serialize)]
-struct RowView<'a> {
-    id: String,
-    runbook: &'a str,
-    title: &'a str,
-    environment: &'a str,
-    state: RunState,
-    created_at: String,
-    finished_at: Option<String>,
-    parent: Option<String>,
-    reason: Option<&'a str>,
-}
-
-impl RowView<'_> {
-    fn of(row: &RunRow) -> RowView<'_> {
-        RowView {
-            id: row.id.to_string(),
-            runbook: &row.runbook,
-            title: &row.title,
-            environment: &row.environment,
-            state: row.state,
-            created_at: row.created_at.to_string(),
-            finished_at: row.finished_at.map(|at| at.to_string()),
-            parent: row.parent.map(|parent| parent.to_string()),
-            reason: row.reason.as_deref(),
-        }
-    }
-}
-
 impl Runs {
     pub(super) async fn run(&self, app: &App) -> Result<Exit, Problem> {
-        let store = app.workspace()?.store(None, Mode::ReadOnly).await?;
+        let stores = stores::read_all(app, &app.workspace()?).await?;
         let filter = RunFilter {
             runbook: self.runbook.as_deref().map(Into::into),
             states: self.state.into_iter().collect(),
             limit: Some(self.limit),
             ..RunFilter::default()
         };
-        let rows = store.runs(filter).await?;
-        let views: Vec<RowView<'_>> = rows.iter().map(RowView::of).collect();
+        let mut rows = Vec::new();
+        for store in stores {
+            rows.extend(store.runs(filter.clone()).await?);
+        }
+        rows.sort_by_key(|row| std::cmp::Reverse((row.created_at, row.id)));
+        rows.truncate(self.limit);
+        let views: Vec<RunSummary> = rows.iter().map(RunSummary::of).collect();
         if render::data(app.output, &views)? {
             return Ok(Exit::Ok);
         }
@@ -83,9 +58,9 @@ impl Runs {
                     view.id[..13].to_owned(),
                     view.state.name().to_owned(),
                     view.created_at[..19].replace('T', " "),
-                    view.environment.to_owned(),
-                    view.title.to_owned(),
-                    view.reason.unwrap_or_default().to_owned(),
+                    view.environment.clone(),
+                    view.title.clone(),
+                    view.reason.clone().unwrap_or_default(),
                 ]
             })
             .collect();
@@ -94,17 +69,6 @@ impl Runs {
             &lines,
         ))?;
         Ok(Exit::Ok)
-    }
-}
-
-/// The one run whose id begins with `prefix`.
-pub(super) async fn find_run(store: &SqliteStore, prefix: &str) -> Result<RunRow, Problem> {
-    let filter = RunFilter { id_prefix: Some(prefix.to_lowercase()), limit: Some(2), ..RunFilter::default() };
-    let mut rows = store.runs(filter).await?;
-    match (rows.len(), rows.pop()) {
-        (1, Some(row)) => Ok(row),
-        (0, _) => Err(Problem::NoRun(prefix.to_owned())),
-        _ => Err(Problem::AmbiguousRun(prefix.to_owned())),
     }
 }
 
@@ -117,129 +81,32 @@ pub(super) struct Show {
     all: bool,
 }
 
-#[derive(Serialize)]
-struct NodeView {
-    node: String,
-    state: NodeState,
-    attempt: u32,
-    changed: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    failure: Option<String>,
-    /// The class of the failure.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    kind: Option<FailureKind>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    changes: Vec<Change>,
-}
-
-#[derive(Serialize)]
-struct RunView<'a> {
-    #[serde(flatten)]
-    row: RowView<'a>,
-    inputs: Value,
-    outputs: Value,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    failure: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    parked: Option<String>,
-    /// What it waits for.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    waits: Option<String>,
-    /// When it goes on by itself.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    until: Option<String>,
-    /// Plans that people are asked to approve.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    approvals: Vec<ApprovalView>,
-    /// The saved plan that it carries out.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    plan: Option<String>,
-    /// What the guard asks about.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    asks: Option<Plan>,
-    /// The guard that a person has to accept.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    guard: Option<String>,
-    steps: Vec<NodeView>,
-}
-
-#[derive(Serialize)]
-struct ApprovalView {
-    subject: String,
-    who: Vec<String>,
-    count: u32,
-    approved: Vec<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    expires: Option<String>,
-    digest: String,
-    plan: Plan,
-}
-
-/// The approvals that a run still waits for.
-fn open_approvals(run: &Run) -> Result<Vec<ApprovalView>, Problem> {
-    run.approvals
-        .iter()
-        .filter(|(_, asked)| asked.is_open())
-        .map(|(subject, asked)| {
-            Ok(ApprovalView {
-                subject: subject.to_string(),
-                who: asked.who.iter().map(ToString::to_string).collect(),
-                count: asked.count,
-                approved: asked.approved.clone(),
-                expires: asked.expires.map(|expires| expires.to_string()),
-                digest: asked.plan.digest.to_string(),
-                plan: stored_plan(&asked.plan)?,
-            })
-        })
-        .collect()
-}
-
 /// A plan from a journal.
 pub(super) fn stored_plan(plan: &BoundPlan) -> Result<Plan, Problem> {
-    Plan::of_bound(plan)
-        .map_err(|error| Problem::Other(anyhow::anyhow!("a stored plan cannot be read: {error}")))
+    Plan::of_bound(plan).map_err(unreadable_plan)
+}
+
+fn unreadable_plan(error: String) -> Problem {
+    Problem::Other(anyhow::anyhow!("a stored plan cannot be read: {error}"))
 }
 
 impl Show {
     pub(super) async fn run(&self, app: &App) -> Result<Exit, Problem> {
-        let store = app.workspace()?.store(None, Mode::ReadOnly).await?;
-        let row = find_run(&store, &self.run).await?;
+        let (store, row) = stores::find(app, &app.workspace()?, &self.run).await?;
         let run = replay(app, &store, &row).await?;
-        let nodes: Vec<NodeView> = run.nodes().map(|node| node_view(&run, node)).collect();
-        let view = RunView {
-            row: RowView::of(&row),
-            inputs: run.inputs.clone(),
-            outputs: run.outputs.clone(),
-            failure: run.failure.as_ref().map(ToString::to_string),
-            parked: run.parked.as_ref().map(|(reason, _)| reason.clone()),
-            waits: run.suspended.as_ref().map(|(reason, _)| reason.clone()),
-            until: row.not_before.map(|at| at.to_string()),
-            approvals: if row.state.is_final() { Vec::new() } else { open_approvals(&run)? },
-            plan: run.saved_plan.map(|digest| digest.to_string()),
-            asks: match &run.parked {
-                Some(_) => run.asking_plan.as_ref().map(stored_plan).transpose()?,
-                None => None,
-            },
-            guard: run.asking_guard.as_ref().map(ToString::to_string),
-            steps: nodes,
-        };
+        let view = RunView::of(&row, &run).map_err(unreadable_plan)?;
         if render::data(app.output, &view)? {
             return Ok(Exit::Ok);
         }
         self.draw(&view)
     }
 
-    fn draw(&self, view: &RunView<'_>) -> Result<Exit, Problem> {
+    fn draw(&self, view: &RunView) -> Result<Exit, Problem> {
         let style = Style::stdout();
-        render::line(&format!("{} {}", style.bold(view.row.title), view.row.id))?;
-        let finished = view.row.finished_at.as_deref().map_or(String::new(), |at| format!(", ended {at}"));
-        let state = if view.row.state.is_final() { past(view.row.state) } else { view.row.state.name() };
-        render::line(&format!(
-            "  {state} in {}; started {}{finished}",
-            view.row.environment, view.row.created_at
-        ))?;
+        render::line(&format!("{} {}", style.bold(&view.title), view.id))?;
+        let finished = view.finished_at.as_deref().map_or(String::new(), |at| format!(", ended {at}"));
+        let state = if view.state.is_final() { past(view.state) } else { view.state.name() };
+        render::line(&format!("  {state} in {}; started {}{finished}", view.environment, view.created_at))?;
         for reason in view.failure.iter().chain(&view.parked) {
             render::line(&format!("  {}", style.bad(reason)))?;
         }
@@ -310,13 +177,13 @@ impl Show {
             ))?;
             render::line(crate::render::plan::draw(&asked.plan, style, shown).trim_end())?;
         }
-        let short = &view.row.id[..13];
+        let short = &view.id[..13];
         if let Some(asked) = view.approvals.first() {
             eprintln!("next: farrier approve {short} '{0}', or farrier reject {short} '{0}'", asked.subject);
             return Ok(Exit::Ok);
         }
         let in_doubt = view.steps.iter().find(|step| step.state == NodeState::InDoubt);
-        match (view.row.state, in_doubt) {
+        match (view.state, in_doubt) {
             (RunState::Parked, Some(step)) => eprintln!(
                 "next: look at the target of `{0}`, then `farrier resolve {short} '{0}' --applied --reason …` or \
                  `--not-applied`",
@@ -355,24 +222,6 @@ async fn replay(app: &App, store: &SqliteStore, row: &RunRow) -> Result<Run, Pro
     Run::replay(row.id, bundle.graph().clone(), &journal).map_err(|error| Problem::Other(error.into()))
 }
 
-fn node_view(run: &Run, node: NodeRef) -> NodeView {
-    let name = run.name(node).to_string();
-    let node = run.node(node);
-    NodeView {
-        node: name,
-        state: node.state,
-        attempt: node.attempt,
-        changed: node.changed,
-        failure: node.failure.as_ref().map(ToString::to_string),
-        kind: node.failure.as_ref().map(|failure| failure.kind),
-        reason: match &node.wait {
-            Some(wait) => Some(format!("waits {}", describe_wait(wait))),
-            None => node.reason.as_ref().map(ToString::to_string),
-        },
-        changes: node.effects.clone(),
-    }
-}
-
 #[derive(Debug, Args)]
 pub(super) struct Logs {
     /// The run, by the beginning of its id.
@@ -381,8 +230,7 @@ pub(super) struct Logs {
 
 impl Logs {
     pub(super) async fn run(&self, app: &App) -> Result<Exit, Problem> {
-        let store = app.workspace()?.store(None, Mode::ReadOnly).await?;
-        let row = find_run(&store, &self.run).await?;
+        let (store, row) = stores::find(app, &app.workspace()?, &self.run).await?;
         let journal = store.journal(row.id).await?;
         if app.output != Format::Table {
             render::data(app.output, &journal)?;
@@ -410,17 +258,6 @@ fn of_what(subject: &Subject) -> String {
 
 fn by_node(node: Option<&farrier_model::NodeName>) -> String {
     node.map_or_else(String::new, |node| format!(" by {node}"))
-}
-
-/// What a node waits for, after "waits".
-pub(super) fn describe_wait(wait: &Wait) -> String {
-    match wait {
-        Wait::Until { at, signal: None } => format!("until {at}"),
-        Wait::Until { at, signal: Some(signal) } => format!("until {at} or signal `{signal}`"),
-        Wait::Signal { name } => format!("for signal `{name}`"),
-        Wait::Approval => "for approval".into(),
-        Wait::Child { run, .. } => format!("for its run {run}"),
-    }
 }
 
 /// One event in a sentence.

@@ -23,6 +23,8 @@ enum Kind {
     Environment,
     /// The project file.
     Project,
+    /// The service file.
+    Service,
     /// A runbook's tests.
     Tests,
 }
@@ -41,6 +43,7 @@ impl Kind {
             Kind::Runbook => schema::runbook_schema(catalog),
             Kind::Environment => schema::environment_schema(catalog),
             Kind::Project => schema::project_schema(),
+            Kind::Service => schema::service_schema(),
             Kind::Tests => schema::tests_schema(catalog),
         }
     }

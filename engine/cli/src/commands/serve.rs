@@ -1,30 +1,49 @@
-//! `farrier serve`: takes up whatever is due, and goes on until it is told to stop.
+//! `farrier serve`: takes up whatever is due, answers requests, and goes on until it is told to stop.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use async_trait::async_trait;
 use clap::Args;
-use farrier_exec::driver::Start;
-use farrier_exec::{Engine, Launcher, Observer, Options, RunUpdate};
-use farrier_model::{Digest, Event};
-use farrier_runbook::{Bundle, compile_bundle};
-use farrier_store::{Mode, Pruned, Retention, RunRow, SqliteStore, Store};
+use farrier_exec::{Observer, Options, RunUpdate};
+use farrier_model::Event;
+use farrier_project::{ProjectError, Watched, shown};
+use farrier_runbook::Diagnostics;
+use farrier_runbook::service::{Service as Written, Tls, read_service};
+use farrier_server::rights::Access;
+use farrier_server::{Listeners, Notify, Policy, Service, Settings, configure_tls, open_socket};
+use tokio::signal::unix::{SignalKind, signal};
 
-use super::run::{driver, listen};
+use super::run::{listen, owner};
 use super::runs::describe;
 use super::{App, Problem};
 use crate::exit::Exit;
-use crate::project::Workspace;
+use crate::render;
+use crate::stores;
+
+/// The name of the service file, beside the project file.
+const SERVICE_FILE: &str = "serve.yaml";
 
 #[derive(Debug, Args)]
 pub(super) struct Serve {
-    /// Runs at once.
-    #[arg(long, default_value_t = 64, value_name = "N")]
-    runs: usize,
-    /// Tasks of one run at once.
-    #[arg(long, default_value_t = 16, value_name = "N")]
-    parallel: usize,
+    /// The service file; `serve.yaml` beside `farrier.yaml` without it, if there is one.
+    #[arg(long, value_name = "FILE", env = "FARRIER_CONFIG")]
+    config: Option<PathBuf>,
+    /// Only these environments; can be given several times.
+    #[arg(long, short, value_name = "NAME", env = "FARRIER_ENVIRONMENTS", value_delimiter = ',')]
+    env: Vec<String>,
+    /// Address and port of the API, such as `127.0.0.1:8440`. Port 0 takes a free one.
+    #[arg(long, value_name = "ADDRESS", env = "FARRIER_LISTEN")]
+    listen: Option<SocketAddr>,
+    /// Runs at once; 64 without it.
+    #[arg(long, value_name = "N")]
+    runs: Option<usize>,
+    /// Tasks of one run at once; 16 without it.
+    #[arg(long, value_name = "N")]
+    parallel: Option<usize>,
+    /// How long what is at work may take to end when the service is told to stop.
+    #[arg(long, default_value = "30s", value_name = "DURATION", value_parser = super::run::duration)]
+    grace: std::time::Duration,
     /// End when nothing is due any more, as a timer unit wants it.
     #[arg(long)]
     until_idle: bool,
@@ -38,101 +57,143 @@ const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
 
 impl Serve {
     pub(super) async fn run(&self, app: &App) -> Result<Exit, Problem> {
-        let workspace = app.workspace()?;
-        let store = workspace.store(None, Mode::Owner).await?;
+        let root = app.workspace()?.root;
+        let config = Config::find(&root, self.config.as_deref())?;
+        let written = &config.written;
+        let named = |all: &[String]| all.to_vec();
+        let served = if self.env.is_empty() {
+            written.environments.iter().map(|name| name.value.clone()).collect()
+        } else {
+            named(&self.env)
+        };
+        let sets = Watched::open(&root, app.registry.clone(), served)?;
+        let dir = sets.current().data_dir.clone();
+        let store = stores::own(&dir).await?;
         let options = Options {
-            parallel: self.parallel,
+            parallel: self.parallel.or(written.parallel.as_ref().map(|n| n.value as usize)).unwrap_or(16),
             patience: PATIENCE,
             resume_parked: false,
+            owner: owner(),
+            grace: self.grace,
             ..Options::default()
         };
-        let pruning =
-            workspace.retention().map(|retention| tokio::spawn(prune_hourly(store.clone(), retention)));
-        let driver = driver(app, &store, options, Arc::new(Lines { quiet: self.quiet }), listen(false));
-        let launcher =
-            Stored { app: app.clone(), workspace, store: store.clone(), bundles: Mutex::default() };
+        let listeners = self.listeners(&config, &dir)?;
         if !self.quiet {
             eprintln!("taking up what is due in {}", store.file().display());
         }
-        let ended = Engine::new(driver, Arc::new(launcher), self.runs).run(self.until_idle).await;
-        if let Some(pruning) = pruning {
-            pruning.abort();
-        }
-        store.close().await;
+        let reread = (root.clone(), self.config.clone());
+        let settings = Settings {
+            store,
+            sets,
+            policy: config.policy(),
+            read_policy: Some(Arc::new(move || {
+                let config = Config::find(&reread.0, reread.1.as_deref());
+                config.map(|config| config.policy()).map_err(|problem| problem.to_string())
+            })),
+            listeners,
+            connections: written.connections.as_ref().map_or(0, |n| n.value as usize),
+            options,
+            runs: self.runs.or(written.runs.as_ref().map(|n| n.value as usize)).unwrap_or(64),
+            until_idle: self.until_idle,
+            watch_files: !self.until_idle,
+            observer: Arc::new(Lines { quiet: self.quiet, json: app.logs_json }),
+            webhook: None,
+            directory: None,
+            notify: Notify::from_env(),
+        };
+        let service = Service::new(settings, listen(false));
+        let hangups = tokio::spawn(reload_on_hangup(service.app()));
+        let ended = service.run().await;
+        hangups.abort();
         ended?;
         Ok(Exit::Ok)
     }
-}
 
-/// Takes away what is over, at the start and every hour.
-async fn prune_hourly(store: SqliteStore, retention: Retention) {
-    let mut hour = tokio::time::interval(std::time::Duration::from_secs(60 * 60));
-    loop {
-        hour.tick().await;
-        match store.prune(&retention).await {
-            Ok(pruned) if pruned == Pruned::default() => {}
-            Ok(pruned) => tracing::info!("{}", super::prune::describe(&pruned)),
-            // The next hour tries again; whatever ends the store ends it for the engine too.
-            Err(error) => tracing::warn!(%error, "old runs were not taken away"),
+    fn listeners(&self, config: &Config, dir: &Path) -> Result<Listeners, Problem> {
+        let socket = match open_socket(dir) {
+            Ok(socket) => Some(socket),
+            Err(error) => {
+                eprintln!(
+                    "warning: no socket in {}: {error}; other commands cannot reach the service",
+                    dir.display()
+                );
+                None
+            }
+        };
+        let address = self.listen.or_else(|| config.written.listen.as_ref()?.parse().ok());
+        let Some(address) = address else { return Ok(Listeners { network: None, socket }) };
+        let tls = config.tls()?;
+        if tls.is_none() && !address.ip().is_loopback() && !config.written.behind_proxy {
+            return Err(Problem::Usage(format!(
+                "tokens would travel to {address} in plain text; add `tls:` to the service file, or `behind_proxy: true`"
+            )));
         }
+        let bound = StdListener::bind(address).and_then(|listener| {
+            listener.set_nonblocking(true)?;
+            let local = listener.local_addr()?;
+            Ok((tokio::net::TcpListener::from_std(listener)?, local))
+        });
+        let (listener, local) = bound.map_err(|error| {
+            Problem::Other(anyhow::Error::new(error).context(format!("cannot listen on {address}")))
+        })?;
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        eprintln!("listening on {scheme}://{local}");
+        Ok(Listeners { network: Some((listener, tls)), socket })
     }
 }
 
-/// Finds what stored runs need: their texts in the store, their environment in the project.
-struct Stored {
-    app: App,
-    workspace: Workspace,
-    store: SqliteStore,
-    /// Compiled texts, by digest and runbook.
-    bundles: Mutex<HashMap<(Digest, String), Arc<Bundle>>>,
+/// A service file with its place.
+struct Config {
+    written: Written,
+    folder: PathBuf,
 }
 
-/// How many compiled sets of texts are kept.
-const BUNDLES: usize = 64;
-
-#[async_trait]
-impl Launcher for Stored {
-    async fn start_of(&self, row: &RunRow, created: &Event) -> Result<Start, String> {
-        let Event::Created { inputs, trigger, plan, .. } = created else {
-            return Err("its journal does not begin with `created`".into());
+impl Config {
+    /// The file that is named, or the one beside the project file; without either, nothing is said.
+    fn find(root: &Path, named: Option<&Path>) -> Result<Config, Problem> {
+        let beside = root.join(SERVICE_FILE);
+        let path = match named {
+            Some(path) => path,
+            None if beside.is_file() => &beside,
+            None => return Ok(Config { written: Written::default(), folder: root.to_path_buf() }),
         };
-        let bundle = self.bundle(row).await?;
-        let catalog = self.app.registry.catalog();
-        let site = self.workspace.site(&row.environment, catalog).map_err(|problem| problem.to_string())?;
-        site.check(&bundle, &self.app.registry).map_err(|problem| problem.to_string())?;
-        let (inputs, trigger, plan) = (inputs.clone(), trigger.clone(), plan.clone());
-        Ok(Start { bundle, world: site.world(), inputs, trigger, plan })
+        let bytes = std::fs::read(path).map_err(|error| Problem::file(path, error))?;
+        let mut mistakes = Diagnostics::new();
+        let file = mistakes.add_file(shown(path), &bytes);
+        let written = read_service(file, &bytes, &mut mistakes);
+        let written = written.ok_or_else(|| Problem::from(ProjectError::Mistakes(Box::new(mistakes))))?;
+        Ok(Config { written, folder: path.parent().unwrap_or(root).to_path_buf() })
+    }
+
+    fn policy(&self) -> Policy {
+        Policy { access: Access::of(&self.written), open_metrics: self.written.open_metrics }
+    }
+
+    fn tls(&self) -> Result<Option<Arc<rustls::ServerConfig>>, Problem> {
+        let Some(Tls { certificate, key, client_authorities }) = &self.written.tls else { return Ok(None) };
+        let place = |path: &str| self.folder.join(path);
+        let authorities = client_authorities.as_deref().map(place);
+        configure_tls(&place(certificate), &place(key), authorities.as_deref())
+            .map(Some)
+            .map_err(Problem::Usage)
     }
 }
 
-impl Stored {
-    async fn bundle(&self, row: &RunRow) -> Result<Arc<Bundle>, String> {
-        let key = (row.bundle, row.runbook.to_string());
-        let known = |bundles: &Mutex<HashMap<_, Arc<Bundle>>>| {
-            bundles.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned()
-        };
-        if let Some(bundle) = known(&self.bundles) {
-            return Ok(bundle);
+async fn reload_on_hangup(app: farrier_server::App) {
+    let Ok(mut hangups) = signal(SignalKind::hangup()) else { return };
+    while hangups.recv().await.is_some() {
+        match app.reload().await {
+            Ok(true) => eprintln!("the project was read again"),
+            Ok(false) => eprintln!("the project was read again, and nothing is new"),
+            Err(error) => eprintln!("the set of before stays in use: {error}"),
         }
-        let stored = self.store.bundle(row.bundle).await.map_err(|error| error.to_string())?;
-        let (_, sources) = stored.ok_or("the store has lost its texts")?;
-        let bundle =
-            compile_bundle(&row.runbook, &sources, self.app.registry.catalog()).map_err(|mistakes| {
-                format!("its runbook does not compile any more: {}", mistakes.render(false))
-            })?;
-        let bundle = Arc::new(bundle);
-        let mut bundles = self.bundles.lock().unwrap_or_else(PoisonError::into_inner);
-        if bundles.len() >= BUNDLES {
-            bundles.clear();
-        }
-        bundles.insert(key, bundle.clone());
-        Ok(bundle)
     }
 }
 
 /// One line for each event that people care about.
 struct Lines {
     quiet: bool,
+    json: bool,
 }
 
 impl Observer for Lines {
@@ -142,7 +203,39 @@ impl Observer for Lines {
         }
         let short = &update.run.to_string()[..13];
         for event in update.events {
-            eprintln!("{short} {}: {}", update.runbook, describe(event));
+            let said = describe(event);
+            if !self.json {
+                eprintln!("{short} {}: {said}", update.runbook);
+                continue;
+            }
+            let (node, attempt) = match event {
+                Event::Node { node, attempt, .. } => (Some(node.to_string()), Some(*attempt)),
+                _ => (None, None),
+            };
+            tracing::info!(run_id = %update.run, runbook = update.runbook, node, attempt, event = event.name(), said, "run");
         }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Token {
+    #[command(subcommand)]
+    command: TokenCommand,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum TokenCommand {
+    /// Make a token. It is printed once; the service file gets its hash.
+    New,
+}
+
+impl Token {
+    pub(super) fn run(&self) -> Result<Exit, Problem> {
+        let TokenCommand::New = self.command;
+        let token = farrier_server::rights::Token::new();
+        render::line(token.reveal())?;
+        eprintln!("it is shown only now; in the service file, under the user's or receiver's `tokens:`:");
+        eprintln!("  - {}", token.hash());
+        Ok(Exit::Ok)
     }
 }

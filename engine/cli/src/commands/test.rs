@@ -24,10 +24,10 @@ use farrier_runbook::{Bundle, Diagnostics};
 
 use super::{App, Problem};
 use crate::exit::Exit;
-use crate::project::shown;
 use crate::render::style::Style;
 use crate::render::{self, Format};
 use case::{Case, Trouble};
+use farrier_project::shown;
 use report::Outcome;
 use sweep::{Sweep, Swept};
 

@@ -1,25 +1,23 @@
 //! What stands at the top of a runbook: its name, targets, inputs, vars, triggers, guards, locks.
 
 use std::collections::{BTreeMap, HashMap};
-use std::str::FromStr;
 use std::time::Duration;
 
 use farrier_model::expr::Template;
 use farrier_model::spec::Catalog;
-use farrier_model::time::parse_duration;
+use farrier_model::time::{Timestamp, parse_duration};
 use farrier_model::{Expr, Text, Type, Value};
+use farrier_schedule::{Due, Pattern, Spec};
 
-use super::names::{Found, IN_ALERT, IN_KEYS, IN_TITLE, IN_VARS, NOWHERE, Names, View, hint};
+use super::names::{Found, IN_KEYS, IN_TITLE, IN_VARS, NOWHERE, Names, View, hint};
 use super::with::input_type;
 use super::{order, types};
 use crate::at::{At, Keyed};
-use crate::authored::{
-    self, AlertMode, CatchUp, DurationText, GuardOtherwise, HealthOtherwise, Overlap, Resolved,
-};
+use crate::authored::{self, CatchUp, DurationText, GuardOtherwise, HealthOtherwise, Overlap};
 use crate::codes;
 use crate::diagnostic::{Diagnostic, Diagnostics, Span, quoted};
 use crate::graph::{
-    Due, Escalate, Guard, GuardAction, Health, InputKind, InputSpec, Lock, Rate, RateOf, TargetUse, Trigger,
+    Escalate, Guard, GuardAction, Health, InputKind, InputSpec, Lock, Rate, RateOf, TargetUse, Trigger,
 };
 use crate::inputs::{check_value, describe};
 use crate::read::{NoHooks, check_schema, constant};
@@ -100,7 +98,7 @@ pub(super) fn check(
         .triggers
         .iter()
         .zip(node.get("triggers").and_then(Node::as_list).unwrap_or_default())
-        .filter_map(|(trigger, node)| check_trigger(trigger, node, &inputs, &names, &mut found, out))
+        .filter_map(|(trigger, node)| check_trigger(name, trigger, node, &inputs, &names, &mut found, out))
         .collect();
     let escalate = authored.escalate.as_ref().map(|escalate| Escalate {
         on: escalate.on.iter().map(|occasion| occasion.value).collect(),
@@ -605,6 +603,7 @@ fn parse_share(share: &At<String>, out: &mut Diagnostics) -> Option<f64> {
 }
 
 fn check_trigger(
+    name: &Text,
     trigger: &authored::Trigger,
     node: &Node,
     inputs: &[InputSpec],
@@ -635,7 +634,7 @@ fn check_trigger(
         );
     }
     if let Some(alert) = &trigger.alert {
-        for name in ["timezone", "overlap", "catch_up", "jitter", "inputs"] {
+        for name in ["timezone", "clock_change", "overlap", "catch_up", "jitter", "inputs"] {
             if let Some(span) = key(name) {
                 let diagnostic = Diagnostic::new(
                     codes::BAD_TRIGGER,
@@ -649,17 +648,22 @@ fn check_trigger(
                 });
             }
         }
-        return check_alert(alert, first, inputs, names, found, out);
+        return super::alerts::check_route(name, alert, first, inputs, names, found, out)
+            .map(|route| Trigger::Alert(Box::new(route)));
     }
     let due = match (&trigger.every, &trigger.cron) {
-        (Some(every), _) => positive(every, out).map(Due::Every),
-        (_, Some(cron)) => check_cron(cron, trigger.timezone.as_ref(), out),
+        (Some(every), _) => check_every(every, out).map(Due::Every),
+        (_, Some(cron)) => check_cron(cron, trigger, out),
         _ => None,
     };
-    if trigger.cron.is_none()
-        && let Some(span) = key("timezone")
-    {
-        out.push(Diagnostic::new(codes::BAD_TRIGGER, span, "`timezone` belongs to `cron`").help("remove it"));
+    if trigger.cron.is_none() {
+        for name in ["timezone", "clock_change"] {
+            if let Some(span) = key(name) {
+                let diagnostic =
+                    Diagnostic::new(codes::BAD_TRIGGER, span, format!("`{name}` belongs to `cron`"));
+                out.push(diagnostic.help("remove it"));
+            }
+        }
     }
     let jitter = trigger.jitter.as_ref().and_then(|jitter| duration(jitter, out)).unwrap_or_default();
     if let (Some(Due::Every(every)), Some(written)) = (&due, &trigger.jitter)
@@ -676,111 +680,67 @@ fn check_trigger(
     }
     let view = View { names, roots: NOWHERE, result: None, locals: Vec::new(), step: None };
     let inputs = trigger_inputs(&trigger.inputs, first, inputs, &view, found, out);
-    Some(Trigger::Clock {
-        due: due?,
-        overlap: trigger.overlap.map_or(Overlap::Skip, |overlap| overlap.value),
-        catch_up: trigger.catch_up.map_or(CatchUp::Latest, |catch_up| catch_up.value),
-        jitter,
-        inputs: inputs?,
-    })
+    let overlap = trigger.overlap.map_or(Overlap::Skip, |overlap| overlap.value);
+    let catch_up = trigger.catch_up.map_or(CatchUp::Latest, |catch_up| catch_up.value);
+    if let (CatchUp::All, Overlap::Skip | Overlap::CancelRunning, Some(written)) =
+        (catch_up, overlap, &trigger.catch_up)
+    {
+        let what = "runs that are caught up together would be in each other's way";
+        let diagnostic = Diagnostic::new(codes::BAD_TRIGGER, written.span, what);
+        out.push(diagnostic.help("with `catch_up: all` write `overlap: queue`, or `overlap: allow`"));
+        return None;
+    }
+    Some(Trigger::Clock { spec: Spec { jitter, overlap, catch_up, ..Spec::new(due?) }, inputs: inputs? })
 }
 
-fn check_cron(cron: &At<String>, timezone: Option<&At<String>>, out: &mut Diagnostics) -> Option<Due> {
-    let fields = cron.split_whitespace().count();
-    let pattern = if matches!(fields, 5 | 6) {
-        croner::Cron::from_str(cron).map(|_| ()).map_err(|error| {
-            let text = error.to_string();
-            text.split_once(": ").map_or(text.clone(), |(_, reason)| reason.to_owned())
-        })
-    } else {
-        Err(format!("it has {fields} field{}", if fields == 1 { "" } else { "s" }))
+/// The time from one start to the next: what is quicker than a second is no schedule.
+fn check_every(every: &DurationText, out: &mut Diagnostics) -> Option<Duration> {
+    let duration = positive(every, out)?;
+    if duration < Duration::from_secs(1) {
+        let what = "the time between two starts is less than a second";
+        out.push(Diagnostic::new(codes::BAD_TRIGGER, every.0.span, what).expected("`1s` or more"));
+        return None;
+    }
+    Some(duration)
+}
+
+fn check_cron(cron: &At<String>, trigger: &authored::Trigger, out: &mut Diagnostics) -> Option<Due> {
+    let change = trigger.clock_change.map(|change| change.value);
+    let timezone = trigger.timezone.as_ref();
+    // Both are told, so each is tried with a zone and a pattern that are right.
+    let pattern = Pattern::new(cron, "Etc/UTC", change);
+    let wrong = match &pattern {
+        Err(error) => Some(format!("{} is not a cron pattern: {error}", quoted(cron))),
+        Ok(pattern) if pattern.next(Timestamp::UNIX_EPOCH).is_none() => {
+            Some(format!("{} names no time that ever comes", quoted(cron)))
+        }
+        Ok(_) => None,
     };
-    if let Err(reason) = &pattern {
-        let reason = reason.trim_end_matches('.');
+    if let Some(wrong) = &wrong {
         out.push(
-            Diagnostic::new(
-                codes::BAD_CRON,
-                cron.span,
-                format!("{} is not a cron pattern: {reason}", quoted(cron)),
-            )
-            .expected("minute, hour, day, month, weekday; or six fields with seconds first")
-            .help("for example `17 3 * * *`: every day at 03:17"),
+            Diagnostic::new(codes::BAD_CRON, cron.span, wrong.as_str())
+                .expected("minute, hour, day, month, weekday; or six fields with seconds first")
+                .help("for example `17 3 * * *`: every day at 03:17"),
         );
     }
     let zone = timezone.map_or("Etc/UTC", |zone| &*zone.value);
-    let known = zone == "Etc/UTC" || jiff::tz::TimeZone::get(zone).is_ok();
+    let known = farrier_schedule::zone(zone).is_ok();
     if let Some(written) = timezone.filter(|_| !known) {
         let diagnostic =
             Diagnostic::new(codes::BAD_TIMEZONE, written.span, format!("unknown time zone {}", quoted(zone)))
                 .expected("an IANA name such as `Etc/UTC` or `Europe/Berlin`");
-        let available: Vec<String> = jiff::tz::db().available().map(|name| name.to_string()).collect();
+        let available = farrier_schedule::zones();
         out.push(match crate::diagnostic::nearest(zone, available.iter().map(String::as_str)) {
             Some(near) => diagnostic.help(format!("did you mean `{near}`?")),
             None => diagnostic,
         });
     }
-    (pattern.is_ok() && known).then(|| Due::Cron { pattern: (*cron.value).into(), timezone: zone.into() })
-}
-
-fn check_alert(
-    alert: &authored::AlertTrigger,
-    place: Span,
-    inputs: &[InputSpec],
-    names: &Names,
-    found: &mut Found,
-    out: &mut Diagnostics,
-) -> Option<Trigger> {
-    if alert.matchers.is_empty() {
-        out.push(
-            Diagnostic::new(
-                codes::BAD_TRIGGER,
-                place,
-                "an alert trigger without matchers would take every alert",
-            )
-            .help("write `match: ['alertname=\"…\"']`"),
-        );
-    }
-    let view = View { names, roots: IN_ALERT, result: None, locals: Vec::new(), step: None };
-    let per = alert.per.as_ref().and_then(|per| view.bare(&per.0, found, out)).map(|(expr, _)| expr);
-    for (name, node) in &alert.inputs {
-        // Whether the value comes from the alert, whatever else is wrong with it.
-        let mut uses = Found::default();
-        view.tree(node, true, &mut uses, &mut Diagnostics::new());
-        let Some(spec) = inputs.iter().find(|spec| *spec.name == *name.value) else { continue };
-        let closed = matches!(
-            spec.kind,
-            InputKind::Int | InputKind::Bool | InputKind::Duration | InputKind::Timestamp
-        );
-        if uses.alert && spec.pattern.is_none() && spec.one_of.is_empty() && !closed {
-            out.push(
-                Diagnostic::new(
-                    codes::ALERT_WITHOUT_PATTERN,
-                    name.span,
-                    format!("an alert fills the input {}, which has no pattern", quoted(name)),
-                )
-                .help(format!("labels come from outside: add `pattern:` to `inputs.{name}`, or `one_of:`")),
-            );
-        }
-    }
-    let mut read = |text: &Option<DurationText>| text.as_ref().and_then(|text| duration(text, out));
-    let (after_success, after_failure) = match &alert.cooldown {
-        Some(cooldown) => (read(&cooldown.after_success), read(&cooldown.after_failure)),
-        None => (None, None),
-    };
-    let inputs = trigger_inputs(&alert.inputs, place, inputs, &view, found, out);
-    Some(Trigger::Alert {
-        matchers: alert.matchers.iter().map(|matcher| (*matcher.value).into()).collect(),
-        per,
-        inputs: inputs?,
-        resolved: alert.resolved.map_or(Resolved::Cancel, |resolved| resolved.value),
-        after_success,
-        after_failure,
-        mode: alert.mode.map_or(AlertMode::Run, |mode| mode.value),
-    })
+    let (pattern, timezone) = ((*cron.value).into(), zone.into());
+    (wrong.is_none() && known).then_some(Due::Cron { pattern, timezone, clock_change: change })
 }
 
 /// Values that a trigger gives to inputs: the names exist, and nothing that must be given is missing.
-fn trigger_inputs(
+pub(super) fn trigger_inputs(
     given: &Keyed<Node>,
     place: Span,
     inputs: &[InputSpec],

@@ -9,6 +9,7 @@
 //! **Rules:** no text makes this panic or recurse deeper than the parser's limit; work grows with the size of the text;
 //! what is reported is certain (unknown types fit everything).
 
+pub(crate) mod alerts;
 mod head;
 mod names;
 mod order;

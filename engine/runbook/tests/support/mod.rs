@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 
 use farrier_model::Effect;
 use farrier_model::spec::{ActionSpec, Catalog, Risk, TargetSpec};
-use farrier_runbook::{Diagnostics, Source, compile, parse, read_environment, read_project, read_tests};
+use farrier_runbook::{
+    Diagnostics, Source, compile, compile_alerts, parse, read_environment, read_project, read_tests,
+};
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
@@ -326,6 +328,8 @@ pub enum FileKind {
     Project,
     /// `NAME.test.yaml`
     Tests,
+    /// `NAME.alerts.yaml`
+    Alerts,
 }
 
 impl FileKind {
@@ -336,6 +340,7 @@ impl FileKind {
             Some("environment") => FileKind::Environment,
             Some("project") => FileKind::Project,
             Some("test" | "tests") => FileKind::Tests,
+            Some("alerts") => FileKind::Alerts,
             _ => FileKind::Runbook,
         }
     }
@@ -361,8 +366,20 @@ pub fn diagnose(kind: FileKind, name: &str, bytes: &[u8], catalog: &Catalog) -> 
         FileKind::Tests => {
             read_tests(file, bytes, catalog, &mut out);
         }
+        FileKind::Alerts => match Source::from_bytes(name, bytes) {
+            Ok(source) => return compile_alerts(&[source], &compile(&[disk()], catalog)).diagnostics,
+            Err(mistakes) => return mistakes,
+        },
     }
     out
+}
+
+/// The runbook that routes in files of alerts name.
+fn disk() -> Source {
+    let text = "runbook: disk\nsummary: An example\nowner: admins\nrisk: read_only\n\
+                inputs: { node: { type: host, pattern: 'node-[0-9]+' } }\n\
+                steps:\n  tell: { uses: flow.note, with: { message: \"${ inputs.node }\" } }\n";
+    Source { path: "disk.yaml".into(), text: text.into() }
 }
 
 /// The files of one case: a line `# file: NAME.yaml` begins each of several.
@@ -395,7 +412,10 @@ pub struct Example<'a> {
 impl Example<'_> {
     /// The name of its file: a runbook has that of its file.
     pub fn file_name(&self) -> String {
-        let name = self.text.lines().find_map(|line| line.strip_prefix("runbook: ")).unwrap_or("example");
+        let named = |line: &'_ str| {
+            line.strip_prefix("runbook: ").or_else(|| line.strip_prefix("alerts: ")).map(str::to_owned)
+        };
+        let name = self.text.lines().find_map(named).unwrap_or("example".into());
         format!("{name}.yaml")
     }
 }

@@ -59,6 +59,7 @@ pub(super) async fn perform(
                     .execute(&mut *connection)
                     .await?;
                 wake_parent(connection, run, now).await?;
+                release(connection, run).await?;
             }
             Aside::Parked => wake_parent(connection, run, now).await?,
             Aside::Waits => wait(connection, run, now).await?,
@@ -131,6 +132,21 @@ async fn grant(connection: &mut SqliteConnection, lock: &str, now: i64) -> Resul
         make_due(connection, row.try_get::<String, _>(1)?, now).await?;
     }
     Ok(())
+}
+
+/// The run of a schedule that waits for this one and for no other may begin.
+async fn release(connection: &mut SqliteConnection, ended: RunId) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "UPDATE run SET held = NULL WHERE run_id = (SELECT next.run_id FROM run over JOIN run next \
+           ON next.schedule_id = over.schedule_id AND next.finished_at IS NULL AND next.held IS NOT NULL \
+           WHERE over.run_id = ?1 ORDER BY next.held LIMIT 1) \
+         AND NOT EXISTS (SELECT 1 FROM run over JOIN run other ON other.schedule_id = over.schedule_id \
+           AND other.finished_at IS NULL AND other.held IS NULL WHERE over.run_id = ?1 AND other.run_id <> ?1)",
+    )
+    .bind(ended.to_string())
+    .execute(connection)
+    .await
+    .map(|_| ())
 }
 
 async fn make_due(connection: &mut SqliteConnection, run: String, now: i64) -> Result<(), sqlx::Error> {

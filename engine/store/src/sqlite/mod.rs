@@ -7,10 +7,14 @@
 //! claimed. Opened with [`Mode::ReadOnly`], nothing is locked and nothing changed, so `runs`, `show` and `logs` work beside
 //! a running service.
 
+mod acts;
 mod asides;
 mod ballast;
 mod directory;
+mod fires;
+mod ledger;
 mod moving;
+mod outbox;
 mod reader;
 mod retention;
 mod schema;
@@ -24,7 +28,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use farrier_model::time::Timestamp;
-use farrier_model::{Digest, Entry, Event, Request, RunId, Text};
+use farrier_model::{Digest, Entry, Event, Request, RunId, RunState, Text};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
@@ -37,6 +41,7 @@ use crate::{
     Audit, Batch, Claim, Clock, Due, Executed, NewRun, RunFilter, RunRow, Store, StoreError, Ticket, Timing,
     Violation, rules,
 };
+pub use acts::{Act, ActFilter};
 use ballast::Ballast;
 pub use retention::{Keep, Pruned, Retention};
 use writer::{Answer, Done, Files, Job, Status, Work, Writer};
@@ -179,6 +184,31 @@ impl SqliteStore {
     /// Whether the disk is full: outcomes are recorded, nothing new is accepted.
     pub fn is_full(&self) -> bool {
         self.status.full.load(Ordering::Relaxed)
+    }
+
+    /// What ended all writing, if something did.
+    pub fn fatal(&self) -> Option<StoreError> {
+        self.status.fatal.get().cloned()
+    }
+
+    /// How many runs that are not over are in which state.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn live_states(&self) -> Result<Vec<(RunState, i64)>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT state, count(*) FROM run WHERE state IN ('queued', 'running', 'waiting', 'undoing', 'parked') GROUP BY state",
+        )
+        .fetch_all(&self.readers)
+        .await
+        .map_err(|error| self.unreadable(error))?;
+        let mut states = Vec::new();
+        for row in rows {
+            let state: &str = row.try_get(0).map_err(|error| self.unreadable(error))?;
+            let count = row.try_get(1).map_err(|error| self.unreadable(error))?;
+            states.extend(RunState::from_name(state).map(|state| (state, count)));
+        }
+        Ok(states)
     }
 
     /// What was written since it was opened.
@@ -492,6 +522,10 @@ impl Store for SqliteStore {
             let run: String = row.try_get(0).map_err(|error| self.unreadable(error))?;
             violation("retention", format!("run {run} is marked to be taken away, and not by farrier"));
         }
+        violations.extend(self.audit_ledger().await?);
+        let mut violation = |invariant, message| {
+            violations.push(Violation { run: None, seq: None, invariant, message });
+        };
         // One at a time: a blob can be large, their number too.
         let mut last = String::new();
         loop {

@@ -213,10 +213,10 @@ fn read_run_row(row: &SqliteRow) -> Result<RunRow, sqlx::Error> {
     })
 }
 
-/// Runs that nobody works on: the generation, and the time at which a lease of it is over.
+/// Runs that nobody works on and that wait for no other: the generation, and the time at which a lease of it is over.
 pub(crate) fn unowned_query(generation: i64, lease_end: i64, limit: i64) -> QueryBuilder<Sqlite> {
     let mut query = QueryBuilder::new(RUN_COLUMNS);
-    query.push(" WHERE state IN ('queued', 'running', 'undoing') AND (owner IS NULL OR generation < ");
+    query.push(" WHERE state IN ('queued', 'running', 'undoing') AND held IS NULL AND (owner IS NULL OR generation < ");
     query.push_bind(generation).push(" OR lease_until < ").push_bind(lease_end);
     query.push(") ORDER BY created_at, run_id LIMIT ").push_bind(limit);
     query

@@ -17,6 +17,11 @@ use crate::StoreError;
 
 /// Texts that no run refers to are kept so long: a run that is about to be created may mean them.
 pub(super) const LEFT_OVER_MS: i64 = 60 * 60 * 1000;
+/// Notices about no run are kept so long after they were told.
+const TOLD_MS: i64 = 90 * 24 * 60 * 60 * 1000;
+
+/// Records of due times are kept so long.
+const FIRES_KEPT_MS: i64 = 90 * 24 * 60 * 60 * 1000;
 
 /// How long finished runs are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -142,8 +147,10 @@ pub(super) async fn take_away(connection: &mut SqliteConnection, run: RunId) -> 
         let mut entries = 0;
         for sql in [
             "INSERT INTO retention (run_id) VALUES (?)",
+            "UPDATE fire SET run_gone = 1 WHERE decision = 'run' AND run_id = ?",
             "DELETE FROM request WHERE run_id = ?",
             "DELETE FROM ticket WHERE run_id = ?",
+            "DELETE FROM outbox WHERE run_id = ?",
             "DELETE FROM run WHERE run_id = ?",
             "DELETE FROM retention WHERE run_id = ?",
         ] {
@@ -167,10 +174,16 @@ pub(super) async fn take_away(connection: &mut SqliteConnection, run: RunId) -> 
     Ok(pruned)
 }
 
-/// Takes away the texts that no run refers to.
+/// Takes away the texts that no run refers to, records of due times that are old, and notices about no run that were told long
+/// ago.
 pub(super) async fn sweep(connection: &mut SqliteConnection, now: i64) -> Result<Pruned, sqlx::Error> {
+    super::fires::forget(connection, now - FIRES_KEPT_MS).await?;
     let deleted = sqlx::query("DELETE FROM bundle WHERE at < ? AND digest NOT IN (SELECT bundle FROM run)")
         .bind(now - LEFT_OVER_MS)
+        .execute(&mut *connection)
+        .await?;
+    sqlx::query("DELETE FROM outbox WHERE run_id IS NULL AND sent_at < ?")
+        .bind(now - TOLD_MS)
         .execute(connection)
         .await?;
     Ok(Pruned { texts: deleted.rows_affected(), ..Pruned::default() })

@@ -6,7 +6,7 @@
 use sqlx::{Row as _, SqliteConnection, raw_sql};
 
 /// Every version's script, oldest first; the first makes version 1.
-const MIGRATIONS: [&str; 3] = [V1, V2, V3];
+const MIGRATIONS: [&str; 6] = [V1, V2, V3, V4, V6, V7];
 
 /// The version that this program reads and writes.
 pub(crate) const VERSION: i64 = MIGRATIONS.len() as i64;
@@ -148,6 +148,104 @@ BEGIN SELECT RAISE(ABORT, 'the journal is append-only'); END;
 CREATE INDEX journal_blob ON journal (blob) WHERE blob IS NOT NULL;
 ";
 
+/// Schedules, what became of their due times, and alarms.
+const V4: &str = "
+CREATE TABLE schedule (
+    schedule_id  TEXT   PRIMARY KEY,
+    environment  TEXT   NOT NULL,
+    runbook      TEXT   NOT NULL,
+    spec         TEXT   NOT NULL,
+    spec_version BIGINT NOT NULL,
+    since        BIGINT NOT NULL,
+    cursor       BIGINT NOT NULL,
+    next_due     BIGINT,
+    -- Records up to this due time were taken away with their age.
+    kept_after   BIGINT NOT NULL,
+    awake_since  BIGINT NOT NULL,
+    paused_by    TEXT,
+    paused_why   TEXT,
+    paused_at    BIGINT,
+    retired_at   BIGINT
+);
+CREATE INDEX schedule_due ON schedule (next_due) WHERE retired_at IS NULL AND next_due IS NOT NULL;
+
+-- The database itself refuses a second decision on a due time.
+CREATE TABLE fire (
+    schedule_id  TEXT   NOT NULL REFERENCES schedule (schedule_id),
+    nominal      BIGINT NOT NULL,
+    since        BIGINT,
+    decision     TEXT   NOT NULL CHECK (decision IN ('run', 'skipped', 'coalesced')),
+    reason       TEXT,
+    run_id       TEXT,
+    into_nominal BIGINT,
+    -- Its run was taken away after its time.
+    run_gone     BIGINT NOT NULL DEFAULT 0,
+    spec_version BIGINT NOT NULL,
+    tzdb         TEXT   NOT NULL,
+    decided_at   BIGINT NOT NULL,
+    PRIMARY KEY (schedule_id, nominal)
+);
+CREATE INDEX fire_run ON fire (run_id) WHERE decision = 'run';
+
+-- A run of a schedule; held: the due time of one that begins when those before it have ended.
+ALTER TABLE run ADD COLUMN schedule_id TEXT;
+ALTER TABLE run ADD COLUMN held        BIGINT;
+CREATE INDEX run_schedule ON run (schedule_id) WHERE schedule_id IS NOT NULL AND finished_at IS NULL;
+
+CREATE TABLE clock (
+    one     BIGINT PRIMARY KEY CHECK (one = 1),
+    seen_at BIGINT NOT NULL
+);
+
+CREATE TABLE alarm (
+    kind    TEXT   NOT NULL,
+    subject TEXT   NOT NULL,
+    message TEXT   NOT NULL,
+    since   BIGINT NOT NULL,
+    PRIMARY KEY (kind, subject)
+);
+";
+
+/// Who did what through the service.
+const V6: &str = "
+CREATE TABLE audit (
+    audit_id TEXT   PRIMARY KEY,
+    at       BIGINT NOT NULL,
+    who      TEXT   NOT NULL,
+    via      TEXT   NOT NULL,
+    what     TEXT   NOT NULL,
+    object   TEXT   NOT NULL,
+    outcome  TEXT   NOT NULL,
+    detail   TEXT   NOT NULL
+);
+CREATE INDEX audit_newest ON audit (at, audit_id);
+CREATE INDEX audit_object ON audit (object, at);
+CREATE TRIGGER audit_no_update BEFORE UPDATE ON audit
+BEGIN SELECT RAISE(ABORT, 'the audit is append-only'); END;
+CREATE TRIGGER audit_no_delete BEFORE DELETE ON audit
+BEGIN SELECT RAISE(ABORT, 'the audit is append-only'); END;
+";
+
+/// What people are to hear.
+const V7: &str = "
+CREATE TABLE outbox (
+    notice_id   TEXT   PRIMARY KEY,
+    run_id      TEXT,
+    environment TEXT   NOT NULL,
+    recipient   TEXT   NOT NULL,
+    occasion    TEXT   NOT NULL,
+    subject     TEXT   NOT NULL,
+    body        TEXT   NOT NULL,
+    at          BIGINT NOT NULL,
+    not_before  BIGINT NOT NULL,
+    attempts    BIGINT NOT NULL,
+    sent_at     BIGINT,
+    trouble     TEXT
+);
+CREATE INDEX outbox_due ON outbox (not_before) WHERE sent_at IS NULL;
+CREATE INDEX outbox_run ON outbox (run_id) WHERE run_id IS NOT NULL;
+";
+
 /// The version of an opened database; 0 for an empty one.
 pub(crate) async fn version(connection: &mut SqliteConnection) -> Result<i64, sqlx::Error> {
     let tables =
@@ -162,20 +260,28 @@ pub(crate) async fn version(connection: &mut SqliteConnection) -> Result<i64, sq
 }
 
 /// Brings a database from `found` to [`VERSION`]. Each step and its version row are one transaction, so an interrupted
-/// upgrade goes on where it stopped.
+/// upgrade goes on where it stopped. A new database comes into being at once: nobody ever sees half of one.
 pub(crate) async fn migrate(
     connection: &mut SqliteConnection,
     found: i64,
     now: i64,
 ) -> Result<(), sqlx::Error> {
-    for (script, version) in MIGRATIONS.into_iter().zip(1..).filter(|(_, version)| *version > found) {
+    let missing: Vec<(&str, i64)> =
+        MIGRATIONS.into_iter().zip(1..).filter(|(_, version)| *version > found).collect();
+    for steps in missing.chunks(if found == 0 { MIGRATIONS.len() } else { 1 }) {
         raw_sql("BEGIN IMMEDIATE").execute(&mut *connection).await?;
-        let applied = apply(connection, script, version, now).await;
+        let mut applied = Ok(());
+        for (script, version) in steps {
+            applied = apply(connection, script, *version, now).await;
+            if applied.is_err() {
+                break;
+            }
+        }
         let end = if applied.is_ok() { "COMMIT" } else { "ROLLBACK" };
         let ended = raw_sql(end).execute(&mut *connection).await;
         applied?;
         ended?;
-        tracing::info!(version, "store schema brought up to date");
+        tracing::info!(version = steps.last().map(|(_, version)| version), "store schema brought up to date");
     }
     Ok(())
 }

@@ -25,14 +25,16 @@ use sqlx::{Arguments as _, AssertSqlSafe, Connection as _, Row as _, SqliteConne
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
+use super::acts::{self, Act};
 use super::ballast::Ballast;
 use super::directory::{Anchors, DirectoryLock};
+use super::fires::{LedgerDone, LedgerWork};
 use super::retention::Pruned;
-use super::{Errors, asides, reader, retention};
+use super::{Errors, asides, outbox, reader, retention};
 use crate::body::{self, Place, Row};
 use crate::record::{Verified, VerifiedRow};
 use crate::rules::{self, Aside, Head, Moment};
-use crate::{Batch, Claim, Clock, NewRun, StoreError, Timing};
+use crate::{Batch, Claim, Clock, Delivery, NewRun, Notice, StoreError, Timing};
 
 /// How much work may wait. Enough for the callers of one commit to queue while the one before it runs; beyond that they
 /// wait themselves.
@@ -40,7 +42,7 @@ pub(crate) const QUEUE: usize = 1024;
 /// How many rows a transaction may have before the work that is still queued waits for the next.
 const GROUP_ROWS: usize = 20_000;
 /// Sizes of the multi-row statements: few, so that each is prepared once.
-const CHUNKS: [usize; 3] = [64, 8, 1];
+pub(super) const CHUNKS: [usize; 3] = [64, 8, 1];
 /// How often is looked for room while the disk is full.
 const ROOM: Duration = Duration::from_secs(1);
 /// After so long without work the write-ahead log is emptied into the database.
@@ -78,9 +80,22 @@ pub(crate) enum Work {
         request: Box<Request>,
         body: String,
     },
+    /// Who did what.
+    Act {
+        act: Box<Act>,
+    },
+    Notice {
+        notice: Box<Notice>,
+    },
+    Delivered {
+        notice: Uuid,
+        delivery: Delivery,
+    },
     Import {
         run: Box<Verified>,
     },
+    /// What is done to schedules.
+    Ledger(Box<LedgerWork>),
     /// Takes a run away; none for what nothing refers to.
     Prune {
         run: Option<RunId>,
@@ -92,12 +107,16 @@ impl Work {
     fn can_wait(&self) -> bool {
         match self {
             Work::Append { batch, .. } => batch.events.iter().any(Event::needs_lease),
-            Work::Heartbeat { .. } | Work::Release { .. } => false,
+            Work::Heartbeat { .. } | Work::Release { .. } | Work::Notice { .. } | Work::Delivered { .. } => {
+                false
+            }
             Work::Create { .. }
             | Work::Claim { .. }
             | Work::Bundle { .. }
             | Work::Request { .. }
+            | Work::Act { .. }
             | Work::Import { .. }
+            | Work::Ledger(_)
             | Work::Prune { .. } => true,
         }
     }
@@ -116,6 +135,7 @@ pub(crate) enum Done {
     Known(Vec<Entry>),
     Fenced(Vec<RunId>),
     Pruned(Pruned),
+    Ledger(LedgerDone),
     Nothing,
 }
 
@@ -166,7 +186,7 @@ struct Cached {
 }
 
 /// Why a transaction cannot be committed.
-enum Trouble {
+pub(super) enum Trouble {
     Sql(sqlx::Error),
     /// A run's row is not as it is in memory.
     Stale,
@@ -380,8 +400,25 @@ impl Writer {
                 }
                 Work::Create { new, row } => self.create(new, row, moment).await?,
                 Work::Request { run, request, body } => self.request(*run, request, body, moment).await?,
+                Work::Act { act } => {
+                    acts::write(&mut self.connection, act).await?;
+                    Ok(Done::Nothing)
+                }
+                Work::Notice { notice } => {
+                    outbox::put(&mut self.connection, notice, moment.now).await?;
+                    Ok(Done::Nothing)
+                }
+                Work::Delivered { notice, delivery } => {
+                    outbox::delivered(&mut self.connection, *notice, delivery, moment.now).await?;
+                    Ok(Done::Nothing)
+                }
                 Work::Claim { run, owner, row } => self.claim(*run, owner, row, moment).await?,
                 Work::Import { run } => self.import(run, moment).await?,
+                Work::Ledger(work) => {
+                    let (done, written) = self.ledger(work, moment).await?;
+                    staged.written += written;
+                    Ok(Done::Ledger(done))
+                }
                 Work::Prune { run: Some(run) } => {
                     Ok(Done::Pruned(retention::take_away(&mut self.connection, *run).await?))
                 }
@@ -408,7 +445,7 @@ impl Writer {
     }
 
     /// Who stands in the way of a new run: nothing for its own id, which may be created again.
-    async fn obstacle(&mut self, new: &NewRun) -> Result<Option<StoreError>, Trouble> {
+    pub(super) async fn obstacle(&mut self, new: &NewRun) -> Result<Option<StoreError>, Trouble> {
         let Some(key) = &new.live_key else { return Ok(None) };
         let row =
             sqlx::query("SELECT run_id FROM run WHERE runbook = ? AND live_key = ? AND finished_at IS NULL")
@@ -661,8 +698,8 @@ impl Writer {
         });
         (change.after, change.link) = (head.clone(), link);
         let asides = rules::asides(&batch.events);
-        if !(asides.is_empty() && batch.taken.is_empty()) {
-            staged.asides.push((run, asides, &batch.taken));
+        if !(asides.is_empty() && batch.taken.is_empty() && batch.notices.is_empty()) {
+            staged.asides.push((run, asides, batch));
         }
         self.heads.insert(run, Cached { head, link });
         Ok(Ok(Done::Appended { first_seq, at: moment.now }))
@@ -800,13 +837,16 @@ impl Writer {
         let lines: Vec<Line<'_>> = rows.iter().map(StagedRow::line).collect();
         self.insert(&lines).await?;
         staged.written = written + lines.len() as u64;
-        for (run, asides, taken) in asides {
-            asides::perform(&mut self.connection, run, &asides, taken, at).await?;
+        for (run, asides, batch) in asides {
+            asides::perform(&mut self.connection, run, &asides, &batch.taken, at).await?;
+            for notice in &batch.notices {
+                outbox::put(&mut self.connection, notice, at).await?;
+            }
         }
         Ok(())
     }
 
-    async fn insert(&mut self, lines: &[Line<'_>]) -> Result<(), Trouble> {
+    pub(super) async fn insert(&mut self, lines: &[Line<'_>]) -> Result<(), Trouble> {
         for blob in lines.iter().filter_map(|line| line.row.blob.as_ref()) {
             sqlx::query("INSERT INTO blob (digest, raw_len, zstd) VALUES (?, ?, ?) ON CONFLICT DO NOTHING")
                 .bind(blob.digest.clone())
@@ -897,7 +937,7 @@ fn cached(row: &SqliteRow) -> Result<Cached, sqlx::Error> {
     Ok(Cached { head, link })
 }
 
-fn add<'t, T>(arguments: &mut SqliteArguments, value: T) -> Result<(), Trouble>
+pub(super) fn add<'t, T>(arguments: &mut SqliteArguments, value: T) -> Result<(), Trouble>
 where
     T: sqlx::Encode<'t, sqlx::Sqlite> + sqlx::Type<sqlx::Sqlite>,
 {
@@ -910,7 +950,7 @@ struct Staged<'w> {
     runs: HashMap<RunId, Change>,
     rows: Vec<StagedRow<'w>>,
     /// What the batches change besides, in their order.
-    asides: Vec<(RunId, Vec<Aside>, &'w [Uuid])>,
+    asides: Vec<(RunId, Vec<Aside>, &'w Batch)>,
     /// The moment of the transaction.
     at: i64,
     /// Rows of this transaction that are written already.
@@ -945,10 +985,10 @@ impl StagedRow<'_> {
 }
 
 /// A journal row about to be inserted.
-struct Line<'a> {
-    place: Place<'a>,
-    row: &'a Row,
-    link: [u8; 32],
+pub(super) struct Line<'a> {
+    pub(super) place: Place<'a>,
+    pub(super) row: &'a Row,
+    pub(super) link: [u8; 32],
 }
 
 /// The multi-row statements by their number of rows, largest first.
@@ -986,7 +1026,7 @@ impl Statements {
 #[cfg(test)]
 mod tests;
 
-fn tuples(sql: &mut String, rows: usize, columns: usize) {
+pub(super) fn tuples(sql: &mut String, rows: usize, columns: usize) {
     let tuple = format!("({})", vec!["?"; columns].join(", "));
     for row in 0..rows {
         let comma = if row == 0 { "" } else { ", " };

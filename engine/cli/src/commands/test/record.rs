@@ -13,14 +13,14 @@ use farrier_model::{Entry, Event, NodeState, RunState};
 use farrier_runbook::graph::Uses;
 use farrier_runbook::testfile::read_tests;
 use farrier_runbook::{Diagnostics, compile_bundle};
-use farrier_store::{Mode, RunRow, Store};
+use farrier_store::{RunRow, Store};
 use serde_json::{Map, Value as Json, json};
 
-use super::super::runs::find_run;
 use super::super::{App, Problem, block_on};
 use super::case::{Came, Case, Trouble};
 use crate::exit::Exit;
 use crate::render;
+use crate::stores;
 
 /// Prints the case of a stored run.
 pub(super) fn record(app: &App, id: &str) -> Result<Exit, Problem> {
@@ -72,8 +72,7 @@ fn text_of(test: &Map<String, Json>) -> Result<String, Problem> {
 async fn case_of(app: &App, id: &str) -> Result<(Map<String, Json>, RunRow), Problem> {
     let workspace = app.workspace()?;
     let catalog = app.registry.catalog();
-    let store = workspace.store(None, Mode::ReadOnly).await?;
-    let row = find_run(&store, id).await?;
+    let (store, row) = stores::find(app, &workspace, id).await?;
     let journal = store.journal(row.id).await?;
     let sources = store.bundle(row.bundle).await?.map(|(_, sources)| sources).unwrap_or_default();
     store.close().await;

@@ -14,7 +14,7 @@ use farrier_runbook::graph::Guard;
 use farrier_runbook::testfile::Test;
 
 use super::super::Problem;
-use crate::project::{bind, shown};
+use farrier_project::{bind, shown};
 
 /// The folder of one case; removed with it.
 pub(super) struct Sandbox {
