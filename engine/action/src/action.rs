@@ -31,6 +31,9 @@ pub trait Action: DeserializeOwned + JsonSchema + Send + Sync + 'static {
     const PURE: bool = false;
     /// Its purpose is to delete; such a step must say what it needs.
     const DELETES: bool = false;
+    /// A field of the input: a step that says `true` there, in so many words, changes nothing and is not
+    /// [`RISK`](Action::RISK).
+    const READ_ONLY_IF: Option<&'static str> = None;
     /// `undo` is implemented.
     const RESTORES: bool = false;
     /// An example step in YAML (the part under `steps:`), shown in the manual and compiled by the tests.

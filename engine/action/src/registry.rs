@@ -105,6 +105,7 @@ impl ActionRegistry {
             effect: A::EFFECT,
             pure: A::PURE,
             risk: A::RISK,
+            read_only_if: A::READ_ONLY_IF,
             deletes: A::DELETES,
             restores: A::RESTORES,
             input: schema_of::<A>().to_value(),

@@ -8,6 +8,7 @@
 mod check;
 mod durable;
 mod engine;
+mod fanout;
 mod intake;
 mod processes;
 mod report;
@@ -54,6 +55,8 @@ enum Group {
     Schedules,
     /// Ten thousand processes, against ninja and make.
     Processes,
+    /// One command on two hundred hosts over SSH, against clush.
+    Fanout,
     /// Checking many runbooks; starting the program.
     Check,
     /// updatetools on real servers, against a plain Python script.
@@ -86,6 +89,9 @@ fn main() -> Result<()> {
     }
     if wants(Group::Processes) {
         processes::measure(&mut report, &binary)?;
+    }
+    if wants(Group::Fanout) {
+        fanout::measure(&mut report, &binary)?;
     }
     if wants(Group::Check) {
         check::measure(&mut report, &binary)?;

@@ -20,6 +20,84 @@ fn the_shipped_lifecycle_of_forty_days_survives_every_crash_and_every_failure() 
     assert!(junit.contains("tool-lifecycle.test.yaml\" line=\"3\""), "{junit}");
 }
 
+/// Golden plans are among what they compare with.
+#[test]
+fn every_shipped_runbook_does_what_its_tests_say() {
+    let tests = Project::demo().farrier(&["test"]).expect(0);
+    assert!(tests.out.ends_with(" passed, 0 failed\n"), "{}", tests.out);
+}
+
+/// Every crash and every failure of these is quickly through; those of `tool-delete` take minutes.
+#[test]
+fn disabling_and_marking_a_tool_survives_every_crash_and_every_failure() {
+    let project = Project::demo();
+    for case in ["all three attributes", "an active tool is disabled and due", "a disabled tool is as before"]
+    {
+        let tests = project.farrier(&["test", case, "--sweep", "failures,crashes"]).expect(0);
+        tests.says("1 passed, 0 failed");
+    }
+}
+
+/// A runbook that writes at its end, whatever came before.
+const AT_THE_END: &str = "runbook: at_the_end
+summary: Change an account, wait, and write at the end
+owner: testers
+risk: recoverable
+targets: { directory: ldap }
+signals:
+  - { name: back, who: [], then: undo }
+steps:
+  name:
+    uses: ldap.modify
+    with:
+      target: directory
+      base: ou=people,ou=servicegroups,dc=wikimedia,dc=org
+      rdn: [uid, tools.wm-lol]
+      set: { sn: locked }
+    undo: restore
+  grace:
+    uses: flow.wait
+    needs: [name]
+    with: { for: 1d }
+  later:
+    uses: ldap.search
+    needs: [grace]
+    with: { target: directory, base: \"dc=wikimedia,dc=org\", filter: (uid=tools.wm-lol), attributes: { uid: string } }
+finally:
+  shell:
+    uses: ldap.modify
+    with:
+      target: directory
+      base: ou=people,ou=servicegroups,dc=wikimedia,dc=org
+      rdn: [uid, tools.wm-lol]
+      set: { loginShell: \"${ '/bin/back' if run.signal == 'back' and not steps.later.entries | default([]) else '/bin/done' }\" }
+    undo: none
+";
+
+#[test]
+fn what_was_under_way_in_finally_goes_on_after_a_crash() {
+    let project = Project::demo();
+    project.write("runbooks/at_the_end.yaml", AT_THE_END);
+    let look = |shell: &str| {
+        format!(
+            "      world:\n        - uses: ldap.search\n          with: {{ target: directory, base: \"dc=wikimedia,dc=org\", \
+             filter: (uid=tools.wm-lol), attributes: {{ loginShell: string }} }}\n          \
+             that: result.entries[0].loginShell == '{shell}'\n"
+        )
+    };
+    let environment = "    environment: ../environments/lifecycle.yaml\n";
+    let text = format!(
+        "tests:\n  - name: at its end\n{environment}    expect:\n      state: succeeded\n{}  \
+         - name: taken back\n{environment}    events: [{{ at: 1h, signal: back, by: ada }}]\n    \
+         expect:\n      state: undone\n{}",
+        look("/bin/done"),
+        look("/bin/back")
+    );
+    project.write("runbooks/at_the_end.test.yaml", &text);
+    let tests = project.farrier(&["test", "at_the_end", "--sweep", "failures,crashes"]).expect(0);
+    tests.says("2 passed, 0 failed");
+}
+
 /// A runbook that disables an account and forgets how to take that back.
 const FORGETFUL: &str = "runbook: forgetful
 summary: Lock an account and wait

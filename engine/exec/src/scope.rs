@@ -2,6 +2,7 @@
 
 use farrier_model::expr::Scope;
 use farrier_model::{Failure, FailureKind, NodeState, Text, Value};
+use farrier_runbook::authored::SignalThen;
 use farrier_runbook::graph::{Lock, StepIndex};
 
 use crate::run::{NodeRef, NodeRun, Phase, Run};
@@ -75,6 +76,7 @@ impl Run {
             ("started_at", Value::text(self.started_at.to_string())),
             ("state", Value::text(self.provisional_state().name())),
             ("title", Value::text(self.title())),
+            ("signal", Value::text(self.stopping_signal())),
         ]);
         let mut names: Vec<(Text, Value)> = vec![
             ("inputs".into(), self.inputs.clone()),
@@ -103,6 +105,15 @@ impl Run {
         Ok(Value::map(vars))
     }
 
+    /// The signal that stops the run; empty when none does.
+    fn stopping_signal(&self) -> Text {
+        let stops = |name: &Text| {
+            let of = self.graph.signals.iter().find(|signal| signal.name == *name);
+            of.is_some_and(|signal| signal.then != SignalThen::Continue)
+        };
+        self.signals.keys().find(|name| stops(name)).cloned().unwrap_or_default()
+    }
+
     /// The run's title: `run_title` of the runbook, or its name.
     pub fn title(&self) -> String {
         let names = vec![("inputs".into(), self.inputs.clone())];
@@ -126,6 +137,8 @@ impl Run {
             NodeState::Pending if matches!(node.phase, Phase::WouldSkip) => return default(),
             _ => {}
         }
+        // What a stopped run did not come to, it never will.
+        let over = self.memory.finally_open && !step.finally;
         if step.for_each.is_some() {
             return match &step_run.items {
                 Some(items) => {
@@ -134,22 +147,26 @@ impl Run {
                         let cells = vec![
                             Value::Text(key.clone()),
                             Value::text(item.state.name()),
-                            node_output(item, &step.id, step.default_output.as_ref()),
+                            node_output(item, &step.id, step.default_output.as_ref(), over),
                         ];
                         Value::record(keys.clone(), cells)
                     });
                     Value::map([("items", Value::list(rows.collect()))])
                 }
+                None if over => default(),
                 None => Value::Unknown(step.id.clone()),
             };
         }
-        node_output(node, &step.id, step.default_output.as_ref())
+        node_output(node, &step.id, step.default_output.as_ref(), over)
     }
 }
 
-fn node_output(node: &NodeRun, step: &Text, default: Option<&Value>) -> Value {
+fn node_output(node: &NodeRun, step: &Text, default: Option<&Value>, over: bool) -> Value {
     if let Some(output) = &node.output {
         return output.clone();
+    }
+    if over {
+        return default.cloned().unwrap_or_default();
     }
     match (&node.state, &node.planned) {
         (NodeState::Skipped | NodeState::Failed | NodeState::Blocked, _) => {

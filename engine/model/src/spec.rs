@@ -49,6 +49,8 @@ pub struct ActionSpec {
     pub pure: bool,
     /// The worst it can do.
     pub risk: Risk,
+    /// A field of the input: a step that says `true` there changes nothing.
+    pub read_only_if: Option<&'static str>,
     /// Its purpose is to delete; such a step must say what it needs.
     pub deletes: bool,
     /// It can bring back the state before it: `undo: restore` is allowed.

@@ -49,6 +49,37 @@ fn a_runbook_above_a_wrong_one_has_no_bundle() {
 }
 
 #[test]
+fn a_step_that_says_that_it_changes_nothing_is_not_destructive() {
+    let mut catalog = catalog();
+    let mut spec = catalog.actions["files.delete_tree"].clone();
+    (spec.name, spec.deletes, spec.read_only_if) = ("host.run", false, Some("read_only"));
+    spec.input =
+        serde_json::json!({ "type": "object", "properties": { "read_only": { "type": "boolean" } } });
+    catalog.actions.insert(spec.name, spec);
+    for (with, expected) in [
+        ("{ read_only: true }", &[][..]),
+        ("{ read_only: false }", &[codes::UNDO_MISSING, codes::RISK_ABOVE_CEILING]),
+        ("{}", &[codes::UNDO_MISSING, codes::RISK_ABOVE_CEILING]),
+        // What becomes true only in a run is not said.
+        ("{ read_only: \"${ inputs.careful }\" }", &[codes::UNDO_MISSING, codes::RISK_ABOVE_CEILING]),
+    ] {
+        let text = format!(
+            "runbook: look\nsummary: Look\nowner: me\nrisk: recoverable\n\
+             inputs: {{ careful: {{ type: bool, default: true }} }}\n\
+             steps:\n  look:\n    uses: host.run\n    with: {with}\n"
+        );
+        let found = compile(&sources("look.yaml", &text), &catalog).diagnostics;
+        let codes: Vec<_> = found
+            .sorted()
+            .iter()
+            .filter(|d| d.severity == farrier_runbook::Severity::Error)
+            .map(|d| d.code)
+            .collect();
+        assert_eq!(codes, expected, "{with}");
+    }
+}
+
+#[test]
 fn drafts_lack_only_actions_and_kinds_of_target() {
     let mut catalog = catalog();
     // The drafts mean the real action of this name, which takes another input.

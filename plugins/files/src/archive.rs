@@ -38,7 +38,7 @@ use crate::work::{Work, do_blocking};
 #[serde(deny_unknown_fields)]
 pub struct Archive {
     /// The target with the folders.
-    target: Target<FilesTarget>,
+    pub(crate) target: Target<FilesTarget>,
     /// The tree: a folder directly beneath a root, and whose it must be.
     source: Source,
     /// Files to be stored beside the tree, such as dumps of its databases; each is compared with its digest, if given.

@@ -26,7 +26,7 @@ use crate::work::{Work, do_blocking};
 #[serde(deny_unknown_fields)]
 pub struct CheckArchive {
     /// The target with the archive.
-    target: Target<FilesTarget>,
+    pub(crate) target: Target<FilesTarget>,
     /// The archive: `${ steps.archive.file }`.
     archive: FilePlace,
     /// What it must hold: `${ steps.archive.manifest }`.

@@ -26,7 +26,7 @@ use crate::work::{Work, do_blocking};
 #[serde(deny_unknown_fields)]
 pub struct DeleteTree {
     /// The target with the tree.
-    target: Target<FilesTarget>,
+    pub(crate) target: Target<FilesTarget>,
     /// The tree's place, before it was archived.
     tree: TreePlace,
     /// The SHA-256 of its archive, from `files.archive` or better from `files.check_archive`.

@@ -3,8 +3,9 @@
 //! Read first: [`Files`] (the target: named roots), then the actions, one file each. Beneath them: `beneath` opens
 //! texts for [`ReadMany`], and `pool` keeps a file that never answers from stopping anything else. `strict` opens
 //! for everything that writes, `walk` goes through a tree, `store` tells the life of an archive, `remove` that of a
-//! deletion, `private` where both keep what they need. None of those know of runs: they are plain functions that
-//! another process could call. [`deposit`] is for other plugins, whose steps put files beneath a root.
+//! deletion, `private` where both keep what they need. None of those know of runs: they are plain functions. `helper` has
+//! them done by another process, which may do more or is where the disk is. [`deposit`] is for other plugins, whose steps
+//! put files beneath a root.
 //!
 //! **Rule:** every path is made of checked segments beneath a root, and the kernel refuses to leave it. Nothing but a
 //! regular file is ever opened for reading, and nothing but an open folder written to.
@@ -19,6 +20,7 @@ mod check_archive;
 mod count;
 mod delete_tree;
 pub mod deposit;
+pub mod helper;
 mod manifest;
 mod pack;
 mod path;
@@ -49,18 +51,20 @@ pub use write::{Write, Written};
 
 use farrier_action::{ActionRegistry, RegistryError};
 
+use crate::helper::through::Through;
+
 /// Adds the plugin's target kind and actions.
 ///
 /// # Errors
 /// When one of the names is taken.
 pub fn register(registry: &mut ActionRegistry) -> Result<(), RegistryError> {
     registry.target::<FilesTarget>()?;
-    registry.action::<Archive>()?;
-    registry.action::<CheckArchive>()?;
-    registry.action::<DeleteTree>()?;
+    registry.action::<Through<Archive>>()?;
+    registry.action::<Through<CheckArchive>>()?;
+    registry.action::<Through<DeleteTree>>()?;
     registry.action::<ReadMany>()?;
-    registry.action::<Usage>()?;
-    registry.action::<Write>()
+    registry.action::<Through<Usage>>()?;
+    registry.action::<Through<Write>>()
 }
 
 #[cfg(test)]

@@ -635,10 +635,10 @@ mod tests {
         let failure = read(dir.path(), ROOTS, &gone, &[]).await.unwrap_err();
         assert_eq!((failure.kind, failure.target.as_deref()), (FailureKind::Unreachable, Some("homes")));
         assert!(failure.message.starts_with("cannot open the root `gone`"), "{failure}");
-        let config = "{'roots': {'tool_homes': 'homes'}, 'via': {'ssh': 'nfs'}}";
+        let config = "{'via': {'helper': '/usr/bin/farrier'}}";
         let failure = read(dir.path(), config, &input(TOOLS), &[]).await.unwrap_err();
         assert!(
-            failure.kind == FailureKind::Input && failure.help.unwrap().contains("via"),
+            failure.kind == FailureKind::Input && failure.message.contains("behind `via`"),
             "{}",
             failure.message
         );

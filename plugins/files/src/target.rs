@@ -14,22 +14,24 @@ use rustix::io::Errno;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use crate::helper::via::{Via, ViaConfig};
 use crate::pool;
 
 /// Folders of this machine (local or mounted), under names that runbooks use.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FilesConfig {
-    /// Each root's name and folder. A relative folder starts at the environment's file.
+    /// Each root's name and folder. A relative folder starts at the environment's file. Left out with `via`.
+    #[serde(default)]
     roots: BTreeMap<String, String>,
     /// For stand-ins, whose folders are copies and belong to whoever copied them: by root and folder name, the number
     /// of the account that owns it in the world it stands for.
     #[serde(default)]
     owners: BTreeMap<String, BTreeMap<String, u32>>,
-    /// Reserved for reaching the folders through another host.
+    /// Archive, check, delete, write and measure through `farrier files-helper`, which has its own file with the roots:
+    /// `{ helper: PATH }` on this machine, `{ ssh: HOST, known_hosts: FILE }` on the one with the disk.
     #[serde(default)]
-    #[schemars(with = "serde_json::Value")]
-    via: Option<farrier_model::Value>,
+    via: Option<ViaConfig>,
 }
 
 /// The kind.
@@ -52,6 +54,7 @@ struct Root {
 pub struct Files {
     roots: BTreeMap<String, Root>,
     owners: BTreeMap<String, BTreeMap<String, u32>>,
+    via: Option<Via>,
     /// Threads that were given up while the kernel kept them waiting for a file.
     hanging: Arc<AtomicUsize>,
 }
@@ -84,6 +87,9 @@ impl TargetKind for FilesTarget {
     type Writer = Files;
 
     fn identity(config: &FilesConfig) -> String {
+        if let Some(via) = &config.via {
+            return format!("files via {}", via.shown());
+        }
         let roots: Vec<String> =
             config.roots.iter().map(|(name, folder)| format!("{name}={folder}")).collect();
         format!("files {}", roots.join(" "))
@@ -92,7 +98,7 @@ impl TargetKind for FilesTarget {
     /// Folders of the environment's own are as good as a stand-in: there is no server behind them, and a copy of the
     /// environment's folder is a world of its own.
     fn is_stand_in(config: &FilesConfig) -> bool {
-        config.roots.values().all(|folder| stays_near(folder))
+        config.via.is_none() && config.roots.values().all(|folder| stays_near(folder))
     }
 
     async fn reader(config: FilesConfig, cx: &ConnectCx) -> Result<Files, Failure> {
@@ -106,12 +112,16 @@ impl TargetKind for FilesTarget {
 
 impl Files {
     fn new(config: FilesConfig, cx: &ConnectCx) -> Result<Files, Failure> {
-        if config.via.is_some() {
-            return Err(Failure::new(
-                FailureKind::Input,
-                "this version reaches folders of its own machine only",
-            )
-            .help("remove `via`, and mount the folders where Farrier runs or run Farrier where they are"));
+        let via = config.via.as_ref().map(|via| via.way(cx)).transpose()?;
+        match (via.is_some(), config.roots.is_empty()) {
+            (true, false) => {
+                return Err(Failure::new(FailureKind::Input, "`via` and `roots` exclude each other")
+                    .help("remove `roots`: the helper's own file says which folders there are"));
+            }
+            (false, true) => {
+                return Err(Failure::new(FailureKind::Input, "it names no root").help("add `roots`"));
+            }
+            _ => {}
         }
         let stand_in = FilesTarget::is_stand_in(&config);
         if !stand_in && !config.owners.is_empty() {
@@ -131,7 +141,7 @@ impl Files {
         }
         let root = |folder| Root { base: cx.path("."), folder, stand_in };
         let roots = config.roots.into_iter().map(|(name, folder)| (name, root(folder))).collect();
-        Ok(Files { roots, owners: config.owners, hanging: Arc::default() })
+        Ok(Files { roots, owners: config.owners, via, hanging: Arc::default() })
     }
 
     /// Opens a root, anew for each step: what is mounted there may change while Farrier runs.
@@ -157,7 +167,19 @@ impl Files {
         root.open().map_err(|error| cannot_open(name, &root.shown(), error))
     }
 
+    /// The way to the helper that does the work, if there is one.
+    pub(crate) fn via(&self) -> Option<&Via> {
+        self.via.as_ref()
+    }
+
     fn find(&self, name: &str) -> Result<&Root, Failure> {
+        if self.via.is_some() {
+            return Err(Failure::new(
+                FailureKind::Input,
+                "this action reads where the folders are mounted, and the target's are behind `via`",
+            )
+            .help("name a target with `roots` for `files.read_many`"));
+        }
         self.roots.get(name).ok_or_else(|| {
             let known: Vec<String> = self.roots.keys().map(|name| format!("`{name}`")).collect();
             Failure::new(

@@ -24,7 +24,7 @@ use crate::work::{Work, do_blocking};
 #[serde(deny_unknown_fields)]
 pub struct Usage {
     /// The target with the folder.
-    target: Target<FilesTarget>,
+    pub(crate) target: Target<FilesTarget>,
     /// The root, one of those that the environment names.
     root: String,
     /// The folder beneath it, as a list of segments; the root itself when left out.

@@ -34,7 +34,7 @@ use crate::work::{Work, do_blocking};
 #[serde(deny_unknown_fields)]
 pub struct Write {
     /// The target with the file.
-    target: Target<FilesTarget>,
+    pub(crate) target: Target<FilesTarget>,
     /// The file: a root and a path beneath it. Its folder must be there.
     file: FilePlace,
     /// What it is to hold.

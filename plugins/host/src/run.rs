@@ -95,6 +95,7 @@ impl Action for Run {
     const NAME: &'static str = "host.run";
     const EFFECT: Effect = Effect::Probed;
     const RISK: Risk = Risk::Destructive;
+    const READ_ONLY_IF: Option<&'static str> = Some("read_only");
     const EXAMPLE: &'static str = "\
 evidence:
   uses: host.run

@@ -91,6 +91,7 @@ impl Action for Script {
     const NAME: &'static str = "host.script";
     const EFFECT: Effect = Effect::Probed;
     const RISK: Risk = Risk::Destructive;
+    const READ_ONLY_IF: Option<&'static str> = Some("read_only");
     const EXAMPLE: &'static str = r#"
 tidy:
   uses: host.script

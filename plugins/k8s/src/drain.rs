@@ -24,8 +24,12 @@ use crate::list::all;
 use crate::object::{Wait, title, to_json, uid};
 use crate::target::Kubernetes;
 
-/// How often to look at the pods that are going.
-const LOOK: Duration = Duration::from_secs(1);
+/// How soon to look at the pods that are going; each look doubles the pause until the next, up to [`LATER`], so that a
+/// pod that hangs for minutes costs the server little.
+const SOON: Duration = Duration::from_secs(1);
+
+/// The longest pause between two looks.
+const LATER: Duration = Duration::from_secs(8);
 
 /// How many pods are asked about at once.
 const AT_ONCE: usize = 16;
@@ -217,6 +221,7 @@ impl Drain {
         let evicted = waiting.iter().map(Going::shown).collect();
         let mut forced = Vec::new();
         let begun = Begun { at: Instant::now(), in_cluster: cluster.now() };
+        let mut pause = SOON;
         loop {
             let mut held: BTreeMap<String, String> = BTreeMap::new();
             let mut still = Vec::new();
@@ -241,7 +246,8 @@ impl Drain {
                 self.end_stuck(cluster, &kind, &waiting, &held, &mut forced).await?;
                 continue;
             }
-            farrier_action::rest::sleep(LOOK).await;
+            farrier_action::rest::sleep(pause).await;
+            pause = (pause * 2).min(LATER);
         }
         let mut left = Vec::new();
         let mut came = Vec::new();

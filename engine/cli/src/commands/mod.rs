@@ -8,6 +8,7 @@ mod audit;
 mod check;
 mod explain;
 mod export;
+mod files_helper;
 mod fsck;
 mod graph;
 mod incidents;
@@ -143,6 +144,7 @@ enum Command {
     Token(serve::Token),
     /// Take away finished runs whose time is over, as `retention:` in farrier.yaml says.
     Prune(prune::Prune),
+    FilesHelper(files_helper::FilesHelper),
     /// Print the completion script for a shell.
     Completions {
         /// The shell.
@@ -268,6 +270,7 @@ pub fn dispatch(cli: Cli) -> Result<Exit, Problem> {
         Command::Audit(command) => block_on(command.run(&app)),
         Command::Token(command) => command.run(),
         Command::Prune(command) => block_on(command.run(&app)),
+        Command::FilesHelper(command) => block_on(command.run()),
         Command::Completions { .. } => Ok(Exit::Ok),
     }
 }

@@ -268,7 +268,18 @@ impl Decider<'_> {
     /// Whether everything the node depends on is settled for real.
     pub(super) fn is_firm(&self, step: StepIndex) -> bool {
         let spec = self.run.graph.step(step);
-        if spec.finally { self.run.memory.finally_open } else { self.run.step(step).unsettled == 0 }
+        if spec.finally {
+            // One that was under way when its process died had the whole run before it then, and has now.
+            self.run.memory.finally_open || self.has_begun(step)
+        } else {
+            self.run.step(step).unsettled == 0
+        }
+    }
+
+    fn has_begun(&self, step: StepIndex) -> bool {
+        let step = self.run.step(step);
+        let items = step.items.iter().flat_map(|items| &items.nodes);
+        items.chain([&step.node]).any(|node| node.state != NodeState::Pending)
     }
 
     pub(super) fn defer(&mut self, node: NodeRef, after: Option<Text>, maybe: bool) {

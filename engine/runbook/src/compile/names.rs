@@ -16,7 +16,7 @@ use crate::diagnostic::{Diagnostic, Diagnostics, Span, nearest, quoted};
 use crate::yaml::Node;
 
 /// Fields of `run`. Execution fills in exactly these.
-const RUN_FIELDS: [&str; 6] = ["id", "runbook", "environment", "started_at", "state", "title"];
+const RUN_FIELDS: [&str; 7] = ["id", "runbook", "environment", "started_at", "state", "title", "signal"];
 
 /// What the names of one runbook mean.
 #[derive(Debug, Default)]

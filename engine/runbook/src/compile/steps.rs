@@ -36,21 +36,29 @@ enum Does<'a> {
 }
 
 impl Does<'_> {
-    fn risk(&self) -> Option<Risk> {
+    /// The worst that the step can do.
+    fn risk(&self, step: &authored::Step) -> Option<Risk> {
         match self {
+            Does::Action(spec) if says_read_only(spec, step) => Some(Risk::ReadOnly),
             Does::Action(spec) => Some(spec.risk),
             Does::Runbook(interface) => interface.risk,
             Does::Unknown => None,
         }
     }
 
-    fn writes(&self) -> bool {
+    fn writes(&self, step: &authored::Step) -> bool {
         match self {
-            Does::Action(spec) => spec.effect != Effect::Read,
+            Does::Action(spec) => spec.effect != Effect::Read && !says_read_only(spec, step),
             Does::Runbook(interface) => interface.risk.is_some_and(|risk| risk > Risk::ReadOnly),
             Does::Unknown => false,
         }
     }
+}
+
+/// Whether the step says, as a constant, that it changes nothing.
+fn says_read_only(spec: &ActionSpec, step: &authored::Step) -> bool {
+    let field = spec.read_only_if.and_then(|field| step.with.as_ref()?.get(field));
+    field.is_some_and(|value| value.to_value() == Value::Bool(true))
 }
 
 /// One step before it is checked.
@@ -673,7 +681,7 @@ impl<'a> Checker<'a, '_> {
     fn rules(&mut self, draft: &Draft<'_>, ceiling: Risk, ceiling_span: Span) {
         let step = draft.step;
         let mut risks: Vec<(Risk, &At<String>)> =
-            draft.does.risk().map(|risk| (risk, &step.uses)).into_iter().collect();
+            draft.does.risk(step).map(|risk| (risk, &step.uses)).into_iter().collect();
         if let Some(authored::Undo::Action(undo)) = &step.undo
             && let Some(spec) = self.project.catalog.actions.get(undo.uses.as_str())
         {
@@ -690,7 +698,7 @@ impl<'a> Checker<'a, '_> {
                 .help(format!("write `risk: {}` if that is meant", risk_name(risk))),
             );
         }
-        if ceiling > Risk::ReadOnly && draft.does.writes() && step.undo.is_none() && !draft.finally {
+        if ceiling > Risk::ReadOnly && draft.does.writes(step) && step.undo.is_none() && !draft.finally {
             let restores = matches!(draft.does, Does::Action(spec) if spec.restores);
             self.out.push(
                 Diagnostic::new(

@@ -286,6 +286,7 @@ fn action<I: JsonSchema, O: JsonSchema>(name: &'static str, effect: Effect, risk
         effect,
         pure: name.starts_with("data."),
         risk,
+        read_only_if: None,
         deletes: name.contains("delete"),
         restores: name == "sql.sync",
         input: schema::<I>(),

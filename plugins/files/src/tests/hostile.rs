@@ -34,10 +34,7 @@ fn not_stored(lines: &[serde_json::Value]) -> BTreeMap<String, String> {
     lines.iter().filter_map(|line| Some((line["path"].as_str()?.to_owned(), reason(line)?))).collect()
 }
 
-#[tokio::test]
-async fn a_hostile_tree_is_archived_as_far_as_it_is_safe_and_deleted_as_a_whole() {
-    must_be_root();
-    let place = Place::new();
+both_ways! { a_hostile_tree_is_archived_as_far_as_it_is_safe_and_deleted_as_a_whole, Place::new(), |place| {
     let home = place.at("homes/foxes");
     let at = |name: &str| home.join(name);
     fs::create_dir_all(at("plain")).unwrap();
@@ -138,12 +135,9 @@ async fn a_hostile_tree_is_archived_as_far_as_it_is_safe_and_deleted_as_a_whole(
     place.apply("files.delete_tree", "delete", &deletion, &planned.changes).await.unwrap();
     assert_eq!(place.quarantine(), Vec::<String>::new());
     assert_eq!(fs::read_to_string(place.at("secret")).unwrap(), SECRET);
-}
+} }
 
-#[tokio::test]
-async fn a_hundred_thousand_folders_deep_is_not_too_deep_to_delete() {
-    must_be_root();
-    let place = Place::in_memory();
+both_ways! { a_hundred_thousand_folders_deep_is_not_too_deep_to_delete, Place::in_memory(), |place| {
     fs::create_dir(place.at("homes/foxes")).unwrap();
     let mut folder = open(place.at("homes/foxes"), OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
     for _ in 0..100_000 {
@@ -157,12 +151,9 @@ async fn a_hundred_thousand_folders_deep_is_not_too_deep_to_delete() {
     let deleted = place.step("files.delete_tree", "delete", &deletion).await.unwrap();
     assert_eq!(deleted.get("deleted").unwrap().as_int(), Some(100_002));
     assert_eq!(place.quarantine(), Vec::<String>::new());
-}
+} }
 
-#[tokio::test]
-async fn many_entries_are_archived_and_deleted() {
-    must_be_root();
-    let place = Place::in_memory();
+both_ways! { many_entries_are_archived_and_deleted, Place::in_memory(), |place| {
     for folder in 0..20 {
         let folder = place.at(format!("homes/foxes/{folder}"));
         fs::create_dir_all(&folder).unwrap();
@@ -175,7 +166,7 @@ async fn many_entries_are_archived_and_deleted() {
     let deletion = delete_input("foxes", &text(&archived, "sha256"));
     let deleted = place.step("files.delete_tree", "delete", &deletion).await.unwrap();
     assert_eq!(deleted.get("deleted").unwrap().as_int(), Some(40_021));
-}
+} }
 
 /// Sets or clears the immutable flag.
 fn immutable(path: &Path, on: bool) {
@@ -185,10 +176,7 @@ fn immutable(path: &Path, on: bool) {
         .unwrap_or_else(|error| panic!("this test needs a file system with immutable files: {error}"));
 }
 
-#[tokio::test]
-async fn an_immutable_file_is_named_and_can_be_expected() {
-    must_be_root();
-    let place = Place::new();
+both_ways! { an_immutable_file_is_named_and_can_be_expected, Place::new(), |place| {
     toolforge_home(&place.at("homes/foxes"));
     fs::create_dir(place.at("homes/foxes/data/kept")).unwrap();
     immutable(&place.at("homes/foxes/replica.my.cnf"), true);
@@ -219,12 +207,9 @@ async fn an_immutable_file_is_named_and_can_be_expected() {
     let all = input("['replica.my.cnf'], ['data', 'kept'], ['no', 'such']");
     place.step("files.delete_tree", "delete", &all).await.unwrap();
     assert_eq!(place.quarantine(), Vec::<String>::new());
-}
+} }
 
-#[tokio::test]
-async fn clearing_a_flag_follows_no_link() {
-    must_be_root();
-    let place = Place::new();
+both_ways! { clearing_a_flag_follows_no_link, Place::new(), |place| {
     toolforge_home(&place.at("homes/foxes"));
     let outside = place.at("staging/outside");
     fs::write(&outside, "outside").unwrap();
@@ -245,7 +230,7 @@ async fn clearing_a_flag_follows_no_link() {
     let flags = ioctl_getflags(fs::File::open(&outside).unwrap()).unwrap();
     immutable(&outside, false);
     assert!(flags.contains(IFlags::IMMUTABLE));
-}
+} }
 
 #[tokio::test]
 async fn files_that_change_while_they_are_read_are_cut_off_or_filled_up() {
@@ -338,10 +323,7 @@ impl Drop for Mount {
     }
 }
 
-#[tokio::test]
-async fn a_full_disk_leaves_no_archive_and_no_deletion() {
-    must_be_root();
-    let place = Place::new();
+both_ways! { a_full_disk_leaves_no_archive_and_no_deletion, Place::new(), |place| {
     toolforge_home(&place.at("homes/foxes"));
     // Numbers without order: nothing that could be compressed.
     let mut noise = Vec::new();
@@ -371,12 +353,9 @@ async fn a_full_disk_leaves_no_archive_and_no_deletion() {
     let archived = place.step("files.archive", "archive", &input).await.unwrap();
     let deletion = delete_input("foxes", &text(&archived, "sha256"));
     place.step("files.delete_tree", "delete", &deletion).await.unwrap();
-}
+} }
 
-#[tokio::test]
-async fn what_is_mounted_in_the_tree_is_not_entered() {
-    must_be_root();
-    let place = Place::new();
+both_ways! { what_is_mounted_in_the_tree_is_not_entered, Place::new(), |place| {
     toolforge_home(&place.at("homes/foxes"));
     fs::create_dir(place.at("homes/foxes/mounted")).unwrap();
     let quarantine = place.at("homes").join(PRIVATE).join("quarantine");
@@ -399,7 +378,7 @@ async fn what_is_mounted_in_the_tree_is_not_entered() {
     let _mount = Mount::new(place.at("homes/hares"), "1m");
     let failure = place.step("files.archive", "hares", &archive_as("hares", ".tgz", 0)).await.unwrap_err();
     assert_eq!(failure.kind, FailureKind::Refused, "{failure}");
-}
+} }
 
 /// The same mount, at the path where it is now.
 fn mount_moved(mount: Mount, now: PathBuf) -> Mount {
@@ -407,10 +386,7 @@ fn mount_moved(mount: Mount, now: PathBuf) -> Mount {
     Mount(now)
 }
 
-#[tokio::test]
-async fn an_owner_that_changes_after_the_plan_stops_everything() {
-    must_be_root();
-    let place = Place::new();
+both_ways! { an_owner_that_changes_after_the_plan_stops_everything, Place::new(), |place| {
     toolforge_home(&place.at("homes/foxes"));
     let input = archive_input("foxes");
     let changes = place.plan("files.archive", "archive", &input).await.unwrap().changes;
@@ -425,4 +401,4 @@ async fn an_owner_that_changes_after_the_plan_stops_everything() {
             .is_ok()
     );
     assert!(!place.at("archives/foxes.tgz").exists());
-}
+} }

@@ -46,7 +46,33 @@ pub(super) struct Place {
     kept: Option<tempfile::TempDir>,
     registry: ActionRegistry,
     targets: Arc<Targets>,
+    /// The same folders without a helper between.
+    direct: Arc<Targets>,
 }
+
+/// A test that is done twice: by this process, and as a helper does it.
+macro_rules! both_ways {
+    ($name:ident, $new:expr, |$place:ident| $body:block) => {
+        mod $name {
+            use super::*;
+
+            async fn on($place: Place) $body
+
+            #[tokio::test]
+            async fn here() {
+                must_be_root();
+                on($new).await;
+            }
+
+            #[tokio::test]
+            async fn through_the_helper() {
+                must_be_root();
+                on($new.through_the_helper()).await;
+            }
+        }
+    };
+}
+pub(super) use both_ways;
 
 pub(super) const ROOTS: &str =
     "{'roots': {'tool_homes': 'homes', 'archives': 'archives', 'staging': 'staging', 'gone': 'nowhere'}}";
@@ -72,7 +98,14 @@ impl Place {
 
     /// One that another process made.
     pub(super) fn over(dir: &Path) -> Place {
-        Place { dir: dir.to_owned(), kept: None, registry: registry(), targets: targets(dir, ROOTS) }
+        let direct = targets(dir, ROOTS);
+        Place { dir: dir.to_owned(), kept: None, registry: registry(), targets: direct.clone(), direct }
+    }
+
+    /// The same, with steps that ask a helper.
+    pub(super) fn through_the_helper(mut self) -> Place {
+        self.targets = targets(&self.dir, &format!("{{'via': {{'helper': 'here:{}'}}}}", self.dir.display()));
+        self
     }
 
     pub(super) fn dir(&self) -> &Path {
@@ -81,7 +114,7 @@ impl Place {
 
     /// The target, connected.
     pub(super) async fn files(&self) -> Arc<crate::Files> {
-        self.cx("any").reader(&Target::<crate::FilesTarget>::new("homes")).await.unwrap()
+        cx(self.direct.clone(), "any").reader(&Target::<crate::FilesTarget>::new("homes")).await.unwrap()
     }
 
     /// Archives as the step of this name would, with work that the test chose.

@@ -91,10 +91,21 @@ const PAIRS: &[(&str, &str)] = &[("sub", "link"), ("file", "to_song"), ("text", 
 #[tokio::test]
 async fn a_folder_that_becomes_a_link_leads_nowhere() {
     must_be_root();
+    swapped(Place::in_memory).await;
+}
+
+#[tokio::test]
+async fn a_folder_that_becomes_a_link_leads_nowhere_through_the_helper() {
+    must_be_root();
+    swapped(|| Place::in_memory().through_the_helper()).await;
+}
+
+/// A thousand archives and deletions of a folder that becomes a link and a folder again.
+async fn swapped(new: impl Fn() -> Place) {
     let canary = Canary::new();
     let mut stored_differently = BTreeMap::new();
     for round in 0..1000 {
-        let place = Place::in_memory();
+        let place = new();
         let dir = place.at("homes/foxes/dir");
         fs::create_dir_all(dir.join("sub/below")).unwrap();
         for file in ["sub/song", "sub/below/song", "file", "text"] {
@@ -123,11 +134,8 @@ async fn a_folder_that_becomes_a_link_leads_nowhere() {
     assert_eq!(fs::read_to_string(canary.dir.path().join("below/song")).unwrap(), SECRET);
 }
 
-#[tokio::test]
-async fn a_file_that_becomes_a_link_is_not_written_through() {
-    must_be_root();
+both_ways! { a_file_that_becomes_a_link_is_not_written_through, Place::in_memory(), |place| {
     let canary = Canary::new();
-    let place = Place::in_memory();
     let dir = place.at("homes/foxes");
     fs::create_dir_all(&dir).unwrap();
     symlink(canary.dir.path().join("song"), dir.join("other")).unwrap();
@@ -152,4 +160,4 @@ async fn a_file_that_becomes_a_link_is_not_written_through() {
         .map(|name| fs::symlink_metadata(dir.join(name)).unwrap().is_symlink())
         .collect();
     assert_eq!(kinds.iter().filter(|link| **link).count(), 1, "nothing was lost and nothing doubled");
-}
+} }

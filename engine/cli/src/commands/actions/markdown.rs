@@ -60,6 +60,10 @@ fn action(page: &mut String, spec: &ActionSpec) {
         (_, true) => "; `undo: restore` reverses it",
         (_, false) => "; it cannot be reversed by `undo: restore`",
     };
+    let undo = match spec.read_only_if {
+        Some(field) => format!("{undo}. With `{field}: true` it changes nothing"),
+        None => undo.to_owned(),
+    };
     let deletes = if spec.deletes { " A step that uses it must say what it `needs`." } else { "" };
     let _ = writeln!(page, "Effect `{}`: {risk}{undo}.{deletes}\n", spec.effect.name());
     table(page, "with", &spec.input);

@@ -1,0 +1,192 @@
+//! `farrier files-helper`: the work with files in a process of its own, on the real binary. As the superuser, since
+//! homes belong to other accounts.
+
+mod common;
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+
+use common::Project;
+use serde_json::{Value, json};
+
+const FARRIER: &str = env!("CARGO_BIN_EXE_farrier");
+
+const RUNBOOK: &str = "runbook: retire
+summary: Archive a home, read the archive back, then delete the home
+owner: testers
+risk: destructive
+targets: { homes: files }
+steps:
+  size:
+    uses: files.usage
+    with: { target: homes, root: tool_homes, path: [foxes] }
+    expect: [{ that: result.exists, otherwise: there is no home }]
+  archive:
+    uses: files.archive
+    needs: [size]
+    with:
+      target: homes
+      source: { root: tool_homes, path: [foxes], owner: 52503 }
+      into: { root: archives, path: [foxes.tgz], if_exists: fail }
+    undo: restore
+  checked:
+    uses: files.check_archive
+    with: { target: homes, archive: \"${ steps.archive.file }\", manifest: \"${ steps.archive.manifest }\" }
+  delete:
+    uses: files.delete_tree
+    needs: [checked]
+    commit_point: true
+    with:
+      target: homes
+      tree: { root: tool_homes, path: [foxes] }
+      archived_as: ${ steps.checked.sha256 }
+    undo: none
+  told:
+    uses: files.write
+    needs: [delete]
+    with: { target: homes, file: { root: archives, path: [foxes.txt] }, content: archived, mode: \"0600\" }
+    undo: restore
+";
+
+/// A home of another account, and a project whose files are behind a helper.
+fn project() -> Project {
+    assert!(rustix::process::geteuid().is_root(), "this test gives files to other accounts: run it as root");
+    let project = Project::new();
+    for folder in ["world/homes/foxes/data", "world/archives"] {
+        fs::create_dir_all(project.path(folder)).unwrap();
+    }
+    fs::write(project.path("world/homes/foxes/data/text"), "the owner's own").unwrap();
+    symlink("/etc/shadow", project.path("world/homes/foxes/shadow")).unwrap();
+    for path in ["world/homes/foxes", "world/homes/foxes/data", "world/homes/foxes/data/text"] {
+        chown(project.path(path), Some(52503), Some(52503)).unwrap();
+    }
+    let (homes, archives) = (project.path("world/homes"), project.path("world/archives"));
+    project.write("roots", &format!("tool_homes {}\narchives {}\n", homes.display(), archives.display()));
+    fs::set_permissions(project.path("roots"), fs::Permissions::from_mode(0o644)).unwrap();
+    project.write("runbooks/retire.yaml", RUNBOOK);
+    let roots = project.path("roots");
+    let helper = json!([FARRIER, "files-helper", "--roots", roots]);
+    project.environment(&json!({ "homes": { "kind": "files", "via": { "helper": helper } } }));
+    project
+}
+
+#[test]
+fn a_home_is_archived_and_deleted_by_the_helper() {
+    let project = project();
+    project.farrier(&["check"]).expect(0);
+    project.farrier(&["plan", "retire", "--env", "test"]).expect(0).says("archives/foxes.tgz");
+    assert!(project.path("world/homes/foxes/data/text").exists());
+    project.farrier(&["run", "retire", "--env", "test", "--yes"]).expect(0);
+    assert!(!project.path("world/homes/foxes").exists());
+    assert!(project.path("world/archives/foxes.tgz").exists());
+    assert_eq!(project.read("world/archives/foxes.txt"), "archived");
+}
+
+#[test]
+fn a_helper_that_is_not_there_changes_nothing() {
+    let project = project();
+    project.environment(&json!({ "homes": { "kind": "files", "via": { "helper": "/nowhere/farrier" } } }));
+    let run = project.farrier(&["run", "retire", "--env", "test", "--yes"]);
+    assert_ne!(run.code, Some(0));
+    assert!(format!("{}{}", run.out, run.err).contains("cannot start the files helper `/nowhere/farrier`"));
+    assert!(project.path("world/homes/foxes/data/text").exists());
+}
+
+/// A helper, and both ends of its talk.
+struct Helper {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Helper {
+    fn start(roots: &PathBuf) -> Helper {
+        let mut child = std::process::Command::new(FARRIER)
+            .args(["files-helper", "--roots"])
+            .arg(roots)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (stdin, stdout) = (child.stdin.take(), BufReader::new(child.stdout.take().unwrap()));
+        Helper { child, stdin, stdout }
+    }
+
+    fn say(&mut self, text: &str) {
+        // One that has ended already says so in its answer.
+        let _ = self.stdin.as_mut().unwrap().write_all(text.as_bytes());
+    }
+
+    /// The answer, empty when there is none, and how it ended.
+    fn hear(mut self) -> (String, Option<i32>) {
+        let mut answer = String::new();
+        self.stdout.read_line(&mut answer).unwrap();
+        drop(self.stdin.take());
+        (answer, self.child.wait().unwrap().code())
+    }
+}
+
+fn request(verb: &str, input: &Value) -> String {
+    let request = json!({
+        "version": 1, "verb": verb, "phase": "plan", "input": input, "run": "00000000-0000-7000-8000-000000000000",
+        "node": "size", "attempt": 1, "effect": "x",
+    });
+    format!("{request}\n")
+}
+
+#[test]
+fn a_helper_does_what_its_own_file_allows_and_nothing_else() {
+    let project = project();
+    let roots = project.path("roots");
+    let home = json!({ "target": "homes", "root": "tool_homes", "path": ["foxes"] });
+    let mut helper = Helper::start(&roots);
+    helper.say(&request("usage", &home));
+    let (answer, code) = helper.hear();
+    assert!(answer.contains("\"exists\":true"), "{answer}");
+    assert_eq!(code, Some(0));
+    let other = |field: &str, value: Value| {
+        let mut other = home.clone();
+        other[field] = value;
+        other
+    };
+    for (verb, input, expected) in [
+        ("usage", other("root", json!("etc")), "there is no root `etc`"),
+        ("usage", other("root", json!("/etc")), "there is no root `/etc`"),
+        ("usage", other("path", json!(["..", "archives"])), "`..`"),
+        ("usage", other("more", json!(true)), "more"),
+        ("exec", home.clone(), "unknown variant `exec`"),
+        ("read_many", home.clone(), "unknown variant `read_many`"),
+    ] {
+        let mut helper = Helper::start(&roots);
+        helper.say(&request(verb, &input));
+        let (answer, _) = helper.hear();
+        assert!(answer.starts_with("{\"failed\":") && answer.contains(expected), "{verb} {input}: {answer}");
+    }
+}
+
+#[test]
+fn a_helper_whose_caller_is_gone_ends_and_says_nothing() {
+    let project = project();
+    let roots = project.path("roots");
+    for said in ["", "{\"version\": 1", "no line"] {
+        let mut helper = Helper::start(&roots);
+        helper.say(said);
+        drop(helper.stdin.take());
+        let (answer, code) = helper.hear();
+        assert_eq!(answer, "", "{said}");
+        assert_ne!(code, Some(0), "{said}");
+    }
+}
+
+#[test]
+fn roots_that_others_can_write_are_not_believed() {
+    let project = project();
+    fs::set_permissions(project.path("roots"), fs::Permissions::from_mode(0o666)).unwrap();
+    let (answer, code) = Helper::start(&project.path("roots")).hear();
+    assert_eq!(answer, "");
+    assert_ne!(code, Some(0));
+}

@@ -1,0 +1,189 @@
+//! [`Through`]: an action that a helper does when the environment says so, and this process otherwise.
+
+use std::borrow::Cow;
+
+use farrier_action::{Action, NodeInfo, Planned, Probe, ReadCx, Target, WriteCx};
+use farrier_model::spec::Risk;
+use farrier_model::{Change, Effect, Failure, FailureKind, Value};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::via::Via;
+use super::wire::{Answer, Phase, Probed, Request, VERSION, Verb};
+use crate::target::FilesTarget;
+use crate::{Archive, CheckArchive, DeleteTree, Usage, Write};
+
+/// An action that a helper knows.
+pub(crate) trait Privileged: Action {
+    const VERB: Verb;
+    /// Where it works.
+    fn target(&self) -> &Target<FilesTarget>;
+}
+
+macro_rules! privileged {
+    ($($action:ident)*) => {$(
+        impl Privileged for $action {
+            const VERB: Verb = Verb::$action;
+            fn target(&self) -> &Target<FilesTarget> {
+                &self.target
+            }
+        }
+    )*};
+}
+
+privileged! { Archive CheckArchive DeleteTree Usage Write }
+
+/// The action, and what the step says under `with`: a helper gets the same.
+pub(crate) struct Through<A> {
+    given: Value,
+    action: A,
+}
+
+/// An output: made here, or told by a helper.
+pub(crate) enum Told<O> {
+    Here(O),
+    There(Value),
+}
+
+impl<'de, A: Privileged> Deserialize<'de> for Through<A> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Through<A>, D::Error> {
+        let given = Value::deserialize(deserializer)?;
+        let action = given.read().map_err(D::Error::custom)?;
+        Ok(Through { given, action })
+    }
+}
+
+impl<A: JsonSchema> JsonSchema for Through<A> {
+    fn inline_schema() -> bool {
+        A::inline_schema()
+    }
+    fn schema_name() -> Cow<'static, str> {
+        A::schema_name()
+    }
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        A::json_schema(generator)
+    }
+}
+
+impl<O: Serialize> Serialize for Told<O> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Told::Here(output) => output.serialize(serializer),
+            Told::There(output) => output.serialize(serializer),
+        }
+    }
+}
+
+impl<O: JsonSchema> JsonSchema for Told<O> {
+    fn inline_schema() -> bool {
+        O::inline_schema()
+    }
+    fn schema_name() -> Cow<'static, str> {
+        O::schema_name()
+    }
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        O::json_schema(generator)
+    }
+}
+
+impl<A: Privileged> Through<A> {
+    async fn ask(
+        &self,
+        via: &Via,
+        node: &NodeInfo,
+        phase: Phase,
+        changes: &[Change],
+    ) -> Result<Answer, Failure> {
+        let request = Request {
+            version: VERSION,
+            verb: A::VERB,
+            phase,
+            input: self.given.clone(),
+            changes: changes.to_vec(),
+            run: node.run,
+            node: node.node.clone(),
+            attempt: node.attempt,
+            effect: node.effect_id.clone(),
+        };
+        match via.ask(&request).await.map_err(|failure| failure.at(self.action.target().alias()))? {
+            Answer::Failed(failure) => Err(failure),
+            answer => Ok(answer),
+        }
+    }
+}
+
+impl<A: Privileged> Action for Through<A> {
+    const NAME: &'static str = A::NAME;
+    const EFFECT: Effect = A::EFFECT;
+    const RISK: Risk = A::RISK;
+    const PURE: bool = A::PURE;
+    const DELETES: bool = A::DELETES;
+    const READ_ONLY_IF: Option<&'static str> = A::READ_ONLY_IF;
+    const RESTORES: bool = A::RESTORES;
+    const EXAMPLE: &'static str = A::EXAMPLE;
+
+    type Output = Told<A::Output>;
+
+    async fn plan(&self, cx: &ReadCx) -> Result<Planned<Told<A::Output>>, Failure> {
+        let files = cx.reader(self.action.target()).await?;
+        let Some(via) = files.via() else {
+            let Planned { changes, output, unknown, fidelity, considered, notes, wait } =
+                self.action.plan(cx).await?;
+            let output = output.map(Told::Here);
+            return Ok(Planned { changes, output, unknown, fidelity, considered, notes, wait });
+        };
+        match self.ask(via, cx.node(), Phase::Plan, &[]).await? {
+            Answer::Planned { changes, output, unknown, fidelity, considered, notes } => {
+                let unknown = unknown.iter().map(|name| field(name)).collect::<Result<_, _>>()?;
+                let output = output.map(Told::There);
+                Ok(Planned { changes, output, unknown, fidelity, considered, notes, wait: None })
+            }
+            _ => Err(odd()),
+        }
+    }
+
+    async fn apply(&self, cx: &WriteCx, changes: &[Change]) -> Result<Told<A::Output>, Failure> {
+        let files = cx.writer(self.action.target()).await?;
+        let Some(via) = files.via() else { return self.action.apply(cx, changes).await.map(Told::Here) };
+        match self.ask(via, cx.node(), Phase::Apply, changes).await.map_err(unanswered)? {
+            Answer::Applied(output) => Ok(Told::There(output)),
+            _ => Err(odd().in_doubt()),
+        }
+    }
+
+    async fn undo(&self, cx: &WriteCx, changes: &[Change]) -> Result<(), Failure> {
+        let files = cx.writer(self.action.target()).await?;
+        let Some(via) = files.via() else { return self.action.undo(cx, changes).await };
+        match self.ask(via, cx.node(), Phase::Undo, changes).await.map_err(unanswered)? {
+            Answer::Undone {} => Ok(()),
+            _ => Err(odd().in_doubt()),
+        }
+    }
+
+    async fn probe(&self, cx: &ReadCx, changes: &[Change]) -> Result<Probe, Failure> {
+        let files = cx.reader(self.action.target()).await?;
+        let Some(via) = files.via() else { return self.action.probe(cx, changes).await };
+        match self.ask(via, cx.node(), Phase::Probe, changes).await? {
+            Answer::Probed(Probed::Applied) => Ok(Probe::Applied),
+            Answer::Probed(Probed::NotApplied) => Ok(Probe::NotApplied),
+            Answer::Probed(Probed::Unknown) => Ok(Probe::Unknown),
+            _ => Err(odd()),
+        }
+    }
+}
+
+/// A helper that has gone without an answer may have done its work.
+fn unanswered(failure: Failure) -> Failure {
+    if failure.kind == FailureKind::Unreachable { failure.in_doubt() } else { failure }
+}
+
+fn odd() -> Failure {
+    Failure::new(FailureKind::Refused, "the files helper answered something else than it was asked")
+}
+
+/// The outputs that a plan may leave open.
+fn field(name: &str) -> Result<&'static str, Failure> {
+    let known = ["sha256", "bytes", "manifest", "deleted"];
+    known.into_iter().find(|known| *known == name).ok_or_else(odd)
+}

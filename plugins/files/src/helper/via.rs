@@ -1,0 +1,274 @@
+//! Farrier's side: how a helper is started, asked and left.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use farrier_action::ConnectCx;
+use farrier_model::{Failure, FailureKind};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::process::Command;
+
+use super::wire::{Answer, LONGEST_ANSWER, LONGEST_REQUEST, Request};
+
+/// What is kept of what a helper says beside its answer.
+const TOLD: u64 = 4 << 10;
+
+/// How the helper is reached: by `helper` on this machine, by `ssh` on another one.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ViaConfig {
+    /// The program, `farrier` itself as a rule, which is called with `files-helper`; or the whole command as a list of
+    /// arguments, as in `[sudo, -n, /usr/bin/farrier, files-helper]`. With `ssh`, on that host; there the default is
+    /// `farrier`.
+    #[serde(default)]
+    helper: Option<Words>,
+    /// The host with the disk.
+    #[serde(default)]
+    ssh: Option<String>,
+    /// With `ssh`: the file with the only host keys that are accepted, from the folder of the environment file.
+    #[serde(default)]
+    known_hosts: Option<String>,
+    /// With `ssh`: the account there.
+    #[serde(default)]
+    user: Option<String>,
+    /// With `ssh`: the file with the private key, from the folder of the environment file. Left out, an agent is asked.
+    #[serde(default)]
+    identity: Option<String>,
+    /// With `ssh`: the port.
+    #[serde(default)]
+    port: Option<u16>,
+}
+
+/// A program, or a command.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(untagged)]
+enum Words {
+    Program(String),
+    Command(Vec<String>),
+}
+
+/// A way to a helper.
+#[derive(Debug)]
+pub(crate) enum Via {
+    /// The command that starts it.
+    Command(Vec<String>),
+    /// In this process, with these roots: all of the way but the process.
+    #[cfg(test)]
+    Here(std::collections::BTreeMap<String, String>),
+}
+
+impl ViaConfig {
+    /// What an environment says, checked.
+    pub(crate) fn way(&self, cx: &ConnectCx) -> Result<Via, Failure> {
+        #[cfg(test)]
+        if let Some(Words::Program(program)) = &self.helper
+            && let Some(folder) = program.strip_prefix("here:")
+        {
+            let roots = [("tool_homes", "homes"), ("archives", "archives"), ("staging", "staging")];
+            return Ok(Via::Here(roots.map(|(name, at)| (name.into(), format!("{folder}/{at}"))).into()));
+        }
+        let input = |message: &str| Err(Failure::new(FailureKind::Input, message));
+        let words = match &self.helper {
+            None => vec!["farrier".into(), "files-helper".into()],
+            Some(Words::Program(program)) => vec![program.clone(), "files-helper".into()],
+            Some(Words::Command(words)) => words.clone(),
+        };
+        if words.first().is_none_or(String::is_empty) {
+            return input("`via.helper` names no program");
+        }
+        let Some(host) = &self.ssh else {
+            let ours = [&self.known_hosts, &self.user, &self.identity];
+            if self.helper.is_none() || ours.into_iter().any(Option::is_some) || self.port.is_some() {
+                return input("`via` needs `helper` on this machine, or `ssh` for another one");
+            }
+            return Ok(Via::Command(words));
+        };
+        // Each becomes a word of a shell there, or of ssh here.
+        let plain = |text: &str| {
+            !text.is_empty()
+                && !text.starts_with('-')
+                && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_./:=@%".contains(c))
+        };
+        let remote = words.iter().all(|word| plain(word.trim_start_matches('-')));
+        if !plain(host) || !self.user.as_deref().is_none_or(plain) || !remote || !plain(&words[0]) {
+            return input("`via`: host, user and helper are plain words here, without quotes and blanks");
+        }
+        let Some(known_hosts) = &self.known_hosts else {
+            return input("`via.ssh` needs `known_hosts`: no host key is ever learned");
+        };
+        let mut ssh: Vec<String> = ["ssh", "-T", "-F", "none"].map(str::to_owned).to_vec();
+        let file = |path: &str| cx.path(path).display().to_string();
+        let option = |ssh: &mut Vec<String>, text: String| ssh.extend(["-o".to_owned(), text]);
+        for text in [
+            "BatchMode=yes",
+            "StrictHostKeyChecking=yes",
+            "GlobalKnownHostsFile=none",
+            "UpdateHostKeys=no",
+            "ForwardAgent=no",
+            "ClearAllForwardings=yes",
+            "ConnectTimeout=10",
+            "ServerAliveInterval=15",
+        ] {
+            option(&mut ssh, text.into());
+        }
+        option(&mut ssh, format!("UserKnownHostsFile=\"{}\"", file(known_hosts)));
+        if let Some(identity) = &self.identity {
+            option(&mut ssh, "IdentitiesOnly=yes".into());
+            ssh.extend(["-i".into(), file(identity)]);
+        }
+        if let Some(user) = &self.user {
+            ssh.extend(["-l".into(), user.clone()]);
+        }
+        if let Some(port) = self.port {
+            ssh.extend(["-p".into(), port.to_string()]);
+        }
+        ssh.extend(["--".into(), host.clone()]);
+        ssh.extend(words);
+        Ok(Via::Command(ssh))
+    }
+
+    /// For the identity of the target.
+    pub(crate) fn shown(&self) -> String {
+        match (&self.ssh, &self.helper) {
+            (Some(host), _) => format!("ssh {host}"),
+            (None, Some(Words::Program(program))) => program.clone(),
+            (None, Some(Words::Command(words))) => words.join(" "),
+            (None, None) => "nothing".into(),
+        }
+    }
+}
+
+impl Via {
+    /// Asks a helper. Dropping the future ends it.
+    pub(crate) async fn ask(&self, request: &Request) -> Result<Answer, Failure> {
+        let line = serde_json::to_string(request)
+            .map_err(|error| Failure::new(FailureKind::Internal, format!("no request: {error}")))?;
+        if line.len() >= LONGEST_REQUEST {
+            return Err(Failure::new(FailureKind::Limit, "the step is too long for the files helper"));
+        }
+        let answer = match self {
+            Via::Command(words) => talk(words, &line).await?,
+            #[cfg(test)]
+            Via::Here(roots) => super::answer_line(roots, &line).await,
+        };
+        serde_json::from_str(&answer).map_err(|error| {
+            Failure::new(
+                FailureKind::Unreachable,
+                format!("the files helper's answer cannot be read: {error}"),
+            )
+        })
+    }
+}
+
+/// One helper's life. Its standard input stays open as long as its answer is waited for: a helper without a caller
+/// ends, on this machine and behind SSH, also when Farrier is killed.
+async fn talk(words: &[String], line: &str) -> Result<String, Failure> {
+    let shown = &words[0];
+    let gone =
+        |why: String| Failure::new(FailureKind::Unreachable, format!("the files helper `{shown}` {why}"));
+    let mut command = Command::new(&words[0]);
+    command.args(&words[1..]).env_clear().kill_on_drop(true);
+    for name in ["PATH", "HOME", "SSH_AUTH_SOCK"] {
+        command.envs(std::env::var_os(name).map(|value| (name, value)));
+    }
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(|error| {
+        // Nothing was begun, so nothing is in doubt.
+        Failure::new(FailureKind::Input, format!("cannot start the files helper `{shown}`: {error}"))
+    })?;
+    let (Some(mut stdin), Some(stdout), Some(stderr)) =
+        (child.stdin.take(), child.stdout.take(), child.stderr.take())
+    else {
+        return Err(Failure::new(FailureKind::Internal, "the files helper has no pipes"));
+    };
+    let said = tokio::spawn(async move {
+        let mut text = Vec::new();
+        let _ = stderr.take(TOLD).read_to_end(&mut text).await;
+        String::from_utf8_lossy(&text).trim().to_owned()
+    });
+    // One that refuses at once may not read it all; what it says instead is told below.
+    let sent = stdin.write_all(line.as_bytes()).await;
+    let sent = sent.and(stdin.write_all(b"\n").await).and(stdin.flush().await);
+    let mut answer = String::new();
+    let mut reader = BufReader::new(stdout.take(LONGEST_ANSWER as u64 + 1));
+    let read = reader.read_line(&mut answer).await;
+    drop(stdin);
+    if read.is_ok() && sent.is_ok() && answer.ends_with('\n') {
+        return Ok(answer);
+    }
+    let _ = tokio::time::timeout(Duration::from_secs(5), child.wait()).await;
+    let said = tokio::time::timeout(Duration::from_secs(1), said).await;
+    let said = said.ok().and_then(Result::ok).filter(|said| !said.is_empty());
+    if answer.len() > LONGEST_ANSWER {
+        return Err(gone(format!("says more than {LONGEST_ANSWER} bytes")));
+    }
+    Err(gone(match said {
+        Some(said) => format!("gave no answer: {said}"),
+        None => "gave no answer".into(),
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use farrier_action::Now;
+    use farrier_model::Value;
+
+    use super::*;
+
+    fn way(json: &str) -> Result<Via, Failure> {
+        let cx = ConnectCx { alias: "homes".into(), base_dir: "/env".into(), now: Now::default() };
+        Value::from_json(&json.replace('\'', "\"")).unwrap().read::<ViaConfig>().unwrap().way(&cx)
+    }
+
+    fn words(json: &str) -> Vec<String> {
+        match way(json).unwrap() {
+            Via::Command(words) => words,
+            Via::Here(_) => unreachable!(),
+        }
+    }
+
+    #[test]
+    fn environments_say_how_it_is_started() {
+        assert_eq!(words("{'helper': '/usr/bin/farrier'}"), ["/usr/bin/farrier", "files-helper"]);
+        let sudo = "{'helper': ['sudo', '-n', '/usr/bin/farrier', 'files-helper']}";
+        assert_eq!(words(sudo), ["sudo", "-n", "/usr/bin/farrier", "files-helper"]);
+        let ssh = words("{'ssh': 'nfs-1', 'known_hosts': 'known', 'user': 'root', 'identity': 'key'}");
+        assert!(ssh.ends_with(&["--", "nfs-1", "farrier", "files-helper"].map(String::from)), "{ssh:?}");
+        for wanted in ["StrictHostKeyChecking=yes", "UserKnownHostsFile=\"/env/known\"", "/env/key", "root"] {
+            assert!(ssh.iter().any(|word| word == wanted), "{wanted}: {ssh:?}");
+        }
+    }
+
+    #[test]
+    fn what_could_be_read_as_something_else_is_refused() {
+        for bad in [
+            "{}",
+            "{'helper': []}",
+            "{'helper': ''}",
+            "{'user': 'root', 'helper': 'x'}",
+            "{'ssh': 'nfs-1'}",
+            "{'ssh': '-oProxyCommand=x', 'known_hosts': 'k'}",
+            "{'ssh': 'nfs-1', 'known_hosts': 'k', 'user': 'a b'}",
+            "{'ssh': 'nfs-1', 'known_hosts': 'k', 'helper': ['farrier', '; reboot']}",
+            "{'ssh': 'nfs-1', 'known_hosts': 'k', 'helper': ['-x']}",
+        ] {
+            assert_eq!(way(bad).unwrap_err().kind, FailureKind::Input, "{bad}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_helper_that_does_not_answer_is_told_of() {
+        for (words, expected) in [
+            (&["/nowhere/farrier"][..], "cannot start the files helper `/nowhere/farrier`"),
+            (&["false"], "gave no answer"),
+            (&["sh", "-c", "echo it is forbidden >&2; exit 1"], "gave no answer: it is forbidden"),
+            (&["sh", "-c", "printf half"], "gave no answer"),
+        ] {
+            let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+            let failure = talk(&words, "{}").await.unwrap_err();
+            assert!(failure.message.contains(expected), "{words:?}: {failure}");
+        }
+    }
+}
