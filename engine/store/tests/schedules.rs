@@ -120,7 +120,7 @@ async fn fire_all(store: &SqliteStore, hands: &Hands) -> Vec<Decision> {
         for fired in store.fire(fires).await.unwrap() {
             match fired {
                 Fired::Done { decisions, .. } => {
-                    all.extend(decisions.into_iter().map(|(_, decision)| decision))
+                    all.extend(decisions.into_iter().map(|(_, decision)| decision));
                 }
                 Fired::Moved => panic!("nobody else is there"),
             }

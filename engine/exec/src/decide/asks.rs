@@ -74,9 +74,8 @@ impl Run {
                     SignalThen::Continue => Ok(()),
                 }
             }
-            Ask::Cancel { .. } => self.may_stop(),
             Ask::Withdraw { .. } if self.writes_allowed => now("the run has begun to write, and goes on"),
-            Ask::Withdraw { .. } => self.may_stop(),
+            Ask::Cancel { .. } | Ask::Withdraw { .. } => self.may_stop(),
             Ask::Resume { accepted } => match (&self.parked, &self.memory.was_parked, accepted) {
                 (None, None, _) => now("the run is not parked"),
                 (_, _, Some(guard)) if self.asking_guard.as_ref() != Some(guard) => {

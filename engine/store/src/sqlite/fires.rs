@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use farrier_model::time::Timestamp;
 use farrier_model::{Ask, Request, RunId, Text};
 use farrier_schedule::{Calendar, Decision, Live, ScheduleId, Skip, Spec, What, settle, tzdb_version};
 use sqlx::sqlite::SqliteArguments;
@@ -228,7 +229,7 @@ impl Writer {
             outcome.records.push(Record {
                 schedule: &fire.schedule,
                 nominal,
-                since: verdict.since.map(|since| since.as_millisecond()),
+                since: verdict.since.map(Timestamp::as_millisecond),
                 decision: name,
                 reason,
                 run: run.or(other.map(|other| other.to_string())),
@@ -237,7 +238,7 @@ impl Writer {
             });
             decisions.push((verdict.nominal, decision));
         }
-        let next = fire.turn.next.map(|next| next.as_millisecond());
+        let next = fire.turn.next.map(Timestamp::as_millisecond);
         outcome.cursors.push((&fire.schedule, fire.turn.cursor.as_millisecond(), next));
         if let (Some(why), false) = (&fire.turn.hold, paused) {
             outcome.holds.push((&fire.schedule, why));
@@ -483,7 +484,7 @@ async fn put(connection: &mut SqliteConnection, wanted: &[NewSchedule], now: i64
         .bind(schedule.runbook.clone())
         .bind(spec)
         .bind(cursor)
-        .bind(next.map(|next| next.as_millisecond()))
+        .bind(next.map(Timestamp::as_millisecond))
         .bind(now)
         .execute(&mut *connection)
         .await?;

@@ -5,6 +5,7 @@
 //! statements however many alerts it has.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use async_trait::async_trait;
 use farrier_alert::{Arrival, Counted, Decision, Facts, Held, Open, Resolution, Rule, Status, decide};
@@ -369,9 +370,9 @@ impl Writer {
         now: i64,
     ) -> Result<(), Trouble> {
         let scope = (identity.0.clone(), identity.1.clone());
-        if !desk.gauges.contains_key(&scope) {
-            let gauge = gauge(&mut self.connection, &scope, rule, now).await?;
-            desk.gauges.insert(scope, gauge);
+        if let Entry::Vacant(vacant) = desk.gauges.entry(scope) {
+            let gauge = gauge(&mut self.connection, vacant.key(), rule, now).await?;
+            vacant.insert(gauge);
         }
         if !desk.last_runs.contains_key(identity) {
             let last = last_run(&mut self.connection, identity).await?;
