@@ -9,7 +9,7 @@ use std::fs;
 use common::{Project, Started};
 use farrier_testkit::mariadb::{Database, MariaDb};
 use farrier_testkit::wait_until;
-use serde_json::{Value, json};
+use serde_json::json;
 
 /// What `PASSWORD('password')` is, as the list keeps it.
 const HASH: &str = "*2470c0c06dee42fd1618bb99005adca2ec9d1e19";
@@ -174,7 +174,7 @@ fn killed_in_the_middle_it_goes_on_and_makes_no_account_twice() {
         .as_array()
         .unwrap()
         .iter()
-        .find(|run| run["runbook"] == Value::from("harvest-replicas"))
+        .find(|run| run["runbook"] == "harvest-replicas")
         .unwrap_or_else(|| panic!("the run is there: {runs}"));
     let id = parent["id"].as_str().unwrap();
     site.project.farrier(&["resume", id]).expect(13);

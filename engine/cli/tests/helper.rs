@@ -1,6 +1,8 @@
 //! `farrier files-helper`: the work with files in a process of its own, on the real binary. As the superuser, since
 //! homes belong to other accounts.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+
 mod common;
 
 use std::fs;

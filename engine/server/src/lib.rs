@@ -17,6 +17,7 @@ mod live;
 mod metrics;
 mod notify;
 pub mod openapi;
+mod people;
 pub mod rights;
 pub mod routes;
 mod service;

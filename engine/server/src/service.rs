@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use farrier_exec::{Driver, DriverError, Engine, Halt, Observer, Options};
+use farrier_exec::{Driver, DriverError, Engine, Halt, Observer, Options, Post};
 use farrier_project::Watched;
 use farrier_store::{Clock, Pruned, SqliteStore};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -21,6 +21,7 @@ use crate::listen::{Listeners, Server};
 use crate::live::{Live, Observers};
 use crate::metrics::Metrics;
 use crate::notify::Notify;
+use crate::people::People;
 use crate::rights::Access;
 use crate::routes;
 
@@ -190,6 +191,7 @@ impl Service {
         };
         let mut helpers = tokio::task::JoinSet::new();
         helpers.spawn(reloading.run());
+        helpers.spawn(tell_people(app.clone(), halt.clone()));
         helpers.spawn(watchdog(app.clone(), notify.clone()));
         helpers.spawn(announce_stop(halt.clone(), stop.clone(), notify.clone()));
         notify.send("READY=1");
@@ -239,6 +241,17 @@ fn clockwork(app: &App, halt: watch::Receiver<Halt>) -> Clockwork {
     let jobs = of_sets(inner.sets.subscribe(), inner.sets.registry().clone());
     let (ledger, metrics) = (Arc::new(inner.store.clone()), Arc::new(inner.metrics.clone()));
     Clockwork::new(ledger, inner.driver.clone(), inner.clock.clone(), jobs, metrics, halt)
+}
+
+/// Sends what people are to hear. When the store fails, the engine ends the process.
+async fn tell_people(app: App, halt: watch::Receiver<Halt>) {
+    let inner = &app.0;
+    let people = Arc::new(People(inner.sets.clone()));
+    let post =
+        Post::new(inner.sets.registry().clone(), Arc::new(inner.store.clone()), people, inner.clock.clone());
+    if let Err(error) = post.run(halt).await {
+        tracing::error!(%error, "people are told nothing any more");
+    }
 }
 
 /// The API closes as soon as the process is to end, while runs still let go.

@@ -86,6 +86,7 @@ impl Jobs for Minutely {
             runbook: "tick".into(),
             schedule: ScheduleId::new("e", "tick", 1),
             success_every,
+            owner: "owner".into(),
         };
         self.success_every.map(watch).into_iter().collect()
     }

@@ -11,7 +11,7 @@ use farrier_model::{RunId, Text};
 use farrier_schedule::{Decision, ScheduleId, Spec, Turn};
 use uuid::Uuid;
 
-use crate::{NewRun, StoreError};
+use crate::{NewRun, Notice, StoreError};
 
 /// The id of the run that starts for a due time of a schedule.
 pub fn run_of(cluster: Uuid, schedule: &ScheduleId, nominal: Timestamp) -> RunId {
@@ -61,8 +61,14 @@ pub trait Ledger: Send + Sync {
     /// When a run of the runbook in the environment last succeeded.
     async fn last_success(&self, environment: &str, runbook: &str) -> Result<Option<Timestamp>, StoreError>;
 
-    /// Raises an alarm; false when it is raised already.
-    async fn raise(&self, kind: AlarmKind, subject: &str, message: &str) -> Result<bool, StoreError>;
+    /// Raises an alarm, and stores what people are to hear of it in the same transaction; false when it is raised already.
+    async fn raise(
+        &self,
+        kind: AlarmKind,
+        subject: &str,
+        message: &str,
+        tell: Option<Notice>,
+    ) -> Result<bool, StoreError>;
 
     /// Takes an alarm back; false when there was none.
     async fn clear(&self, kind: AlarmKind, subject: &str) -> Result<bool, StoreError>;

@@ -62,6 +62,7 @@ impl World {
         self.now.fetch_add(seconds * 1000, Ordering::Relaxed);
     }
 
+    #[expect(clippy::unused_self, reason = "reads as a question to the world")]
     fn at(&self, second: i64) -> String {
         Timestamp::from_millisecond(START + second * 1000).unwrap().to_string()
     }

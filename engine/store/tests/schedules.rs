@@ -14,8 +14,8 @@ use farrier_schedule::{
     Calendar, CatchUp, Decision, Due, Overlap, Pending, ScheduleId, Skip, Spec, Turn, What, verdicts,
 };
 use farrier_store::{
-    Clock, Fire, Fired, Ledger, Mode, NewRun, NewSchedule, OpenOptions, Retention, ScheduleRow, SqliteStore,
-    Store, fsck, run_of,
+    Clock, Fire, Fired, Ledger, Mode, NewRun, NewSchedule, Notice, NoticeFilter, OpenOptions, Outbox,
+    Retention, ScheduleRow, SqliteStore, Store, fsck, run_of,
 };
 use uuid::Uuid;
 
@@ -435,14 +435,28 @@ async fn fsck_finds_a_gap_and_a_lost_run() {
     assert!(found.iter().any(|violation| violation.invariant == "I7"), "{found:?}");
 }
 
+fn tell() -> Notice {
+    Notice {
+        id: Uuid::now_v7(),
+        run: None,
+        environment: "e".into(),
+        to: "owner".into(),
+        occasion: "overdue".into(),
+        subject: "r in e is overdue".into(),
+        body: String::new(),
+    }
+}
+
 #[tokio::test]
 async fn alarms_are_raised_once_and_taken_back() {
     use farrier_store::AlarmKind::{ClockBack, Overdue};
     let (dir, hands) = (tempfile::tempdir().unwrap(), Hands::new());
     let store = open(dir.path(), &hands).await;
-    assert!(store.raise(Overdue, "e/r", "no success for 10m").await.unwrap());
-    assert!(!store.raise(Overdue, "e/r", "no success for 20m").await.unwrap());
-    assert!(store.raise(ClockBack, "clock", "it went back").await.unwrap());
+    assert!(store.raise(Overdue, "e/r", "no success for 10m", Some(tell())).await.unwrap());
+    assert!(!store.raise(Overdue, "e/r", "no success for 20m", Some(tell())).await.unwrap());
+    assert!(store.raise(ClockBack, "clock", "it went back", None).await.unwrap());
+    let told = store.notices(NoticeFilter::default()).await.unwrap();
+    assert_eq!(told.len(), 1, "an alarm is told once");
     let alarms = store.alarms().await.unwrap();
     assert_eq!(
         (alarms.len(), alarms[0].kind, alarms[0].message.as_str()),

@@ -12,7 +12,7 @@ use crate::parts::{Counts, Outcome, Report};
 use crate::{dependencies, kube, packages, tidy, tools};
 
 /// The kinds of files that `farrier schema KIND` describes. The results stand in `site/schema/KIND.json`.
-const SCHEMAS: &[&str] = &["runbook", "environment", "project", "tests"];
+const SCHEMAS: &[&str] = &["runbook", "environment", "project", "tests", "alerts", "service"];
 
 /// How many worlds the simulator of `engine/exec/tests/simulator.rs` goes through in the full test run.
 const SIMULATOR_SEEDS: &str = "10000";

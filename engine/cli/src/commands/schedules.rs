@@ -65,7 +65,7 @@ impl Next {
             };
             coming.extend(self.of(&schedule, held, now, until)?);
         }
-        coming.sort_by(|(one, _), (two, _)| one.cmp(two));
+        coming.sort_by_key(|(at, _)| *at);
         let coming: Vec<Coming> = coming.into_iter().map(|(_, coming)| coming).collect();
         if render::data(app.output, &coming)? {
             return Ok(Exit::Ok);

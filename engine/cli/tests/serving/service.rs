@@ -1,6 +1,7 @@
 //! A service in a project of its own, and HTTP to it without a client that would mend what a test wants to send.
 
 #![allow(unreachable_pub, reason = "a module of a test binary")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -226,6 +227,10 @@ pub fn spawn(project: &Project, more: &[&str]) -> (Child, SocketAddr) {
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(std::fs::File::create(&err).unwrap());
+    #[expect(
+        clippy::zombie_processes,
+        reason = "whoever asked for it waits for it; a test that fails here ends everything"
+    )]
     let child = command.spawn().unwrap_or_else(|error| panic!("{FARRIER}: {error}"));
     let begun = Instant::now();
     loop {

@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use farrier_model::time::{Timestamp, format_duration};
-use farrier_store::{Alarm, AlarmKind, Ledger, StoreError};
+use farrier_store::{Alarm, AlarmKind, Ledger, Notice, StoreError};
+use uuid::Uuid;
 
 use super::{ClockObserver, Jobs, Watch};
 
@@ -79,7 +80,16 @@ async fn look(
         .map_or("none has succeeded yet".to_owned(), |success| format!("the last one ended at {success}"));
     let message =
         format!("no run of {} in {} has succeeded for {every}; {last}", watch.runbook, watch.environment);
-    raise(ledger, observer, AlarmKind::Overdue, subject, message, now).await?;
+    let tell = Notice {
+        id: Uuid::now_v7(),
+        run: None,
+        environment: watch.environment.clone(),
+        to: watch.owner.clone(),
+        occasion: "overdue".into(),
+        subject: format!("{} in {} is overdue", watch.runbook, watch.environment),
+        body: format!("{message}.\n\nLook: farrier schedules {}\n", watch.schedule),
+    };
+    raise(ledger, observer, AlarmKind::Overdue, subject, message, Some(tell), now).await?;
     Ok(again)
 }
 
@@ -90,9 +100,10 @@ pub(super) async fn raise(
     kind: AlarmKind,
     subject: &str,
     message: String,
+    tell: Option<Notice>,
     now: Timestamp,
 ) -> Result<(), StoreError> {
-    if ledger.raise(kind, subject, &message).await? {
+    if ledger.raise(kind, subject, &message, tell).await? {
         tracing::error!(kind = kind.name(), subject, message, "an alarm is raised");
         observer.raised(&Alarm { kind, subject: subject.to_owned(), message, since: now });
     }

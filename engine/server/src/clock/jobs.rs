@@ -52,6 +52,8 @@ pub struct Watch {
     pub schedule: ScheduleId,
     /// How often.
     pub success_every: Duration,
+    /// Who hears of it otherwise.
+    pub owner: Text,
 }
 
 /// The schedules of a set: each clock trigger of each runbook, in each served environment that has the runbook's targets.
@@ -155,12 +157,14 @@ impl Jobs for OfSet {
 
     fn watched(&self) -> Vec<Watch> {
         let watch = |(environment, runbook): &(Text, Text)| {
-            let health = self.bundle(runbook)?.graph().health?;
+            let graph = self.bundle(runbook)?.graph();
+            let health = graph.health?;
             Some(Watch {
                 environment: environment.clone(),
                 runbook: runbook.clone(),
                 schedule: ScheduleId::new(environment, runbook, 1),
                 success_every: health.success_every,
+                owner: graph.owner.clone(),
             })
         };
         self.pairs.iter().filter_map(watch).collect()

@@ -224,15 +224,23 @@ impl Clockwork {
                 "the clock went from {last} to {now} at once; what was due between is started once at most"
             );
             self.ledger.clear(AlarmKind::ClockJumped, "clock").await?;
-            health::raise(&*self.ledger, &*self.observer, AlarmKind::ClockJumped, "clock", message, now)
-                .await?;
+            health::raise(
+                &*self.ledger,
+                &*self.observer,
+                AlarmKind::ClockJumped,
+                "clock",
+                message,
+                None,
+                now,
+            )
+            .await?;
         } else if last.checked_sub(BACK).is_ok_and(|back| now < back) && !self.is_back {
             tracing::error!(from = %last, to = %now, "the clock went back; nothing is due until it has passed that time again");
             self.is_back = true;
             let message = format!(
                 "the clock went back from {last} to {now}; nothing is due until it has passed that time again"
             );
-            health::raise(&*self.ledger, &*self.observer, AlarmKind::ClockBack, "clock", message, now)
+            health::raise(&*self.ledger, &*self.observer, AlarmKind::ClockBack, "clock", message, None, now)
                 .await?;
         }
         if now < last && self.is_back {
@@ -280,7 +288,9 @@ impl Clockwork {
                 self.observer.decided(&schedule.id, *nominal, decision, late);
                 any |= matches!(decision, Decision::Run { .. });
             }
-            stirred.into_iter().for_each(|run| self.driver.poke(run));
+            for run in stirred {
+                self.driver.poke(run);
+            }
             if held {
                 tracing::error!(schedule = %schedule.id, "paused: the clock jumped, and its runbook may destroy something");
             }

@@ -11,12 +11,12 @@ use sqlx::sqlite::SqliteArguments;
 use sqlx::{AssertSqlSafe, Row as _, SqliteConnection};
 use uuid::Uuid;
 
-use super::asides;
 use super::writer::{CHUNKS, Line, Trouble, Writer, add, tuples};
+use super::{asides, outbox};
 use crate::body::{self, Place, Row};
 use crate::ledger::{AlarmKind, Fire, Fired, NewSchedule, Synced};
 use crate::rules::{Head, Moment};
-use crate::{NewRun, timestamp};
+use crate::{NewRun, Notice, timestamp};
 
 /// What is done to the ledger.
 pub(crate) enum LedgerWork {
@@ -41,6 +41,7 @@ pub(crate) enum LedgerWork {
         kind: AlarmKind,
         subject: String,
         message: String,
+        tell: Option<Notice>,
     },
     Clear {
         kind: AlarmKind,
@@ -129,7 +130,7 @@ impl Writer {
                 seen.bind(now).execute(&mut self.connection).await?;
                 LedgerDone::Changed(true)
             }
-            LedgerWork::Raise { kind, subject, message } => {
+            LedgerWork::Raise { kind, subject, message, tell } => {
                 let raised = sqlx::query(
                     "INSERT INTO alarm (kind, subject, message, since) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
                 )
@@ -137,7 +138,11 @@ impl Writer {
                 .bind(subject.clone())
                 .bind(message.clone())
                 .bind(now);
-                LedgerDone::Changed(raised.execute(&mut self.connection).await?.rows_affected() > 0)
+                let raised = raised.execute(&mut self.connection).await?.rows_affected() > 0;
+                if let Some(notice) = tell.as_ref().filter(|_| raised) {
+                    outbox::put(&mut self.connection, notice, now).await?;
+                }
+                LedgerDone::Changed(raised)
             }
             LedgerWork::Clear { kind, subject } => {
                 let cleared = sqlx::query("DELETE FROM alarm WHERE kind = ? AND subject = ?");

@@ -17,7 +17,7 @@ use crate::body::Row;
 use crate::ledger::{
     Alarm, AlarmKind, Fire, FireRow, Fired, Ledger, NewSchedule, Paused, ScheduleRow, Synced,
 };
-use crate::{StoreError, Violation, rules, timestamp};
+use crate::{Notice, StoreError, Violation, rules, timestamp};
 
 const SCHEDULE: &str = "schedule_id, environment, runbook, spec, spec_version, since, cursor, next_due, paused_by, paused_why, \
      paused_at, retired_at, awake_since";
@@ -236,9 +236,15 @@ impl Ledger for SqliteStore {
         Ok(rows.first().and_then(|row| row.try_get(0).ok()).map(timestamp))
     }
 
-    async fn raise(&self, kind: AlarmKind, subject: &str, message: &str) -> Result<bool, StoreError> {
+    async fn raise(
+        &self,
+        kind: AlarmKind,
+        subject: &str,
+        message: &str,
+        tell: Option<Notice>,
+    ) -> Result<bool, StoreError> {
         let (subject, message) = (subject.to_owned(), message.to_owned());
-        self.changes(LedgerWork::Raise { kind, subject, message }).await
+        self.changes(LedgerWork::Raise { kind, subject, message, tell }).await
     }
 
     async fn clear(&self, kind: AlarmKind, subject: &str) -> Result<bool, StoreError> {
