@@ -41,7 +41,7 @@ tests:
     expect: [{ runbook: clean, key: node-7, inputs: { node: node-7 } }]
   - name: a name that is none of ours is left alone
     labels: { instance: "db-1;reboot" }
-    expect: [{ runbook: clean, ignored: does not match }]
+    expect: [{ runbook: clean, ignored: is not a host name }]
   - name: other alerts are not meant
     labels: { alertname: DiskFullSoon, instance: "node-7:9100" }
     expect: []
@@ -143,7 +143,7 @@ fn what_came_in_runs_and_can_be_looked_at() {
     project.farrier(&["incidents"]).expect(0).says("open").says("node-7");
     let listed = project.farrier(&["incidents", "-o", "json"]).expect(0).json();
     let id = listed[0]["id"].as_str().unwrap().to_owned();
-    let ignored = project.farrier(&["incidents", "--ignored"]).expect(0).says("does not match");
+    let ignored = project.farrier(&["incidents", "--ignored"]).expect(0).says("is not a host name");
     assert!(!ignored.out.contains('\u{202e}'), "what turns text around is spelled out");
     project.farrier(&["serve", "--until-idle"]).expect(0);
     project.farrier(&["incident", &id[..8]]).expect(0).says("succeeded").says("starts a run");

@@ -47,7 +47,7 @@ pub struct EnvironmentFile {
     #[serde(default)]
     people: BTreeMap<String, Vec<String>>,
     /// Receivers of Alertmanager whose alerts start runs here: the last part of the webhook's path,
-    /// `/webhook/RECEIVER`. Without any, no alert starts a run here.
+    /// `/webhooks/alertmanager/RECEIVER`. Without any, no alert starts a run here.
     #[serde(default)]
     receivers: Vec<String>,
     /// `true`: nothing that writes starts by itself.

@@ -33,7 +33,7 @@ pub struct Service {
     /// Who may do what, by name.
     #[serde(default)]
     pub users: BTreeMap<String, User>,
-    /// Who sends alerts, by the name in the webhook's address: `/webhook/NAME`.
+    /// Who sends alerts, by the name in the webhook's address: `/webhooks/alertmanager/NAME`.
     #[serde(default)]
     pub receivers: BTreeMap<String, Receiver>,
     /// Roles of those who log in with a name and a password.

@@ -39,6 +39,13 @@ use crate::wire;
         wire::InputView,
         wire::RunbookView,
         wire::LockView,
+        wire::ScheduleView,
+        wire::FireView,
+        wire::PauseRequest,
+        wire::UnpauseRequest,
+        wire::IncidentView,
+        wire::UnfuseRequest,
+        wire::Unfused,
         wire::ActView,
         wire::ActPage,
         wire::StartRequest,
@@ -78,6 +85,11 @@ fn bodies(route: &Route) -> (Option<&'static str>, Answers) {
         ("GET", "/api/v1/runbooks/{runbook}") => (None, One("RunbookView")),
         ("POST", "/api/v1/runbooks/{runbook}/plan") => (Some("StartRequest"), One("PlanAnswer")),
         ("POST", "/api/v1/runbooks/{runbook}/runs") => (Some("StartRequest"), One("Started")),
+        ("POST", "/api/v1/runbooks/{runbook}/pause") => (Some("PauseRequest"), One("ScheduleView")),
+        ("POST", "/api/v1/runbooks/{runbook}/unpause") => (Some("UnpauseRequest"), One("ScheduleView")),
+        ("POST", "/api/v1/runbooks/{runbook}/unfuse") => (Some("UnfuseRequest"), One("Unfused")),
+        ("GET", "/api/v1/schedules") => (None, Many("ScheduleView")),
+        ("GET", "/api/v1/incidents") => (None, Many("IncidentView")),
         ("GET", "/api/v1/runs") => (None, One("RunPage")),
         ("GET", "/api/v1/runs/{run}") => (None, One("RunView")),
         ("GET", "/api/v1/runs/{run}/journal") => (None, Many("EntryView")),
@@ -114,6 +126,11 @@ fn queries(route: &Route) -> &'static [(&'static str, &'static str)] {
         ("GET", "/api/v1/runs/{run}/events") => {
             &[("after", "Only what follows this place; `Last-Event-ID` counts more.")]
         }
+        ("GET", "/api/v1/incidents") => &[
+            ("runbook", "Only those of this runbook."),
+            ("open", "`true`: only those that are open."),
+            ("limit", "At most so many, up to 500; 50 without it."),
+        ],
         ("GET", "/api/v1/audit") => &[
             ("who", "Only what they did."),
             ("object", "Only what was about this run or runbook."),
@@ -262,7 +279,7 @@ mod tests {
                 // Intake answers, and this page itself.
                 Answers::Any => {
                     assert!(
-                        ["/webhook/{receiver}", "/api/v1/openapi.json"].contains(&route.path),
+                        ["/webhooks/alertmanager/{receiver}", "/api/v1/openapi.json"].contains(&route.path),
                         "{}",
                         route.path
                     );
@@ -272,7 +289,7 @@ mod tests {
             for name in takes.into_iter().chain(answers) {
                 assert!(schemas.contains_key(name), "{name}");
             }
-            let takes_nothing = ["/api/v1/reload", "/webhook/{receiver}"];
+            let takes_nothing = ["/api/v1/reload", "/webhooks/alertmanager/{receiver}"];
             assert!(
                 !route.changes() || takes.is_some() || takes_nothing.contains(&route.path),
                 "{}",

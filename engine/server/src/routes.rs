@@ -81,6 +81,11 @@ table! {
     get "/api/v1/runbooks/{runbook}", Runbook(Viewer), api::runbooks::show, "One runbook with its inputs and text";
     post "/api/v1/runbooks/{runbook}/plan", Runbook(Operator), api::runbooks::plan, "What it would change; nothing is written";
     post "/api/v1/runbooks/{runbook}/runs", Runbook(Operator), api::runbooks::start, "Start a run; an `Idempotency-Key` makes it once";
+    post "/api/v1/runbooks/{runbook}/pause", Runbook(Operator), api::clock::pause, "Keep a schedule of it from starting runs";
+    post "/api/v1/runbooks/{runbook}/unpause", Runbook(Operator), api::clock::unpause, "Let it start runs again";
+    post "/api/v1/runbooks/{runbook}/unfuse", Runbook(Operator), api::incidents::unfuse, "Let alerts start it again";
+    get "/api/v1/schedules", Somewhere(Viewer), api::clock::list, "What starts by itself, and what came of it last";
+    get "/api/v1/incidents", Somewhere(Viewer), api::incidents::list, "What alerts have opened, newest first";
     get "/api/v1/runs", Somewhere(Viewer), api::runs::list, "Runs, newest first";
     get "/api/v1/runs/{run}", Run(Viewer), api::runs::show, "One run with its steps";
     get "/api/v1/runs/{run}/journal", Run(Viewer), api::runs::journal, "The journal of a run, from `after` on";
@@ -95,7 +100,7 @@ table! {
     get "/api/v1/locks", Somewhere(Viewer), api::runs::locks, "Who holds which lock, and who waits for it";
     get "/api/v1/audit", Everywhere(Admin), api::audit::list, "Who did what";
     post "/api/v1/reload", Everywhere(Admin), api::health::reload, "Read the project and the service file again";
-    post "/webhook/{receiver}", Receiver, api::webhook::receive, "Alerts from Alertmanager";
+    post "/webhooks/alertmanager/{receiver}", Receiver, api::webhook::receive, "Alerts from Alertmanager";
 }
 
 /// The router, without the layers that guard it.

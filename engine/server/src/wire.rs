@@ -6,7 +6,7 @@ use farrier_model::spec::Risk;
 use farrier_model::{Change, Entry, Event, FailureKind, NodeState, RunState, Value, Wait};
 use farrier_runbook::graph::{InputSpec, Trigger};
 use farrier_runbook::{Bundle, Graph};
-use farrier_store::{Act, RunRow, Ticket};
+use farrier_store::{Act, FireRow, IncidentRow, RunRow, ScheduleRow, Ticket};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -470,6 +470,169 @@ pub struct ActPage {
     /// What `before` is on the next page; absent on the last one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
+}
+
+/// A schedule, and what came of it last.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ScheduleView {
+    /// `environment/runbook`, with `#2` for the second one of a runbook.
+    pub schedule: String,
+    /// The runbook that it starts.
+    pub runbook: String,
+    /// Where.
+    pub environment: String,
+    /// When, in words.
+    pub when: String,
+    /// What became of the last due time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last: Option<FireView>,
+    /// When it is looked at next, jitter included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+    /// Who keeps it from starting runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused_by: Option<String>,
+    /// Why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused_because: Option<String>,
+    /// Since when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused_at: Option<String>,
+}
+
+impl ScheduleView {
+    /// Of a schedule and its last record.
+    pub fn of(row: &ScheduleRow, last: Option<FireRow>) -> ScheduleView {
+        let paused = row.paused.as_ref();
+        ScheduleView {
+            schedule: row.id.to_string(),
+            runbook: row.runbook.to_string(),
+            environment: row.environment.to_string(),
+            when: row.spec.due.to_string(),
+            last: last.map(FireView::of),
+            next: row.next_due.map(|next| next.to_string()),
+            paused_by: paused.map(|paused| paused.by.clone()),
+            paused_because: paused.map(|paused| paused.why.clone()),
+            paused_at: paused.map(|paused| paused.at.to_string()),
+        }
+    }
+}
+
+/// What became of a due time, or of several.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct FireView {
+    /// The due time; the last one, when it stands for several.
+    pub due: String,
+    /// `run`, `skipped` or `coalesced`.
+    pub decision: String,
+    /// Why it was skipped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The run that started, or that was in the way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<String>,
+    /// When it was decided.
+    pub decided_at: String,
+}
+
+impl FireView {
+    fn of(row: FireRow) -> FireView {
+        FireView {
+            due: row.nominal.to_string(),
+            decision: row.decision,
+            reason: row.reason,
+            run: row.run.map(|run| run.to_string()),
+            decided_at: row.decided_at.to_string(),
+        }
+    }
+}
+
+/// To keep a schedule from starting runs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PauseRequest {
+    /// Which.
+    pub schedule: String,
+    /// Why, for those who find it paused.
+    pub reason: String,
+}
+
+/// To let a schedule start runs again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UnpauseRequest {
+    /// Which.
+    pub schedule: String,
+}
+
+/// What alerts have opened.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct IncidentView {
+    /// Its id.
+    pub id: String,
+    /// The runbook that answers.
+    pub runbook: String,
+    /// Where.
+    pub environment: String,
+    /// What tells it from others of the runbook.
+    pub key: String,
+    /// The alert that opened it.
+    pub alert: String,
+    /// The receiver that it came in under.
+    pub receiver: String,
+    /// Since when it is open.
+    pub opened_at: String,
+    /// Since when none of its alerts fires.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resolved_at: Option<String>,
+    /// When it closed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub closed_at: Option<String>,
+    /// Its latest run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<String>,
+    /// How many runs it had.
+    pub runs: u64,
+    /// Why it has no run now although it should.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_because: Option<String>,
+}
+
+impl From<IncidentRow> for IncidentView {
+    fn from(row: IncidentRow) -> IncidentView {
+        IncidentView {
+            id: row.id.to_string(),
+            runbook: row.runbook.to_string(),
+            environment: row.environment.to_string(),
+            key: row.key.to_string(),
+            alert: row.alert.to_string(),
+            receiver: row.receiver.to_string(),
+            opened_at: row.opened_at.to_string(),
+            resolved_at: row.resolved_at.map(|at| at.to_string()),
+            closed_at: row.closed_at.map(|at| at.to_string()),
+            run: row.run.map(|run| run.to_string()),
+            runs: row.runs,
+            held_because: row.held_why,
+        }
+    }
+}
+
+/// To let alerts start a runbook again whose fuse has blown.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UnfuseRequest {
+    /// In this environment only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment: Option<String>,
+    /// What happened, in your words.
+    pub reason: String,
+}
+
+/// Fuses that were mended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Unfused {
+    /// How many.
+    pub mended: u64,
 }
 
 /// What is to be planned or run.

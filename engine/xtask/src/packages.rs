@@ -25,6 +25,7 @@ const NEEDED: &[(&str, &str)] = &[
     ("ssh", "openssh-client"),
     ("setpriv", "util-linux"),
     ("strace", "strace"),
+    ("curl", "curl"),
 ];
 
 /// Run by root. A machine that installs a server must not start it: the tests start their own.

@@ -2,11 +2,13 @@
 
 use clap::Args;
 use farrier_model::time::Timestamp;
+use farrier_server::wire::{UnfuseRequest, Unfused};
 use farrier_store::{EventRow, FuseRow, IncidentFilter, IncidentRow, Intake, SqliteStore, Store, StoreError};
 use serde::Serialize;
 
 use super::run::user;
 use super::{App, Problem};
+use crate::client;
 use crate::exit::Exit;
 use crate::render::style::Style;
 use crate::render::{self, table};
@@ -205,6 +207,13 @@ impl Unfuse {
                 Err(problem) => return Err(problem),
             };
             if blown.iter().any(|fuse| *fuse.runbook == *self.runbook) {
+                if let Some(client) = client::at(app, &dir).await? {
+                    let request =
+                        UnfuseRequest { environment: self.env.clone(), reason: self.reason.clone() };
+                    let path = format!("/api/v1/runbooks/{}/unfuse", self.runbook);
+                    mended += client.post::<Unfused>(&path, &request).await?.mended;
+                    continue;
+                }
                 let store = stores::own(&dir).await?;
                 mended += store.unfuse(self.env.as_deref(), &self.runbook, &user(), &self.reason).await?;
                 store.close().await;

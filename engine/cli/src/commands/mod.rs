@@ -6,6 +6,7 @@ mod answer;
 mod apply;
 mod audit;
 mod check;
+mod demo;
 mod explain;
 mod export;
 mod files_helper;
@@ -98,6 +99,8 @@ enum Command {
     Resolve(answer::Resolve),
     /// Take up whatever is due: queued runs, waiting runs whose time has come, runs left behind.
     Serve(serve::Serve),
+    /// Serve the demo: a made-up Toolforge on its schedule, an API, metrics, and a webhook to try.
+    Demo(demo::Demo),
     /// List runs, newest first.
     Runs(runs::Runs),
     /// Show one run: its steps, what they changed, why it ended.
@@ -246,6 +249,7 @@ pub fn dispatch(cli: Cli) -> Result<Exit, Problem> {
         Command::Signal(command) => block_on(command.run(&app)),
         Command::Cancel(command) => block_on(command.run(&app)),
         Command::Serve(command) => block_on(command.run(&app)),
+        Command::Demo(command) => block_on(command.run(&app)),
         Command::Next(command) => block_on(command.run(&app)),
         Command::Schedules(command) => block_on(command.run(&app)),
         Command::Pause(command) => block_on(command.run(&app)),

@@ -8,11 +8,13 @@ use farrier_model::time::Timestamp;
 use farrier_project::Set;
 use farrier_schedule::{Calendar, ScheduleId, Spec};
 use farrier_server::clock::of_set;
+use farrier_server::wire::{PauseRequest, ScheduleView, UnpauseRequest};
 use farrier_store::{Clock, FireRow, Ledger as _, NewSchedule, ScheduleRow, StoreError};
 use serde::Serialize;
 
 use super::run::user;
 use super::{App, Problem};
+use crate::client;
 use crate::exit::Exit;
 use crate::render::{self, table};
 use crate::stores;
@@ -321,12 +323,25 @@ pub(super) struct Unpause {
     schedule: String,
 }
 
+/// Where the service takes a word about a schedule: the path names its runbook.
+fn route(id: &ScheduleId, verb: &str) -> String {
+    let runbook = id.0.split_once('/').map_or(&*id.0, |(_, runbook)| runbook);
+    let runbook = runbook.split_once('#').map_or(runbook, |(runbook, _)| runbook);
+    format!("/api/v1/runbooks/{runbook}/{verb}")
+}
+
 impl Pause {
     pub(super) async fn run(&self, app: &App) -> Result<Exit, Problem> {
         let id = ScheduleId(self.schedule.as_str().into());
         for dir in app.workspace()?.data_dirs(app.registry.catalog())? {
             if !dir.exists() {
                 continue;
+            }
+            if let Some(client) = client::at(app, &dir).await? {
+                let request = PauseRequest { schedule: id.to_string(), reason: self.reason.clone() };
+                let _: ScheduleView = client.post(&route(&id, "pause"), &request).await?;
+                eprintln!("{id} starts nothing until `farrier unpause {id}`");
+                return Ok(Exit::Ok);
             }
             let store = stores::own(&dir).await?;
             let paused = store.pause(&id, &user(), &self.reason).await;
@@ -347,6 +362,12 @@ impl Unpause {
         for dir in app.workspace()?.data_dirs(app.registry.catalog())? {
             if !dir.exists() {
                 continue;
+            }
+            if let Some(client) = client::at(app, &dir).await? {
+                let request = UnpauseRequest { schedule: id.to_string() };
+                let _: ScheduleView = client.post(&route(&id, "unpause"), &request).await?;
+                eprintln!("{id} starts runs again");
+                return Ok(Exit::Ok);
             }
             let store = stores::own(&dir).await?;
             let found = store.schedule(&id).await;

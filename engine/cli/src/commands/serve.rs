@@ -55,7 +55,7 @@ pub(super) struct Serve {
 }
 
 /// The longest wait for a time that is sat out: a retry within it costs no second claim.
-const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+pub(super) const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
 
 impl Serve {
     pub(super) async fn run(&self, app: &App) -> Result<Exit, Problem> {
@@ -205,9 +205,9 @@ async fn reload_on_hangup(app: farrier_server::App) {
 }
 
 /// One line for each event that people care about.
-struct Lines {
-    quiet: bool,
-    json: bool,
+pub(super) struct Lines {
+    pub(super) quiet: bool,
+    pub(super) json: bool,
 }
 
 impl Observer for Lines {

@@ -33,7 +33,7 @@ fn bodies_that_are_not_what_was_asked_for() {
         assert_eq!(answered.status, status, "{more} {start}: {answered:?}");
         assert!(answered.json()["error"]["code"].is_string(), "{answered:?}");
     }
-    for path in [RUNS, "/webhook/main"] {
+    for path in [RUNS, "/webhooks/alertmanager/main"] {
         let token = if path == RUNS { operator } else { Some(serving.token("main")) };
         for (token, status) in [(token, 413), (None, 401), (Some("other"), 401)] {
             // Its length alone is enough; nothing of it is waited for.

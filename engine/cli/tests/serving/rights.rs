@@ -18,6 +18,11 @@ GET /api/v1/runbooks: viewer somewhere
 GET /api/v1/runbooks/{runbook}: viewer there
 POST /api/v1/runbooks/{runbook}/plan: operator there
 POST /api/v1/runbooks/{runbook}/runs: operator there
+POST /api/v1/runbooks/{runbook}/pause: operator there
+POST /api/v1/runbooks/{runbook}/unpause: operator there
+POST /api/v1/runbooks/{runbook}/unfuse: operator there
+GET /api/v1/schedules: viewer somewhere
+GET /api/v1/incidents: viewer somewhere
 GET /api/v1/runs: viewer somewhere
 GET /api/v1/runs/{run}: viewer there
 GET /api/v1/runs/{run}/journal: viewer there
@@ -32,7 +37,7 @@ GET /api/v1/events: viewer somewhere
 GET /api/v1/locks: viewer somewhere
 GET /api/v1/audit: admin everywhere
 POST /api/v1/reload: admin everywhere
-POST /webhook/{receiver}: receiver
+POST /webhooks/alertmanager/{receiver}: receiver
 ";
 
 fn policy_of(needs: Needs) -> String {

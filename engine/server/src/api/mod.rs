@@ -2,7 +2,9 @@
 
 pub(crate) mod answers;
 pub(crate) mod audit;
+pub(crate) mod clock;
 pub(crate) mod health;
+pub(crate) mod incidents;
 pub(crate) mod runbooks;
 pub(crate) mod runs;
 pub(crate) mod session;

@@ -113,6 +113,18 @@ pub(crate) async fn start(
     Ok(response)
 }
 
+impl App {
+    /// Starts a run from within the process, in the name of `by`. It is on disk when this returns.
+    ///
+    /// # Errors
+    /// As for a request: no such runbook or environment, inputs that are missing, a store that refuses.
+    pub async fn start(&self, by: &str, runbook: &str, environment: &str) -> Result<RunId, ApiError> {
+        let request = StartRequest { environment: environment.to_owned(), ..StartRequest::default() };
+        let (start, _) = start_of(self, &self.set(), by, runbook, &request)?;
+        Ok(self.0.driver.enqueue(&start).await?)
+    }
+}
+
 fn unwritable(error: serde_json::Error) -> ApiError {
     ApiError::new(ErrorCode::Internal, format!("the plan cannot be written: {error}"))
 }

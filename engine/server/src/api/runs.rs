@@ -87,7 +87,7 @@ pub(crate) async fn list(
     }
 }
 
-fn sees(app: &App, person: &Person, runbook: &str) -> bool {
+pub(super) fn sees(app: &App, person: &Person, runbook: &str) -> bool {
     person.rights.role_in(app.area(runbook).as_deref()) >= Some(Role::Viewer)
 }
 
