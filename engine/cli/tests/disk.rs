@@ -119,7 +119,7 @@ fn after_a_failed_sync_nothing_begins_and_the_run_can_be_finished() {
     let syncs = trace.lines().filter(|line| line.contains("sync(")).count();
     let many = std::env::var_os("FARRIER_CHAOS_MINUTES").is_some();
     let moments: Vec<usize> =
-        if many { (1..=50).collect() } else { (0..6).map(|part| 1 + part * syncs / 6).collect() };
+        if many { (1..=50).collect() } else { (0..12).map(|part| 1 + part * syncs / 12).collect() };
     let mut in_the_middle = 0;
     for nth in moments {
         let project = project();

@@ -123,11 +123,11 @@ fn welcome(address: SocketAddr, person: &Token, sender: &Token, run: &str) -> St
          \n\
          Post an alert, as Alertmanager does; its route starts the same runbook:\n\
          \n\
-         curl -s -H 'Authorization: Bearer {sender}' -d '{alert}' http://{address}/webhooks/alertmanager/{RECEIVER}\n\
+         curl -s -H 'Authorization: Bearer {sender}' -H 'Content-Type: application/json' -d '{alert}' http://{address}/webhooks/alertmanager/{RECEIVER}\n\
          \n\
          See what came of it, newest first:\n\
          \n\
-         curl -s -H 'Authorization: Bearer {person}' 'http://{address}/api/v1/runs?limit=2'\n\
+         curl -s -H 'Authorization: Bearer {person}' 'http://{address}/api/v1/runs?limit=3'\n\
          \n\
          In another terminal: `farrier runs`, `farrier show {run}`, `farrier incidents`, `farrier next --env {ENVIRONMENT}`\n"
     )
