@@ -1,3 +1,5 @@
+//! What alerts do: every decision with its reason.
+
 use std::time::Duration;
 
 use super::*;

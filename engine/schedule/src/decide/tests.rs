@@ -1,3 +1,5 @@
+//! What becomes of due times: catching up, overlap, and clocks that jump.
+
 use proptest::prelude::*;
 
 use super::*;

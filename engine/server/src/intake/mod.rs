@@ -1,6 +1,6 @@
 //! Intake: from the body of a webhook to what is on disk, and only then an answer.
 //!
-//! Read first: [`Intake::handle`] (one request), [`Outcome`] (what the HTTP layer answers), then [`route`]: which runbooks
+//! Read first: [`Intake::handle`] (one request), [`Outcome`] (what the HTTP layer answers), then `route`: which runbooks
 //! an alert means in which environment, and with what inputs. What follows from that is decided by the store, within the
 //! transaction that writes it.
 //!

@@ -1,3 +1,5 @@
+//! Intake over a real store: what a body becomes, and what is refused.
+
 use std::fs;
 use std::path::Path;
 

@@ -1,7 +1,7 @@
 //! The helper: the same work in a process of its own that may do what Farrier's own process may not, or that runs where
 //! the disk is.
 //!
-//! Who decides what: the environment says how the helper is started (`via`, see [`via`]); the helper's own file says
+//! Who decides what: the environment says how the helper is started (`via`, see `via`); the helper's own file says
 //! which folders there are (`roots`), and nothing that it is sent can name another one; the five actions that it knows
 //! are the same code, with the same checks, as without it (`serve`). One line of JSON goes in, one comes out (`wire`),
 //! and the process ends.

@@ -1,10 +1,10 @@
 //! A database server as a place of accounts and databases: [`Server`], which the adapters implement.
 //!
-//! Read first: [`AccountName`] and [`Hash`], the only names and passwords that become part of a statement, then
-//! [`Grants`](grants::Grants), what an account may do. MariaDB's answers are the truth; the stand-in on SQLite does
+//! Read first: [`AccountName`] and [`struct@Hash`], the only names and passwords that become part of a statement, then
+//! [`Grants`], what an account may do. MariaDB's answers are the truth; the stand-in on SQLite does
 //! the same over three tables.
 //!
-//! **Rule:** a password, also as a hash, is in a statement and nowhere else: [`Hash`] can be neither printed nor stored,
+//! **Rule:** a password, also as a hash, is in a statement and nowhere else: [`struct@Hash`] can be neither printed nor stored,
 //! and [`quietly`] takes it out of what a server says about a statement.
 
 pub(crate) mod grants;
