@@ -95,6 +95,20 @@ fn prometheus_takes_the_rules() {
     project.farrier(&["alerts"]).expect(0).says(r#"alertname=~"DiskFull""#).says("clean");
 }
 
+/// The rules that are shipped, tried on made-up series by Prometheus' own program.
+#[test]
+fn the_shipped_rules_fire_when_they_should() {
+    let project = Project::demo();
+    let rules = project.farrier(&["alerts", "--rules"]).expect(0).out;
+    project.write("rules.yaml", &rules);
+    let cases = concat!(env!("CARGO_MANIFEST_DIR"), "/../../testdata/prometheus/farrier-service.yaml");
+    project.write("cases.yaml", &std::fs::read_to_string(cases).unwrap());
+    let tried =
+        Command::new("promtool").args(["test", "rules"]).arg(project.path("cases.yaml")).output().unwrap();
+    let said = String::from_utf8_lossy(&tried.stdout).into_owned() + &String::from_utf8_lossy(&tried.stderr);
+    assert!(tried.status.success(), "{said}");
+}
+
 #[test]
 fn a_message_shows_what_it_would_do_and_does_nothing() {
     let project = project();

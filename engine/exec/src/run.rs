@@ -729,9 +729,15 @@ impl Run {
         self.trigger.by()
     }
 
-    /// Whether its commit point is passed: it only goes forward.
+    /// Whether its commit point is passed, or being passed: it only goes forward. A deletion that is tried again may have
+    /// deleted half.
     pub fn is_committed(&self) -> bool {
-        self.committed
+        use NodeState::{InDoubt, Retryable, Running, Waiting};
+        let begun = |node: NodeRef| {
+            let of = self.node(node);
+            of.effect.is_some() && matches!(of.state, Running | Waiting | InDoubt | Retryable)
+        };
+        self.committed || self.nodes().any(|node| self.graph.step(node.step).commit_point && begun(node))
     }
 
     /// Whether somebody asked it to stop.

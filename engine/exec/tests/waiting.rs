@@ -186,6 +186,28 @@ steps:
     assert_eq!(objects(&bench), ["dropped", "rest"]);
 }
 
+/// A deletion that failed and is tried again may have deleted half.
+#[tokio::test(start_paused = true)]
+async fn while_the_commit_point_is_tried_again_a_run_only_goes_forward() {
+    let bench = impatient("half-committed");
+    let start = start(
+        &bench,
+        "half-committed",
+        "steps:
+  a: { uses: fake.set, needs: [], with: { target: world, object: a, value: x }, undo: restore }
+  drop: { uses: fake.set, needs: [a], with: { target: world, object: dropped, value: x }, undo: none, commit_point: true, retry: { attempts: 3, backoff: 1h..1h } }
+",
+    );
+    bench.world.state.lock().unwrap().failing.insert("dropped".into(), 1);
+    let run = begin(&bench, &start).await.run;
+    ask(&bench, run, "owner", Ask::Cancel { undo: true, reason: None }).await;
+    assert_eq!(resume(&bench, run, &start).await.state, RunState::Waiting);
+    assert_eq!(refusals(&bench, run).await, ["the run has passed its commit point and only goes forward"]);
+    tokio::time::sleep(DAY).await;
+    assert_eq!(resume(&bench, run, &start).await.state, RunState::Succeeded);
+    assert_eq!(objects(&bench), ["a", "dropped"]);
+}
+
 const APPROVED: &str = "steps:
   look: { uses: fake.read, with: { target: world, object: old } }
   first: { uses: fake.set, with: { target: world, object: first, value: x }, undo: restore }

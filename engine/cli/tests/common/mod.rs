@@ -38,7 +38,7 @@ impl Project {
     pub fn demo() -> Project {
         let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
         let project = Project { folder: farrier_testkit::temp_dir() };
-        for part in ["runbooks", "environments"] {
+        for part in ["runbooks", "environments", "alerts"] {
             copy(&repository.join(part), &project.path(part));
         }
         fs::copy(repository.join("farrier.yaml"), project.path("farrier.yaml")).unwrap();

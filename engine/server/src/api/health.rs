@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use farrier_model::RunState;
-use farrier_store::Store as _;
+use farrier_store::{IncidentFilter, Intake as _, Store as _};
 use http::header::{ACCEPT, CONTENT_TYPE};
 use http::{HeaderMap, StatusCode};
 
@@ -13,6 +13,8 @@ use crate::error::{ApiError, ErrorCode};
 use crate::metrics::States;
 use crate::wire::{HealthView, ReloadView};
 
+/// Open incidents are counted up to here.
+const INCIDENTS: usize = 10_000;
 /// Runs that are looked at to say how many are due.
 const DUE: usize = 1_000;
 
@@ -69,6 +71,8 @@ impl App {
             .sets
             .trouble()
             .map_or(0.0, |trouble| self.now().duration_since(trouble.since).as_secs_f64().max(0.0));
+        let open = IncidentFilter { open: true, limit: Some(INCIDENTS), ..IncidentFilter::default() };
+        self.0.metrics.incidents_open(self.0.store.incidents(open).await?.len() as i64);
         self.0.metrics.states(&States {
             runs: live.into_iter().map(|state| (state.name(), count(state))).collect(),
             due: self.0.store.due(DUE).await?.runs.len() as i64,
