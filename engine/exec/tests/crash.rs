@@ -252,6 +252,29 @@ async fn dying_while_undoing_undoes_the_rest() {
     }
 }
 
+/// One owner of the only run, in a new process, that dies before its `nth` effect; nothing when it did.
+async fn one_life(bench: &mut Bench, start: &Start, nth: u32) -> Option<Ended> {
+    bench.store = bench.store.restart();
+    {
+        let mut state = bench.world.state.lock().unwrap();
+        state.dead = false;
+        state.die_at_effect = Some((nth, false));
+    }
+    let world = bench.world.clone();
+    let rows = bench.store.runs(RunFilter::default()).await.unwrap();
+    let driver = bench.driver();
+    let drive = async {
+        match rows.first() {
+            None => driver.start(start, &ProceedAlways, |_| {}).await,
+            Some(row) => driver.resume(row.id, start, &ProceedAlways, &[]).await,
+        }
+    };
+    tokio::select! {
+        ended = drive => Some(ended.unwrap()),
+        () = world.died() => None,
+    }
+}
+
 #[tokio::test]
 async fn a_run_that_ends_its_owners_again_and_again_is_parked() {
     let mut bench = Bench::new("poison");
@@ -264,26 +287,10 @@ async fn a_run_that_ends_its_owners_again_and_again_is_parked() {
         Value::map::<&str>([]),
     );
     for round in 0..20 {
-        bench.store = bench.store.restart();
-        bench.world.state.lock().unwrap().dead = false;
-        bench.world.state.lock().unwrap().die_at_effect = Some((1, false));
-        let world = bench.world.clone();
-        let rows = bench.store.runs(RunFilter::default()).await.unwrap();
-        let driver = bench.driver();
-        let drive = async {
-            match rows.first() {
-                None => driver.start(&start, &ProceedAlways, |_| {}).await,
-                Some(row) => driver.resume(row.id, &start, &ProceedAlways, &[]).await,
-            }
-        };
-        tokio::select! {
-            ended = drive => {
-                let ended = ended.unwrap();
-                assert_eq!(ended.state, RunState::Parked);
-                assert!(round >= 3, "parked too early, in round {round}");
-                return;
-            }
-            () = world.died() => {}
+        if let Some(ended) = one_life(&mut bench, &start, 1).await {
+            assert_eq!(ended.state, RunState::Parked);
+            assert!(round >= 3, "parked too early, in round {round}");
+            return;
         }
     }
     panic!("a run that kills its owner was taken up twenty times");
@@ -301,29 +308,15 @@ async fn a_run_that_gets_on_may_lose_any_number_of_owners() {
         ));
     }
     let start = bench.start(&[runbook("unlucky", "recoverable", &steps)], Value::map::<&str>([]));
-    for deaths in 0.. {
-        bench.store = bench.store.restart();
-        bench.world.state.lock().unwrap().dead = false;
+    for deaths in 0..20 {
         // Each owner gets one step done and dies in the next.
-        bench.world.state.lock().unwrap().die_at_effect = Some((2, false));
-        let world = bench.world.clone();
-        let rows = bench.store.runs(RunFilter::default()).await.unwrap();
-        let driver = bench.driver();
-        let drive = async {
-            match rows.first() {
-                None => driver.start(&start, &ProceedAlways, |_| {}).await,
-                Some(row) => driver.resume(row.id, &start, &ProceedAlways, &[]).await,
-            }
-        };
-        tokio::select! {
-            ended = drive => {
-                assert_eq!(ended.unwrap().state, RunState::Succeeded);
-                assert!(deaths > 6, "only {deaths} owners died");
-                return;
-            }
-            () = world.died() => assert!(deaths < 20, "it gets nowhere"),
+        if let Some(ended) = one_life(&mut bench, &start, 2).await {
+            assert_eq!(ended.state, RunState::Succeeded);
+            assert!(deaths > 6, "only {deaths} owners died");
+            return;
         }
     }
+    panic!("it gets nowhere");
 }
 
 const WAITING: &str = "signals: [{ name: go_on, who: [roots], then: continue }]

@@ -284,6 +284,11 @@ mod tests {
         };
         let marks = marks::Marks::of(&node);
         let mut child = Command::new("/bin/sleep").arg("1000").envs(marks.variables()).spawn().unwrap();
+        // The parent goes on a moment before the kernel has set up the child's environment.
+        let environment = format!("/proc/{}/environ", child.id());
+        while std::fs::read(&environment).unwrap().is_empty() {
+            std::thread::yield_now();
+        }
         let found = end(|run| run == node.run.to_string()).unwrap();
         child.wait().unwrap();
         assert_eq!(found.len(), 1);
