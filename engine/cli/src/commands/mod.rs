@@ -249,6 +249,11 @@ pub fn dispatch(cli: Cli) -> Result<Exit, Problem> {
         server: cli.server,
         server_ca: cli.server_ca,
     };
+    if matches!(cli.command, Command::Serve(_) | Command::Demo(_)) {
+        // A service waits most of its life. The kernel would give it two megabytes for each few kilobytes that it uses. What
+        // it starts has small pages, too. A kernel that knows no others refuses, and is right.
+        let _ = rustix::thread::disable_transparent_huge_pages(true);
+    }
     match cli.command {
         Command::Check(command) => command.run(&app),
         Command::Plan(command) => block_on(command.run(&app)),
