@@ -6,6 +6,7 @@
 mod common;
 
 mod demo;
+mod edges;
 mod hostile;
 mod lives;
 mod logins;
