@@ -95,6 +95,11 @@ const HEALS: &str = "runbook: heals\nsummary: Heals a node\nowner: tests\nrisk: 
 const TICKS: &str = "runbook: ticks\nsummary: Ticks\nowner: tests\nrisk: read_only\ntriggers:\n  - { every: 1s, overlap: allow, \
                      catch_up: all }\nsteps:\n  note: { uses: flow.note, with: { message: tick } }\n";
 
+fn records(serving: &Serving) -> Vec<Value> {
+    let answer = serving.project.farrier(&["schedules", "test/ticks", "--limit", "100000", "-o", "json"]);
+    if answer.code == Some(0) { answer.json().as_array().unwrap().clone() } else { Vec::new() }
+}
+
 /// Guards T6 of a service: on a full disk it refuses what begins something, says so, loses nothing, and goes on once there is room.
 #[test]
 fn a_full_disk_refuses_and_goes_on_without_a_restart() {
@@ -112,11 +117,7 @@ fn a_full_disk_refuses_and_goes_on_without_a_restart() {
         serving.post("/webhooks/alertmanager/main", "main", &body).status
     };
     assert_eq!(alert(0), 200);
-    let records = || -> Vec<Value> {
-        let answer = serving.project.farrier(&["schedules", "test/ticks", "--limit", "100000", "-o", "json"]);
-        if answer.code == Some(0) { answer.json().as_array().unwrap().clone() } else { Vec::new() }
-    };
-    wait_until("a due time is decided", || !records().is_empty());
+    wait_until("a due time is decided", || !records(&serving).is_empty());
 
     let filler = serving.project.path("data/filler");
     fill(&filler);
@@ -135,10 +136,10 @@ fn a_full_disk_refuses_and_goes_on_without_a_restart() {
     assert!(serving.get("/metrics", "viewer").expect(200).body.contains("farrier_store_full 1\n"));
     let start = json!({ "environment": "test" });
     serving.post("/api/v1/runbooks/waits/runs", "operator", &start).expect(503);
-    let decided = records().len();
+    let decided = records(&serving).len();
     // Some due times come while nothing can be written.
     std::thread::sleep(Duration::from_secs(3));
-    assert_eq!(records().len(), decided);
+    assert_eq!(records(&serving).len(), decided);
 
     std::fs::remove_file(&filler).unwrap();
     wait_until("there is room again", || serving.ask("GET", "/healthz", None, None).status == 200);
@@ -146,7 +147,7 @@ fn a_full_disk_refuses_and_goes_on_without_a_restart() {
     for number in 0..=taken {
         assert_eq!(alert(number), 200);
     }
-    wait_until("what was due meanwhile is decided", || records().len() > decided + 3);
+    wait_until("what was due meanwhile is decided", || records(&serving).len() > decided + 3);
     let runs = || -> Vec<Value> {
         let all = serving.get("/api/v1/runs?limit=500", "admin").expect(200).json()["runs"].clone();
         all.as_array().unwrap().iter().filter(|run| run["runbook"] == "heals").cloned().collect()
@@ -156,7 +157,7 @@ fn a_full_disk_refuses_and_goes_on_without_a_restart() {
     });
     serving.signal("TERM");
     assert_eq!(serving.end(), Some(0));
-    let mut records = records();
+    let mut records = records(&serving);
     records.reverse();
     let second = |record: &Value, key: &str| {
         record[key].as_str().map(|time| time.parse::<jiff::Timestamp>().unwrap().as_second())
