@@ -19,7 +19,8 @@ use farrier_runbook::{Bundle, compile_bundle};
 use farrier_schedule::{Due, Overlap, ScheduleId, Spec};
 use farrier_server::clock::{ClockObserver, Clockwork, Job, Jobs, Poker, Watch};
 use farrier_store::{
-    Alarm, AlarmKind, Clock, FireRow, Ledger, NewSchedule, OpenOptions, ScheduleRow, SqliteStore, fsck,
+    Alarm, AlarmKind, Clock, FireRow, Ledger, NewSchedule, OpenOptions, Outbox as _, ScheduleRow,
+    SqliteStore, fsck,
 };
 use tokio::sync::watch;
 use tokio::task::JoinHandle;

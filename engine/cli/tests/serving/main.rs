@@ -15,3 +15,4 @@ mod service;
 mod stores;
 mod through;
 mod tls;
+mod units;
