@@ -297,14 +297,17 @@ pub fn dispatch(cli: Cli) -> Result<Exit, Problem> {
     }
 }
 
+/// How long what hangs outside of this program may keep it from ending.
+const LAST_MOMENT: std::time::Duration = std::time::Duration::from_secs(1);
+
 fn block_on<T>(future: impl Future<Output = Result<T, Problem>>) -> Result<T, Problem> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|error| Problem::Other(anyhow::Error::new(error).context("cannot start")))?;
     let result = runtime.block_on(future);
-    // A file system that hangs must not keep the program from ending.
-    runtime.shutdown_background();
+    // Tasks are dropped, and with them commands that are still at work; a file system that hangs is not waited for.
+    runtime.shutdown_timeout(LAST_MOMENT);
     result
 }
 

@@ -72,7 +72,7 @@ impl Serve {
         };
         // Nothing starts by itself in an environment that nobody has named.
         let starts = !served.is_empty();
-        let sets = Watched::open(&root, app.registry.clone(), served)?;
+        let sets = Watched::open(&root, app.registry.clone(), served.clone())?;
         if let Some(directory) = config.directory(&sets).map_err(Problem::Usage)? {
             directory.is_there().map_err(Problem::Usage)?;
         }
@@ -106,6 +106,7 @@ impl Serve {
             connections: written.connections.as_ref().map_or(0, |n| n.value as usize),
             options,
             runs: self.runs.or(written.runs.as_ref().map(|n| n.value as usize)).unwrap_or(64),
+            only: starts.then(|| served.iter().map(|name| name.as_str().into()).collect()),
             until_idle: self.until_idle,
             schedules: starts,
             watch_files: !self.until_idle,

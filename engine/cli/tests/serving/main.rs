@@ -6,6 +6,7 @@
 mod common;
 
 mod demo;
+mod edges;
 mod hostile;
 mod lives;
 mod logins;
@@ -14,3 +15,4 @@ mod service;
 mod stores;
 mod through;
 mod tls;
+mod units;
