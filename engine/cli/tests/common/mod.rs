@@ -7,6 +7,8 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests may panic as tests do")]
 
+pub mod small_disk;
+
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;

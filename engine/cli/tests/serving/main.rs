@@ -5,10 +5,13 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod alertmanager;
 mod demo;
+mod exporter;
 mod hostile;
 mod lives;
 mod rights;
 mod service;
 mod stores;
 mod through;
+mod worker;

@@ -74,7 +74,11 @@ pub fn project() -> Project {
 impl Serving {
     /// A service in such a project, on a free port.
     pub fn start() -> Serving {
-        let project = project();
+        Serving::of(project())
+    }
+
+    /// A service in a project of the test's, on a free port, with the same people and a receiver `main`.
+    pub fn of(project: Project) -> Serving {
         let tokens: Vec<(&str, Token)> =
             PEOPLE.iter().map(|(name, _)| (*name, Token::new())).chain([("main", Token::new())]).collect();
         let mut file = "users:\n".to_owned();
@@ -176,6 +180,18 @@ impl Serving {
         self.get("/api/v1/runs?limit=500", "admin").expect(200).json()["runs"].as_array().unwrap().len()
     }
 
+    /// Ends it at once, wherever it is.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Starts it again at the address of before.
+    pub fn start_again(&mut self) {
+        let address = self.address.to_string();
+        (self.child, self.address) = spawn(&self.project, &["--listen", &address]);
+    }
+
     pub fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();
         let status = std::process::Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap();
@@ -221,7 +237,10 @@ impl Drop for Serving {
 /// Starts the binary in a project, and waits until it listens.
 pub fn spawn(project: &Project, more: &[&str]) -> (Child, SocketAddr) {
     let err = project.path("serve.err");
-    let mut command = project.command(&["serve", "--listen", "127.0.0.1:0"]);
+    let mut command = project.command(&["serve"]);
+    if !more.contains(&"--listen") {
+        command.args(["--listen", "127.0.0.1:0"]);
+    }
     command
         .args(more)
         .stdin(Stdio::null())
@@ -231,14 +250,15 @@ pub fn spawn(project: &Project, more: &[&str]) -> (Child, SocketAddr) {
         clippy::zombie_processes,
         reason = "whoever asked for it waits for it; a test that fails here ends everything"
     )]
-    let child = command.spawn().unwrap_or_else(|error| panic!("{FARRIER}: {error}"));
+    let mut child = command.spawn().unwrap_or_else(|error| panic!("{FARRIER}: {error}"));
     let begun = Instant::now();
     loop {
         let said = std::fs::read_to_string(&err).unwrap_or_default();
         if let Some(address) = said.lines().find_map(|line| line.strip_prefix("listening on http://")) {
             return (child, address.parse().unwrap());
         }
-        assert!(begun.elapsed() < DEADLINE, "it does not listen: {said}");
+        let ended = child.try_wait().unwrap();
+        assert!(ended.is_none() && begun.elapsed() < DEADLINE, "it does not listen: {ended:?} {said}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
