@@ -7,9 +7,11 @@
 
 mod client;
 mod commands;
+mod directory;
 mod exit;
 mod interact;
 mod leftovers;
+mod logins;
 #[cfg(test)]
 mod manual;
 mod plugins;

@@ -18,8 +18,10 @@ use uuid::Uuid;
 use crate::error::{ApiError, ErrorCode};
 use crate::launcher::Stored;
 use crate::live::Live;
+use crate::login::{Attempts, Directory};
 use crate::metrics::Metrics;
 use crate::rights::{Access, Person, Sender, Token, Via};
+use crate::service::Policy;
 
 /// How long a login is good.
 const LOGIN_HOURS: u64 = 12;
@@ -29,26 +31,14 @@ const LOGINS: usize = 1_000;
 const STREAMS: usize = 200;
 /// Plans that are made for callers at once: each reads targets.
 const PLANS: usize = 4;
+/// Names and passwords that a directory is asked about at once.
+const LOGGING_IN: usize = 8;
 
 /// What an alert's sender posts is handed to.
 #[async_trait]
 pub trait Webhook: Send + Sync {
     /// Answers a webhook whose sender is known and whose body is within limits.
     async fn receive(&self, sender: &Sender, body: Bytes) -> Response;
-}
-
-/// Holds a name and a password against a directory.
-#[async_trait]
-pub trait Directory: Send + Sync {
-    /// The groups of the person; nothing when name or password are wrong.
-    ///
-    /// # Errors
-    /// One sentence: the directory cannot say.
-    async fn groups(
-        &self,
-        name: &str,
-        password: &farrier_model::Secret,
-    ) -> Result<Option<Vec<String>>, String>;
 }
 
 /// What every request has at hand. Cloning shares it.
@@ -64,9 +54,13 @@ pub(crate) struct Inner {
     pub(crate) live: Live,
     pub(crate) metrics: Metrics,
     pub(crate) webhook: Option<Arc<dyn Webhook>>,
-    pub(crate) directory: Option<Arc<dyn Directory>>,
+    pub(crate) directory: RwLock<Option<Arc<dyn Directory>>>,
+    pub(crate) attempts: Attempts,
+    pub(crate) logging_in: Semaphore,
     pub(crate) access: RwLock<Arc<Access>>,
     pub(crate) open_metrics: AtomicBool,
+    /// Why the service file or the certificates on disk are not those in use.
+    pub(crate) trouble: Mutex<Option<farrier_project::Trouble>>,
     pub(crate) logins: Mutex<HashMap<String, (Arc<Person>, Instant)>>,
     pub(crate) streams: Arc<Semaphore>,
     pub(crate) plans: Semaphore,
@@ -78,6 +72,10 @@ pub(crate) struct Inner {
 impl Inner {
     pub(crate) fn streams() -> Arc<Semaphore> {
         Arc::new(Semaphore::new(STREAMS))
+    }
+
+    pub(crate) fn logging_in() -> Semaphore {
+        Semaphore::new(LOGGING_IN)
     }
 
     pub(crate) fn plans() -> Semaphore {
@@ -100,11 +98,19 @@ impl App {
     }
 
     /// Replaces who may do what.
-    pub fn set_access(&self, access: Access, open_metrics: bool) {
-        *self.0.access.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(access);
+    pub fn set_policy(&self, policy: Policy) {
+        let Policy { access, open_metrics, directory, .. } = policy;
+        let access = Arc::new(access);
+        let before = std::mem::replace(
+            &mut *self.0.access.write().unwrap_or_else(PoisonError::into_inner),
+            access.clone(),
+        );
         self.0.open_metrics.store(open_metrics, Ordering::Relaxed);
-        // What people may do is decided anew, and those who logged in do so again.
-        self.logins().clear();
+        *self.0.directory.write().unwrap_or_else(PoisonError::into_inner) = directory;
+        if before != access {
+            // What people may do is decided anew, and those who logged in do so again.
+            self.logins().clear();
+        }
     }
 
     pub(crate) fn is_stopping(&self) -> bool {
@@ -164,6 +170,11 @@ impl App {
         }
         logins.insert(token.hash(), (Arc::new(person), now + good_for));
         (token, self.now() + good_for)
+    }
+
+    /// Forgets a login. False when it is none.
+    pub(crate) fn log_out(&self, token: &str) -> bool {
+        self.logins().remove(&Token::hash_of(token)).is_some()
     }
 
     /// Whose login a token is.

@@ -14,6 +14,7 @@ mod fsck;
 mod graph;
 mod incidents;
 mod locks;
+mod login;
 mod plan;
 mod plan_alert;
 mod prune;
@@ -59,6 +60,9 @@ pub struct Cli {
     /// Ask this service instead of opening the store here; its token is taken from `FARRIER_TOKEN`.
     #[arg(long, global = true, value_name = "URL", env = "FARRIER_SERVER")]
     server: Option<String>,
+    /// The authorities (PEM) that the service's certificate is checked against, instead of the machine's.
+    #[arg(long, global = true, value_name = "FILE", env = "FARRIER_SERVER_CA")]
+    server_ca: Option<PathBuf>,
     /// Form of the log.
     #[arg(long, global = true, default_value = "text", value_enum)]
     pub log_format: LogFormat,
@@ -145,6 +149,10 @@ enum Command {
     Audit(audit::Audit),
     /// Make tokens for the service file.
     Token(serve::Token),
+    /// Log in to the service of `--server` with a name and a password.
+    Login(login::Login),
+    /// End that login.
+    Logout(login::Logout),
     /// Take away finished runs whose time is over, as `retention:` in farrier.yaml says.
     Prune(prune::Prune),
     FilesHelper(files_helper::FilesHelper),
@@ -211,6 +219,8 @@ pub struct App {
     logs_json: bool,
     /// The service to ask, by its address.
     pub server: Option<String>,
+    /// The authorities to check its certificate against.
+    pub server_ca: Option<PathBuf>,
 }
 
 pub use run::user;
@@ -237,7 +247,13 @@ pub fn dispatch(cli: Cli) -> Result<Exit, Problem> {
         project: cli.project,
         logs_json: cli.log_format == LogFormat::Json,
         server: cli.server,
+        server_ca: cli.server_ca,
     };
+    if matches!(cli.command, Command::Serve(_) | Command::Demo(_)) {
+        // A service waits most of its life. The kernel would give it two megabytes for each few kilobytes that it uses. What
+        // it starts has small pages, too. A kernel that knows no others refuses, and is right.
+        let _ = rustix::thread::disable_transparent_huge_pages(true);
+    }
     match cli.command {
         Command::Check(command) => command.run(&app),
         Command::Plan(command) => block_on(command.run(&app)),
@@ -273,6 +289,8 @@ pub fn dispatch(cli: Cli) -> Result<Exit, Problem> {
         Command::Import(command) => block_on(command.run(&app)),
         Command::Audit(command) => block_on(command.run(&app)),
         Command::Token(command) => command.run(),
+        Command::Login(command) => block_on(command.run(&app)),
+        Command::Logout(command) => block_on(command.run(&app)),
         Command::Prune(command) => block_on(command.run(&app)),
         Command::FilesHelper(command) => block_on(command.run()),
         Command::Completions { .. } => Ok(Exit::Ok),
@@ -437,7 +455,10 @@ impl Problem {
                 ErrorCode::Owned => Exit::StoreBusy,
                 ErrorCode::Drift => Exit::Drift,
                 ErrorCode::PlanGone => Exit::PlanGone,
-                ErrorCode::TooMany | ErrorCode::Unavailable | ErrorCode::TooSlow => Exit::Unreachable,
+                ErrorCode::TooMany
+                | ErrorCode::TooManyAttempts
+                | ErrorCode::Unavailable
+                | ErrorCode::TooSlow => Exit::Unreachable,
                 ErrorCode::WrongMethod
                 | ErrorCode::TooLarge
                 | ErrorCode::UnsupportedType

@@ -163,10 +163,16 @@ pub struct Started {
 
 impl Started {
     #[track_caller]
-    pub fn from(mut command: Command) -> Started {
+    pub fn from(command: Command) -> Started {
+        Started::typing(command, Stdio::null())
+    }
+
+    /// The same with something on its standard input.
+    #[track_caller]
+    pub fn typing(mut command: Command, input: Stdio) -> Started {
         let words = format!("{command:?}");
         let mut child = command
-            .stdin(Stdio::null())
+            .stdin(input)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()

@@ -1,5 +1,7 @@
 //! Something that Prometheus can look at: metrics that a test makes up anew each time.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 

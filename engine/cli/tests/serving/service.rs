@@ -3,7 +3,7 @@
 #![allow(unreachable_pub, reason = "a module of a test binary")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
-use std::io::{Read as _, Write as _};
+use std::io::{Read, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -74,11 +74,16 @@ pub fn project() -> Project {
 impl Serving {
     /// A service in such a project, on a free port.
     pub fn start() -> Serving {
-        Serving::of(project())
+        Serving::start_in(project(), "")
     }
 
-    /// A service in a project of the test's, on a free port, with the same people and a receiver `main`.
-    pub fn of(project: Project) -> Serving {
+    /// The same in a project of one's own, with more in its service file.
+    pub fn start_in(project: Project, more: &str) -> Serving {
+        Serving::start_with(project, |file| file.to_owned() + more)
+    }
+
+    /// The same with another service file, made of the usual one.
+    pub fn start_with(project: Project, edit: impl FnOnce(&str) -> String) -> Serving {
         let tokens: Vec<(&str, Token)> =
             PEOPLE.iter().map(|(name, _)| (*name, Token::new())).chain([("main", Token::new())]).collect();
         let mut file = "users:\n".to_owned();
@@ -90,7 +95,7 @@ impl Serving {
             "receivers: {{ main: {{ tokens: ['{}'] }} }}\n",
             tokens[PEOPLE.len()].1.hash()
         ));
-        project.write("serve.yaml", &file);
+        project.write("serve.yaml", &edit(&file));
         let (child, address) = spawn(&project, &[]);
         Serving { project, address, child, tokens }
     }
@@ -122,20 +127,7 @@ impl Serving {
         body: Option<&str>,
         more: &str,
     ) -> Answered {
-        let mut request =
-            format!("{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n{more}", self.address);
-        if let Some(token) = token {
-            request.push_str(&format!("Authorization: Bearer {token}\r\n"));
-        }
-        if let Some(body) = body {
-            if !more.to_lowercase().contains("content-type") {
-                request.push_str("Content-Type: application/json\r\n");
-            }
-            request.push_str(&format!("Content-Length: {}\r\n", body.len()));
-        }
-        request.push_str("\r\n");
-        request.push_str(body.unwrap_or_default());
-        self.raw(request.as_bytes())
+        self.raw(request(&self.address.to_string(), method, path, token, body, more).as_bytes())
     }
 
     pub fn get(&self, path: &str, who: &str) -> Answered {
@@ -254,7 +246,10 @@ pub fn spawn(project: &Project, more: &[&str]) -> (Child, SocketAddr) {
     let begun = Instant::now();
     loop {
         let said = std::fs::read_to_string(&err).unwrap_or_default();
-        if let Some(address) = said.lines().find_map(|line| line.strip_prefix("listening on http://")) {
+        let listens = |line: &'_ str| {
+            line.strip_prefix("listening on http").map(|rest| rest.rsplit('/').next().unwrap().to_owned())
+        };
+        if let Some(address) = said.lines().find_map(listens) {
             return (child, address.parse().unwrap());
         }
         let ended = child.try_wait().unwrap();
@@ -263,8 +258,32 @@ pub fn spawn(project: &Project, more: &[&str]) -> (Child, SocketAddr) {
     }
 }
 
+/// A request as it is sent, with more headers, each ended by a line break.
+pub fn request(
+    host: &str,
+    method: &str,
+    path: &str,
+    token: Option<&str>,
+    body: Option<&str>,
+    more: &str,
+) -> String {
+    let mut request = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{more}");
+    if let Some(token) = token {
+        request.push_str(&format!("Authorization: Bearer {token}\r\n"));
+    }
+    if let Some(body) = body {
+        if !more.to_lowercase().contains("content-type") {
+            request.push_str("Content-Type: application/json\r\n");
+        }
+        request.push_str(&format!("Content-Length: {}\r\n", body.len()));
+    }
+    request.push_str("\r\n");
+    request.push_str(body.unwrap_or_default());
+    request
+}
+
 /// What comes until the other end closes.
-pub fn answer(stream: &mut TcpStream) -> Answered {
+pub fn answer(stream: &mut impl Read) -> Answered {
     let mut bytes = Vec::new();
     // A connection that is reset after its answer has been sent is as good as closed.
     let _ = stream.read_to_end(&mut bytes);

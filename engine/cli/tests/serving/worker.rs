@@ -3,6 +3,8 @@
 //!
 //! Waits of minutes are cut to seconds; nothing else in the shipped files is changed.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+
 use std::path::Path;
 
 use farrier_testkit::exim::Exim;
@@ -70,7 +72,7 @@ fn site(on_boot: &str, post: &Value) -> Site {
     let exporter = exporter::serve(move || metrics(&state));
     // The service has to be there before Alertmanager, which it is to ask; so the environment comes in two parts.
     project.environment(&json!({}));
-    let serving = Serving::of(project);
+    let serving = Serving::start_in(project, "");
     let url = format!("http://{}/webhooks/alertmanager/main", serving.address);
     let alertmanager = Alertmanager::posting(&url, Some(serving.token("main")), None);
     let rules = serving.project.farrier(&["alerts", "--rules"]).expect(0).out;
