@@ -5,8 +5,10 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod alertmanager;
 mod demo;
 mod edges;
+mod exporter;
 mod hostile;
 mod lives;
 mod logins;
@@ -16,3 +18,4 @@ mod stores;
 mod through;
 mod tls;
 mod units;
+mod worker;
