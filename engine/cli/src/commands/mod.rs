@@ -156,6 +156,13 @@ enum Command {
     /// Take away finished runs whose time is over, as `retention:` in farrier.yaml says.
     Prune(prune::Prune),
     FilesHelper(files_helper::FilesHelper),
+    /// Start a program of a target of kind `external`; Farrier itself calls this.
+    #[command(hide = true)]
+    PluginRunner {
+        /// What Farrier says.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
     /// Print the completion script for a shell.
     Completions {
         /// The shell.
@@ -292,7 +299,9 @@ pub fn dispatch(cli: Cli) -> Result<Exit, Problem> {
         Command::Login(command) => block_on(command.run(&app)),
         Command::Logout(command) => block_on(command.run(&app)),
         Command::Prune(command) => block_on(command.run(&app)),
-        Command::FilesHelper(command) => block_on(command.run()),
+        Command::FilesHelper(command) => command.run(),
+        // It stands for the program, down to its exit code.
+        Command::PluginRunner { words } => std::process::exit(farrier_plugin_external::runner::main(&words)),
         Command::Completions { .. } => Ok(Exit::Ok),
     }
 }
