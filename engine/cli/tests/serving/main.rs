@@ -13,6 +13,7 @@ mod logins;
 mod rights;
 mod service;
 mod stores;
+mod telemetry;
 mod through;
 mod tls;
 mod units;
