@@ -8,7 +8,6 @@
 mod otlp;
 mod send;
 
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -49,8 +48,6 @@ struct Shared {
     /// Where they go, while somebody sends them.
     queue: Mutex<Option<mpsc::Sender<Ended>>>,
     dropped: AtomicU64,
-    /// The spans of runs that are being driven, for steps, which are carried out by tasks of their own.
-    runs: Mutex<HashMap<String, Place>>,
 }
 
 /// A span's place in its trace.
@@ -93,10 +90,6 @@ impl Spans {
         self.0.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn runs(&self) -> MutexGuard<'_, HashMap<String, Place>> {
-        self.0.runs.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn put(&self, span: Ended) {
         let sent = self.queue().as_ref().is_none_or(|queue| queue.try_send(span).is_ok());
         if !sent {
@@ -113,18 +106,18 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Spans {
         let Some(span) = context.span(id) else { return };
         let mut said = Said::default();
         attributes.record(&mut said);
-        let Some(run) = said.get("run_id").map(ToOwned::to_owned) else { return };
+        let Some(run) = said.get("run_id").and_then(|run| run.parse::<uuid::Uuid>().ok()) else { return };
         let around =
             span.parent().and_then(|parent| parent.extensions().get::<Open>().map(|open| open.place));
-        let around = around.or_else(|| self.runs().get(&run).copied());
-        let trace = around
-            .map_or_else(|| run.parse::<uuid::Uuid>().unwrap_or_default().into_bytes(), |place| place.trace);
+        let trace = match around {
+            Some(place) => place.trace,
+            // A plan that is no run's has no id.
+            None if run.is_nil() => uuid::Uuid::new_v4().into_bytes(),
+            None => run.into_bytes(),
+        };
         let mut own = [0; 8];
         own.copy_from_slice(&uuid::Uuid::new_v4().as_bytes()[..8]);
         let place = Place { trace, id: own };
-        if span.name() == "run" {
-            self.runs().insert(run, place);
-        }
         let open = Open { place, parent: around.map(|place| place.id), began: SystemTime::now(), said };
         span.extensions_mut().insert(open);
     }
@@ -148,11 +141,6 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Spans {
         let Some(Open { place, parent, began, said }) = span.extensions_mut().remove::<Open>() else {
             return;
         };
-        if span.name() == "run"
-            && let Some(run) = said.get("run_id")
-        {
-            self.runs().remove(run);
-        }
         let failure = said.get("failure").map(ToOwned::to_owned);
         let of = |name| said.get(name).unwrap_or_default();
         let name = match span.name() {
