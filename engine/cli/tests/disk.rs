@@ -13,7 +13,8 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::Command;
 
-use common::{Answer, FARRIER, Mount, Project, Started, fill};
+use common::small_disk::{SmallDisk, fill};
+use common::{Answer, FARRIER, Project, Started};
 use farrier_testkit::wait_until;
 use serde_json::{Value, json};
 
@@ -154,7 +155,7 @@ fn after_a_failed_sync_nothing_begins_and_the_run_can_be_finished() {
 #[test]
 fn a_run_waits_for_room_and_goes_on_by_itself() {
     let project = project();
-    let Some(_mount) = Mount::new(&project.path("data"), "8m") else { return };
+    let Some(_mount) = SmallDisk::new(&project.path("data"), "8m") else { return };
     project.write("ledger.wait", "");
     let started = start(&project);
     wait_until("the first command is at work", || ledger(&project).len() == 1);

@@ -164,6 +164,13 @@ enum Command {
     /// Take away finished runs whose time is over, as `retention:` in farrier.yaml says.
     Prune(prune::Prune),
     FilesHelper(files_helper::FilesHelper),
+    /// Start a program of a target of kind `external`; Farrier itself calls this.
+    #[command(hide = true)]
+    PluginRunner {
+        /// What Farrier says.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
     /// Print the completion script for a shell.
     Completions {
         /// The shell.
@@ -260,6 +267,11 @@ pub fn dispatch(cli: Cli, spans: Option<Spans>) -> Result<Exit, Problem> {
         server_ca: cli.server_ca,
         spans,
     };
+    if matches!(cli.command, Command::Serve(_) | Command::Demo(_)) {
+        // A service waits most of its life. The kernel would give it two megabytes for each few kilobytes that it uses. What
+        // it starts has small pages, too. A kernel that knows no others refuses, and is right.
+        let _ = rustix::thread::disable_transparent_huge_pages(true);
+    }
     match cli.command {
         Command::Check(command) => command.run(&app),
         Command::Plan(command) => block_on(command.run(&app)),
@@ -298,7 +310,9 @@ pub fn dispatch(cli: Cli, spans: Option<Spans>) -> Result<Exit, Problem> {
         Command::Login(command) => block_on(command.run(&app)),
         Command::Logout(command) => block_on(command.run(&app)),
         Command::Prune(command) => block_on(command.run(&app)),
-        Command::FilesHelper(command) => block_on(command.run()),
+        Command::FilesHelper(command) => command.run(),
+        // It stands for the program, down to its exit code.
+        Command::PluginRunner { words } => std::process::exit(farrier_plugin_external::runner::main(&words)),
         Command::Completions { .. } => Ok(Exit::Ok),
     }
 }

@@ -7,6 +7,8 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests may panic as tests do")]
 
+pub mod small_disk;
+
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
@@ -260,40 +262,6 @@ impl Answer {
     #[track_caller]
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self}"))
-    }
-}
-
-/// A file system in memory; unmounted when it is dropped.
-pub struct Mount(PathBuf);
-
-impl Mount {
-    /// None, and it is said, where nobody may mount.
-    pub fn new(path: &Path, size: &str) -> Option<Mount> {
-        fs::create_dir_all(path).unwrap();
-        let options = format!("size={size},mode=0700");
-        let ran =
-            Command::new("mount").args(["-t", "tmpfs", "-o", &options, "none"]).arg(path).output().unwrap();
-        if ran.status.success() {
-            return Some(Mount(path.to_path_buf()));
-        }
-        let complaint = String::from_utf8_lossy(&ran.stderr);
-        eprintln!("NOT TESTED, since nothing can be mounted on this machine: {}", complaint.trim());
-        None
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
-    }
-}
-
-/// Uses up the room that is left on the file system of `path`.
-pub fn fill(path: &Path) {
-    use std::io::Write as _;
-    let mut file = fs::File::options().create(true).append(true).open(path).unwrap();
-    for size in [65_536, 4_096] {
-        while file.write_all(&vec![1; size]).is_ok() {}
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use farrier_testkit::{DEADLINE, wait_until};
 use serde_json::{Value, json};
 
-use crate::common::{Mount, fill};
+use crate::common::small_disk::{SmallDisk, fill};
 use crate::service::{Serving, project, spawn};
 
 /// Five commands at once, and one after each. The last two do not end by themselves and do not listen to a polite word.
@@ -109,7 +109,7 @@ fn a_full_disk_refuses_and_goes_on_without_a_restart() {
     project.write("runbooks/lifecycle/ticks.yaml", TICKS);
     let environment = project.read("environments/test.yaml").replacen('{', r#"{"receivers": ["main"], "#, 1);
     project.write("environments/test.yaml", &environment);
-    let Some(_mount) = Mount::new(&project.path("data"), "8m") else { return };
+    let Some(_mount) = SmallDisk::new(&project.path("data"), "8m") else { return };
     let mut serving = Serving::start_serving(project, &["--env", "test"]);
     let alert = |number: u32| {
         let body = json!({ "version": "4", "groupKey": "g", "receiver": "main", "alerts": [{ "status": "firing",

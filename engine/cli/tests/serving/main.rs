@@ -5,8 +5,10 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod alertmanager;
 mod demo;
 mod edges;
+mod exporter;
 mod hostile;
 mod lives;
 mod logins;
@@ -17,3 +19,4 @@ mod telemetry;
 mod through;
 mod tls;
 mod units;
+mod worker;

@@ -181,6 +181,18 @@ impl Serving {
         self.get("/api/v1/runs?limit=500", "admin").expect(200).json()["runs"].as_array().unwrap().len()
     }
 
+    /// Ends it at once, wherever it is.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Starts it again at the address of before.
+    pub fn start_again(&mut self) {
+        let address = self.address.to_string();
+        (self.child, self.address) = spawn(&self.project, &["--listen", &address]);
+    }
+
     pub fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();
         let status = std::process::Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap();
@@ -226,7 +238,10 @@ impl Drop for Serving {
 /// Starts the binary in a project, and waits until it listens.
 pub fn spawn(project: &Project, more: &[&str]) -> (Child, SocketAddr) {
     let err = project.path("serve.err");
-    let mut command = project.command(&["serve", "--listen", "127.0.0.1:0"]);
+    let mut command = project.command(&["serve"]);
+    if !more.contains(&"--listen") {
+        command.args(["--listen", "127.0.0.1:0"]);
+    }
     command
         .args(more)
         .stdin(Stdio::null())
@@ -236,7 +251,7 @@ pub fn spawn(project: &Project, more: &[&str]) -> (Child, SocketAddr) {
         clippy::zombie_processes,
         reason = "whoever asked for it waits for it; a test that fails here ends everything"
     )]
-    let child = command.spawn().unwrap_or_else(|error| panic!("{FARRIER}: {error}"));
+    let mut child = command.spawn().unwrap_or_else(|error| panic!("{FARRIER}: {error}"));
     let begun = Instant::now();
     loop {
         let said = std::fs::read_to_string(&err).unwrap_or_default();
@@ -246,7 +261,8 @@ pub fn spawn(project: &Project, more: &[&str]) -> (Child, SocketAddr) {
         if let Some(address) = said.lines().find_map(listens) {
             return (child, address.parse().unwrap());
         }
-        assert!(begun.elapsed() < DEADLINE, "it does not listen: {said}");
+        let ended = child.try_wait().unwrap();
+        assert!(ended.is_none() && begun.elapsed() < DEADLINE, "it does not listen: {ended:?} {said}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }

@@ -4,7 +4,7 @@
 //! (what moves by itself). `files` is about the files.
 //!
 //! It keeps versions, conflicts, owners of fields, finalizers, graceful deletion, evictions and disruption budgets as
-//! the real server does, and it answers in the real server's words. It has no accounts and no admission beyond that,
+//! the real server does, and it answers in the real server's words. It has no accounts, and no admission but resource quotas,
 //! and it validates as much as keeps a runbook honest. One suite runs against it and against real servers.
 //!
 //! **Rules.** The files are the truth: each request sees what is in them now. Time comes from the caller alone; what
@@ -13,6 +13,7 @@
 
 mod apply;
 mod controllers;
+mod cron_jobs;
 mod delete;
 mod fields;
 mod files;
@@ -20,6 +21,7 @@ mod kinds;
 mod lists;
 mod meta;
 mod patch;
+mod quota;
 mod read;
 mod request;
 mod selector;
