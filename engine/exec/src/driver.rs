@@ -917,11 +917,13 @@ fn spawn(
     let node = work.node;
     let name = run.name(node);
     let tasks = tasks.clone();
-    working.spawn(async move {
+    let performed = async move {
         let report = task::perform(tasks, name, work).await;
         // The receiver is gone only when the run is no longer ours.
         let _ = reports.send((node, report)).await;
-    })
+    };
+    // A task of its own, and a step of this run all the same.
+    working.spawn(performed.in_current_span())
 }
 
 fn until(now: Timestamp, then: Timestamp) -> Duration {

@@ -43,6 +43,7 @@ use farrier_store::StoreError;
 use crate::exit::Exit;
 use crate::plugins;
 use crate::render::{self, Format};
+use crate::telemetry::Spans;
 
 /// Plan, run and inspect runbooks: declarative maintenance with a true dry run and runs that survive crashes.
 #[derive(Debug, Parser)]
@@ -68,6 +69,13 @@ pub struct Cli {
     pub log_format: LogFormat,
     #[command(subcommand)]
     command: Command,
+}
+
+impl Cli {
+    /// Whether the process is a service.
+    pub fn serves(&self) -> bool {
+        matches!(self.command, Command::Serve(_))
+    }
 }
 
 /// Form of the log.
@@ -228,6 +236,8 @@ pub struct App {
     pub server: Option<String>,
     /// The authorities to check its certificate against.
     pub server_ca: Option<PathBuf>,
+    /// Hears of the spans of runs and steps, in a process that serves.
+    spans: Option<Spans>,
 }
 
 pub use run::user;
@@ -239,7 +249,7 @@ impl App {
 }
 
 /// Runs the chosen command.
-pub fn dispatch(cli: Cli) -> Result<Exit, Problem> {
+pub fn dispatch(cli: Cli, spans: Option<Spans>) -> Result<Exit, Problem> {
     if let Command::Completions { shell } = cli.command {
         // Made whole first: the generator would panic when its reader goes away, as in `| head`.
         let mut script = Vec::new();
@@ -255,6 +265,7 @@ pub fn dispatch(cli: Cli) -> Result<Exit, Problem> {
         logs_json: cli.log_format == LogFormat::Json,
         server: cli.server,
         server_ca: cli.server_ca,
+        spans,
     };
     if matches!(cli.command, Command::Serve(_) | Command::Demo(_)) {
         // A service waits most of its life. The kernel would give it two megabytes for each few kilobytes that it uses. What

@@ -9,7 +9,7 @@ use farrier_exec::{Observer, Options, RunUpdate};
 use farrier_model::Event;
 use farrier_project::{ProjectError, Watched, shown};
 use farrier_runbook::Diagnostics;
-use farrier_runbook::service::{Service as Written, Tls, read_service};
+use farrier_runbook::service::{Service as Written, Telemetry, Tls, read_service};
 use farrier_server::intake::Receiving;
 use farrier_server::rights::Access;
 use farrier_server::{
@@ -20,10 +20,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::run::{listen, owner};
 use super::runs::describe;
 use super::{App, Problem};
+use crate::client::{self, Plain};
 use crate::directory::LdapDirectory;
 use crate::exit::Exit;
 use crate::render;
 use crate::stores;
+use crate::telemetry::{Exporting, Spans};
 
 /// The name of the service file, beside the project file.
 const SERVICE_FILE: &str = "serve.yaml";
@@ -87,6 +89,7 @@ impl Serve {
             grace: self.grace,
             ..Options::default()
         };
+        let exporting = config.exporting(app.spans.as_ref())?;
         let listeners = self.listeners(&config, &dir)?;
         if !self.quiet {
             eprintln!("taking up what is due in {}", store.file().display());
@@ -119,6 +122,9 @@ impl Serve {
         let ended = service.run().await;
         hangups.abort();
         keeping.abort();
+        if let Some(exporting) = exporting {
+            exporting.end().await;
+        }
         ended?;
         Ok(Exit::Ok)
     }
@@ -205,6 +211,17 @@ impl Config {
             tls: self.tls().transpose(),
             files,
         })
+    }
+
+    /// Begins to send spans, where the file says so. Read at a start only.
+    fn exporting(&self, spans: Option<&Spans>) -> Result<Option<Exporting>, Problem> {
+        let (Some(Telemetry { traces, authorities }), Some(spans)) = (&self.written.telemetry, spans) else {
+            return Ok(None);
+        };
+        let url = client::private(traces, "telemetry.traces")?;
+        let authorities = authorities.as_deref().map(|path| self.folder.join(path));
+        let plain = Plain::to(&url, authorities.as_deref())?;
+        Ok(Some(Exporting::begin(spans, url, plain)))
     }
 
     fn tls(&self) -> Result<Option<Arc<rustls::ServerConfig>>, String> {

@@ -15,6 +15,7 @@ mod logins;
 mod rights;
 mod service;
 mod stores;
+mod telemetry;
 mod through;
 mod tls;
 mod units;

@@ -1,6 +1,6 @@
 //! The unit for systemd, as systemd itself reads it.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests may panic as tests do")]
 
 use std::path::Path;
 use std::process::{Command, Output};
