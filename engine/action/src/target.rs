@@ -214,7 +214,11 @@ impl Targets {
         self.groups.iter()
     }
 
-    pub(crate) async fn reader<K: TargetKind>(&self, target: &Target<K>) -> Result<Arc<K::Reader>, Failure> {
+    /// The reading side of a target, connected on first use and then shared.
+    ///
+    /// # Errors
+    /// The target does not exist here, is of another kind, or cannot be reached.
+    pub async fn reader<K: TargetKind>(&self, target: &Target<K>) -> Result<Arc<K::Reader>, Failure> {
         let (slot, config, cx) = self.prepare::<K>(target)?;
         let side = slot
             .reader

@@ -1,11 +1,14 @@
 //! [`Arrival`]: one alert under one route, as it goes to the store.
 
+use std::time::Duration;
+
 use farrier_model::expr::{ExprError, Scope};
-use farrier_model::time::Timestamp;
+use farrier_model::time::{Timestamp, format_duration};
 use farrier_model::{Digest, Text, Value};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use crate::decide::{Decision, LATE};
 use crate::payload::{Alert, Message, Status};
 use crate::route::{Policy, Route};
 
@@ -70,6 +73,46 @@ pub struct Rule {
     pub writes: bool,
     /// The environment lets nothing that writes start by itself.
     pub frozen: bool,
+    /// Why the alert may only propose a run, whatever the route says.
+    #[serde(default)]
+    pub doubt: Option<String>,
+}
+
+impl Rule {
+    /// The rule for an alert that began then and was received now: what an old message, or one from another time, would destroy is
+    /// for a person to say.
+    #[must_use]
+    pub fn judging(self, began: Option<Timestamp>, now: Timestamp) -> Rule {
+        let doubt = match began {
+            _ if !self.destructive => None,
+            None => Some("the alert does not say when it began".to_owned()),
+            Some(began) => {
+                let age = now.duration_since(began).unsigned_abs();
+                let limit = self.policy.max_age;
+                if began > now && age > LATE {
+                    Some(format!("the alert begins {} from now", format_duration(whole_seconds(age))))
+                } else if began <= now && age > limit {
+                    let (age, limit) = (format_duration(whole_seconds(age)), format_duration(limit));
+                    Some(format!("the alert began {age} ago, and `max_age` is {limit}"))
+                } else {
+                    None
+                }
+            }
+        };
+        Rule { doubt, ..self }
+    }
+
+    /// For people: what an alert does under this rule, and why only that.
+    pub fn why(&self, decision: &Decision) -> String {
+        match (decision, &self.doubt) {
+            (Decision::Start { proposed: true }, Some(doubt)) => format!("{decision}: {doubt}"),
+            _ => decision.to_string(),
+        }
+    }
+}
+
+fn whole_seconds(age: Duration) -> Duration {
+    Duration::from_secs(age.as_secs())
 }
 
 impl Arrival {

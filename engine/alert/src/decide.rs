@@ -307,7 +307,7 @@ fn may_start(rule: &Rule, facts: &Facts, now: Timestamp) -> Decision {
             format!("alerts start one run of the runbook each {}", format_duration(policy.rate.every)),
         );
     }
-    Decision::Start { proposed: policy.mode == Mode::Propose }
+    Decision::Start { proposed: policy.mode == Mode::Propose || rule.doubt.is_some() }
 }
 
 /// As [`decide()`], for an incident that was held and whose alert still fires.

@@ -71,6 +71,14 @@ pub struct Policy {
     pub rate: Rate,
     /// When alerts start none any more, until a person says so.
     pub fuse: Fuse,
+    /// An alert that began longer ago starts no destructive run by itself.
+    #[serde(default = "usual_age")]
+    pub max_age: Duration,
+}
+
+/// A day: what fires for longer has been seen by people, or comes from a message that somebody has kept.
+fn usual_age() -> Duration {
+    Duration::from_secs(24 * 60 * 60)
 }
 
 impl Default for Policy {
@@ -84,6 +92,7 @@ impl Default for Policy {
             max_active: 20,
             rate: Rate { burst: 20, every: Duration::from_secs(30) },
             fuse: Fuse { runs: 10, failures: 5, within: Duration::from_secs(60 * 60) },
+            max_age: usual_age(),
         }
     }
 }

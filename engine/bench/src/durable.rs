@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::report::{Report, run, show, write};
+use crate::serving::Serving;
 
 /// Callers that append at once.
 const CALLERS: usize = 64;
@@ -129,9 +130,9 @@ pub fn waiting(report: &mut Report, binary: &Path, sleepers: usize) -> Result<()
         store.close().await;
         Ok::<(), anyhow::Error>(())
     })?;
-    let (_, bare) = served(binary, empty.path(), |child| {
+    let (_, bare) = served(binary, empty.path(), |serving| {
         std::thread::sleep(Duration::from_secs(5));
-        resident(child)
+        serving.resident()
     })?;
 
     let begun = Instant::now();
@@ -153,9 +154,9 @@ pub fn waiting(report: &mut Report, binary: &Path, sleepers: usize) -> Result<()
     eprintln!("{sleepers} waiting runs made in {}", show(made));
     let size = std::fs::metadata(dir.join("farrier.db"))?.len();
 
-    let (started, laden) = served(binary, full.path(), |child| {
+    let (started, laden) = served(binary, full.path(), |serving| {
         std::thread::sleep(Duration::from_secs(5));
-        let laden = resident(child)?;
+        let laden = serving.resident()?;
         let deadline = Instant::now() + Duration::from_secs(120);
         while finished(&runtime, &dir)? < DUE + 1 {
             ensure!(Instant::now() < deadline, "the due runs do not come to an end");
@@ -286,30 +287,11 @@ fn new_run(id: RunId, runbook: &str, bundle: Digest) -> NewRun {
 fn served<T>(
     binary: &Path,
     project: &Path,
-    look: impl FnOnce(&Child) -> Result<T>,
+    look: impl FnOnce(&Serving) -> Result<T>,
 ) -> Result<(Timestamp, T)> {
     let started = Timestamp::now();
-    let mut child = Command::new(binary)
-        .arg("-C")
-        .arg(project)
-        .args(["serve", "--quiet"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .context("farrier serve")?;
-    let looked = look(&child);
-    child.kill()?;
-    child.wait()?;
-    Ok((started, looked?))
-}
-
-/// The memory of a process, in bytes.
-fn resident(child: &Child) -> Result<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id()))?;
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("the process has ended")?;
-    let kilobytes: u64 = line.split_whitespace().nth(1).context("VmRSS")?.parse()?;
-    Ok(kilobytes * 1024)
+    let serving = Serving::start(binary, project, &[])?;
+    Ok((started, look(&serving)?))
 }
 
 fn finished(runtime: &tokio::runtime::Runtime, dir: &Path) -> Result<usize> {

@@ -1,5 +1,5 @@
-//! One command on two hundred hosts over SSH, against `clush`, with the same key exchange: twenty servers on loopback, each
-//! under ten names. Cold opens every connection; warm has them open, clush by OpenSSH's own sharing.
+//! One command on two hundred hosts over SSH, against `clush` and `ansible`, with the same key exchange: twenty servers on
+//! loopback, each under ten names. Cold opens every connection; warm has them open, the peers by OpenSSH's own sharing.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -89,11 +89,27 @@ impl Hosts {
             .context("clush is needed: apt-get install clustershell")
     }
 
+    /// With no module of its own: the command as it stands, as the others do it.
+    fn ansible(&self, python: &Path, config: &str) -> Result<Cost> {
+        let mut command = Command::new(python);
+        command.args(["-m", "ansible", "adhoc", "-i", &format!("{},", self.names().join(","))]);
+        command.args(["-m", "ansible.builtin.raw", "-a", "true", "-f", &AT_ONCE.to_string()]);
+        // Without arguments of its own, it would share connections by itself.
+        let arguments = format!("-F {} -o BatchMode=yes", self.config(config).display());
+        command.args(["--ssh-common-args", &arguments, "-e", "ansible_ssh_args=''", "all"]);
+        run(command.env("ANSIBLE_HOME", self.config("ansible")))
+            .context("ansible is needed: the packages of benches/peer/requirements.txt")
+    }
+
+    fn names(&self) -> Vec<String> {
+        (1..=HOSTS).map(|at| format!("w-{at}")).collect()
+    }
+
     /// Ends the connections that clush shared.
     fn close(&self) {
-        for at in 1..=HOSTS {
+        for name in self.names() {
             let mut ssh = Command::new("ssh");
-            ssh.arg("-F").arg(self.config("warm")).args(["-O", "exit", &format!("w-{at}")]);
+            ssh.arg("-F").arg(self.config("warm")).args(["-O", "exit", &name]);
             // One that was never opened is closed already.
             let _ = ssh.output();
         }
@@ -117,42 +133,78 @@ fn runbook(name: &str, passes: usize, hosts: usize) -> String {
     text
 }
 
-/// Measures both, cold and warm.
-pub fn measure(report: &mut Report, binary: &Path) -> Result<()> {
-    let hosts = Hosts::start()?;
-    let (mut most, mut theirs_most) = (0, 0);
-    let cold = report.times(|| {
-        let cost = hosts.ours(binary, "once")?;
-        most = most.max(cost.peak);
-        Ok(cost.time)
-    })?;
-    let single = hosts.ours(binary, "single")?.peak;
-    let warm = report.times(|| {
-        let (many, once) = (hosts.ours(binary, "again")?.time, hosts.ours(binary, "once")?.time);
-        Ok(many.saturating_sub(once) / u32::try_from(WARM).unwrap_or(1))
-    })?;
-    let clush_cold = report.times(|| {
-        let cost = hosts.clush("cold")?;
-        theirs_most = theirs_most.max(cost.peak);
-        Ok(cost.time)
-    })?;
-    let opened = hosts.clush("warm");
-    let clush_warm = opened.and_then(|_| report.times(|| Ok::<Duration, _>(hosts.clush("warm")?.time)));
-    hosts.close();
-    let clush_warm = clush_warm?;
-    for (what, ours, clush) in
-        [("connections opened", cold, clush_cold), ("connections open already", warm, clush_warm)]
-    {
-        let title = format!("`true` on {HOSTS} hosts over SSH, {AT_ONCE} at a time, {what}");
-        report.row(&title, &show(ours.0), &show(ours.1), &format!("{} of clush", ratio(ours.0, clush.0)));
-        report.row(&format!("the same with clush, {what}"), &show(clush.0), &show(clush.1), "");
+/// The times of one way to do it, and the most memory that it took.
+#[derive(Default)]
+struct Measured {
+    times: Vec<Duration>,
+    peak: u64,
+}
+
+impl Measured {
+    fn add(&mut self, cost: Cost) {
+        self.times.push(cost.time);
+        self.times.sort();
+        self.peak = self.peak.max(cost.peak);
     }
-    let per_host = most.saturating_sub(single) / (HOSTS as u64 - 1);
+
+    fn median(&self) -> Duration {
+        self.times[self.times.len() / 2]
+    }
+
+    fn worst(&self) -> Duration {
+        self.times[self.times.len() - 1]
+    }
+}
+
+/// Measures all three, cold and warm, by turns: what else the machine does meets them alike.
+pub fn measure(report: &mut Report, binary: &Path, python: &str) -> Result<()> {
+    let hosts = Hosts::start()?;
+    let python = Path::new(python);
+    let (mut ours, mut clush, mut ansible) = (Measured::default(), Measured::default(), Measured::default());
+    for _ in 0..report.rounds {
+        ours.add(hosts.ours(binary, "once")?);
+        clush.add(hosts.clush("cold")?);
+        ansible.add(hosts.ansible(python, "cold")?);
+    }
+    rows(report, "connections opened", &ours, &clush, &ansible);
+    let single = hosts.ours(binary, "single")?.peak;
+    let per_host = ours.peak.saturating_sub(single) / (HOSTS as u64 - 1);
+    let peaks = format!(
+        "peak {} MiB, clush {} MiB, ansible {} MiB",
+        ours.peak >> 20,
+        clush.peak >> 20,
+        ansible.peak >> 20
+    );
     report.row(
         "memory for each further host, of the process itself",
         &format!("{} KiB", per_host >> 10),
         "",
-        &format!("peak {} MiB, clush {} MiB", most >> 20, theirs_most >> 20),
+        &peaks,
     );
+    let warm = hosts.clush("warm").and_then(|_| {
+        let (mut ours, mut clush, mut ansible) =
+            (Measured::default(), Measured::default(), Measured::default());
+        for _ in 0..report.rounds {
+            let (many, once) = (hosts.ours(binary, "again")?, hosts.ours(binary, "once")?.time);
+            let passes = u32::try_from(WARM).unwrap_or(1);
+            ours.add(Cost { time: many.time.saturating_sub(once) / passes, peak: many.peak });
+            clush.add(hosts.clush("warm")?);
+            ansible.add(hosts.ansible(python, "warm")?);
+        }
+        Ok((ours, clush, ansible))
+    });
+    hosts.close();
+    let (ours, clush, ansible) = warm?;
+    rows(report, "connections open already", &ours, &clush, &ansible);
     Ok(())
+}
+
+fn rows(report: &mut Report, what: &str, ours: &Measured, clush: &Measured, ansible: &Measured) {
+    let (time, others) = (ours.median(), [("clush", clush), ("ansible", ansible)]);
+    let title = format!("`true` on {HOSTS} hosts over SSH, {AT_ONCE} at a time, {what}");
+    let held = others.map(|(name, other)| format!("{} of {name}", ratio(time, other.median()))).join(", ");
+    report.row(&title, &show(time), &show(ours.worst()), &held);
+    for (name, other) in others {
+        report.row(&format!("the same with {name}, {what}"), &show(other.median()), &show(other.worst()), "");
+    }
 }

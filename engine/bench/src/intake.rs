@@ -13,11 +13,12 @@ use serde_json::json;
 use tokio::task::JoinSet;
 
 use crate::report::{Report, show, write};
+use crate::serving::{Memory, memory};
 
 /// Requests that are sent at once.
 const SENDERS: usize = 16;
-const GROUPS: usize = 200;
-const PER_GROUP: usize = 50;
+pub const GROUPS: usize = 200;
+pub const PER_GROUP: usize = 50;
 /// Requests of the sustained measurement, and the alerts in each.
 const REQUESTS: usize = 1_000;
 const ALERTS: usize = 20;
@@ -39,7 +40,8 @@ steps:
   tell: { uses: flow.note, with: { message: "${ inputs.node }" } }
 "#;
 
-fn project(root: &Path) -> Result<Set> {
+/// A project whose runbook answers these alerts.
+pub fn project(root: &Path) -> Result<Set> {
     for folder in ["runbooks", "environments"] {
         std::fs::create_dir(root.join(folder))?;
     }
@@ -51,7 +53,8 @@ fn project(root: &Path) -> Result<Set> {
     Set::load(root, &registry, &[], 1).context("the project of the measurement")
 }
 
-fn message(group: usize, disks: impl Iterator<Item = (usize, usize)>) -> Vec<u8> {
+/// What Alertmanager sends about a group of disks on nodes.
+pub fn message(group: usize, disks: impl Iterator<Item = (usize, usize)>) -> Vec<u8> {
     let alerts: Vec<_> = disks
         .map(|(node, disk)| {
             json!({ "status": "firing", "startsAt": "2026-08-20T10:00:00Z", "endsAt": "0001-01-01T00:00:00Z",
@@ -99,14 +102,6 @@ async fn send(
     Ok((times, all))
 }
 
-/// The most memory that this process has had, in bytes.
-fn peak() -> Result<u64> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
-    let kilobytes: u64 = line.trim().trim_end_matches(" kB").parse()?;
-    Ok(kilobytes * 1024)
-}
-
 /// Measures a storm and sustained intake, at the intake itself: without HTTP.
 pub fn measure(report: &mut Report) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -132,7 +127,7 @@ pub fn measure(report: &mut Report) -> Result<()> {
             "the same: alerts per second, durable",
             &format!("{:.0}/s", (GROUPS * PER_GROUP * 2) as f64 / all.as_secs_f64()),
             "",
-            &format!("{} MB at most", peak()? / 1_000_000),
+            &format!("{} MB at most", memory(std::process::id(), Memory::Most)? / 1_000_000),
         );
         store.close().await;
 

@@ -13,9 +13,13 @@ mod intake;
 mod processes;
 mod report;
 mod schedules;
+mod service;
+mod serving;
+
 mod updatetools;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
@@ -36,7 +40,10 @@ struct Arguments {
     /// How many runs wait.
     #[arg(long, default_value_t = 1_000_000)]
     sleepers: usize,
-    /// A Python with the packages of benches/peer/requirements.txt, for the comparison with a plain script.
+    /// For how many seconds the service is watched while nothing happens.
+    #[arg(long, default_value_t = 600)]
+    idle: u64,
+    /// A Python with the packages of benches/peer/requirements.txt, for the comparison with a plain script and with ansible.
     #[arg(long, default_value = "python3")]
     python: String,
 }
@@ -49,13 +56,15 @@ enum Group {
     Durable,
     /// Alerts: a storm, and sustained.
     Intake,
+    /// `farrier serve`: a storm of alerts over HTTP, and what it costs when nothing happens.
+    Service,
     /// A store full of runs that wait, under `farrier serve`.
     Waiting,
     /// A hundred thousand schedules: idle, and many due together.
     Schedules,
     /// Ten thousand processes, against ninja and make.
     Processes,
-    /// One command on two hundred hosts over SSH, against clush.
+    /// One command on two hundred hosts over SSH, against clush and ansible.
     Fanout,
     /// Checking many runbooks; starting the program.
     Check,
@@ -84,6 +93,10 @@ fn main() -> Result<()> {
     if wants(Group::Waiting) {
         durable::waiting(&mut report, &binary, arguments.sleepers)?;
     }
+    if wants(Group::Service) {
+        service::measure(&mut report, &binary)?;
+        service::idle(&mut report, &binary, Duration::from_secs(arguments.idle))?;
+    }
     if wants(Group::Schedules) {
         schedules::measure(&mut report)?;
     }
@@ -91,7 +104,7 @@ fn main() -> Result<()> {
         processes::measure(&mut report, &binary)?;
     }
     if wants(Group::Fanout) {
-        fanout::measure(&mut report, &binary)?;
+        fanout::measure(&mut report, &binary, &arguments.python)?;
     }
     if wants(Group::Check) {
         check::measure(&mut report, &binary)?;

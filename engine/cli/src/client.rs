@@ -14,6 +14,8 @@ use http::{Method, Request, Response};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -21,6 +23,7 @@ use tokio::net::{TcpStream, UnixStream};
 use url::Url;
 
 use crate::commands::{App, Problem};
+use crate::logins;
 
 /// The environment variable with the token for `--server`.
 const TOKEN: &str = "FARRIER_TOKEN";
@@ -40,7 +43,8 @@ enum Way {
     Socket(Arc<std::fs::File>),
     Network {
         url: Url,
-        token: String,
+        token: Option<String>,
+        tls: Option<tokio_rustls::TlsConnector>,
     },
 }
 
@@ -60,8 +64,26 @@ pub async fn at(app: &App, dir: &Path) -> Result<Option<Client>, Problem> {
     Ok(is_open.then(|| Client { way: Way::Socket(Arc::new(held)), user }))
 }
 
-/// The server that the command line names.
+/// The server that the command line names, with a token for it.
 pub fn named(app: &App) -> Result<Option<Client>, Problem> {
+    let Some(url) = address(app)? else { return Ok(None) };
+    let token = std::env::var(TOKEN).ok().filter(|token| !token.is_empty());
+    let token = match token {
+        Some(token) => token,
+        None => match logins::find(&url).map_err(Problem::Other)? {
+            Some(login) => login.token,
+            None => {
+                return Err(Problem::Usage(format!(
+                    "`--server` needs a token in the variable {TOKEN}, or a login: `farrier --server {url} login`"
+                )));
+            }
+        },
+    };
+    Client::with_token(app, url, token).map(Some)
+}
+
+/// The address of the server that the command line names, if a token may travel there.
+pub fn address(app: &App) -> Result<Option<Url>, Problem> {
     let Some(text) = &app.server else { return Ok(None) };
     let usage = |message: String| Problem::Usage(message);
     let url =
@@ -70,19 +92,29 @@ pub fn named(app: &App) -> Result<Option<Client>, Problem> {
         || matches!(url.host(), Some(url::Host::Ipv6(ip)) if ip.is_loopback())
         || url.host_str() == Some("localhost");
     match url.scheme() {
-        "https" => {}
-        "http" if is_local => {}
-        "http" => {
-            return Err(usage(format!("the token would travel to {text} in plain text; use `https://`")));
-        }
-        _ => return Err(usage(format!("`--server {text}` is neither `https://` nor `http://`"))),
+        "https" => Ok(Some(url)),
+        "http" if is_local => Ok(Some(url)),
+        "http" => Err(usage(format!("the token would travel to {text} in plain text; use `https://`"))),
+        _ => Err(usage(format!("`--server {text}` is neither `https://` nor `http://`"))),
     }
-    let token = std::env::var(TOKEN).ok().filter(|token| !token.is_empty());
-    let token = token.ok_or_else(|| usage(format!("`--server` needs a token in the variable {TOKEN}")))?;
-    Ok(Some(Client { way: Way::Network { url, token }, user: crate::commands::user() }))
 }
 
 impl Client {
+    /// A server, and a token for it.
+    pub fn with_token(app: &App, url: Url, token: String) -> Result<Client, Problem> {
+        Client::network(app, url, Some(token))
+    }
+
+    /// A server that is asked for a token.
+    pub fn without_token(app: &App, url: Url) -> Result<Client, Problem> {
+        Client::network(app, url, None)
+    }
+
+    fn network(app: &App, url: Url, token: Option<String>) -> Result<Client, Problem> {
+        let tls = (url.scheme() == "https").then(|| connector(app.server_ca.as_deref())).transpose()?;
+        Ok(Client { way: Way::Network { url, token, tls }, user: crate::commands::user() })
+    }
+
     /// Asks for something.
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Problem> {
         let response = self.send(Method::GET, path, Bytes::new(), None).await?;
@@ -166,29 +198,43 @@ impl Client {
                 let stream = UnixStream::connect(through(dir)).await.map_err(unreachable)?;
                 exchange(stream, request, body).await
             }
-            Way::Network { url, token } => {
+            Way::Network { url, token, tls } => {
                 let host = url.host_str().unwrap_or_default();
                 let port = url.port_or_known_default().unwrap_or(443);
-                request = request
-                    .header(HOST, format!("{host}:{port}"))
-                    .header(AUTHORIZATION, format!("Bearer {token}"));
+                request = request.header(HOST, format!("{host}:{port}"));
+                if let Some(token) = token {
+                    request = request.header(AUTHORIZATION, format!("Bearer {token}"));
+                }
                 let address = host.trim_start_matches('[').trim_end_matches(']');
                 let stream = TcpStream::connect((address, port)).await.map_err(unreachable)?;
-                if url.scheme() == "http" {
-                    return exchange(stream, request, body).await;
-                }
+                let Some(tls) = tls else { return exchange(stream, request, body).await };
                 let name = rustls::pki_types::ServerName::try_from(address.to_owned()).map_err(unexpected)?;
-                let stream = connector()?.connect(name, stream).await.map_err(unreachable)?;
+                let stream = tls.connect(name, stream).await.map_err(unreachable)?;
                 exchange(stream, request, body).await
             }
         }
     }
 }
 
-/// TLS as the machine trusts it.
-fn connector() -> Result<tokio_rustls::TlsConnector, Problem> {
+/// TLS as the machine trusts it, or as the authorities in a file do. There is no way to trust anyone.
+fn connector(authorities: Option<&Path>) -> Result<tokio_rustls::TlsConnector, Problem> {
     let mut roots = rustls::RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    match authorities {
+        None => drop(roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs)),
+        Some(file) => {
+            let unusable = |error: &dyn std::fmt::Display| {
+                Problem::Usage(format!("`--server-ca {}` cannot be used: {error}", file.display()))
+            };
+            let read = CertificateDer::pem_file_iter(file).map_err(|error| unusable(&error))?;
+            for authority in read {
+                let authority = authority.map_err(|error| unusable(&error))?;
+                roots.add(authority).map_err(|error| unusable(&error))?;
+            }
+            if roots.is_empty() {
+                return Err(unusable(&"it holds no certificate"));
+            }
+        }
+    }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()

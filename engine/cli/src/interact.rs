@@ -80,3 +80,23 @@ pub fn read_line(question: &str) -> Option<String> {
     std::io::stdin().lock().read_line(&mut line).ok()?;
     Some(line.trim().to_owned())
 }
+
+/// Asks on standard error, and reads a line that the terminal does not show. Nothing when it is broken off.
+pub fn read_hidden(question: &str) -> std::io::Result<Option<String>> {
+    use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+    let input = std::io::stdin();
+    let shown = tcgetattr(&input)?;
+    let mut hidden = shown.clone();
+    // Ctrl-C comes as a character: a process that ended here would leave the terminal mute.
+    hidden.local_modes.remove(LocalModes::ECHO | LocalModes::ISIG);
+    eprint!("{question}");
+    std::io::stderr().flush()?;
+    tcsetattr(&input, OptionalActions::Flush, &hidden)?;
+    let mut line = String::new();
+    let read = input.lock().read_line(&mut line);
+    let restored = tcsetattr(&input, OptionalActions::Now, &shown);
+    eprintln!();
+    read?;
+    restored?;
+    Ok((!line.contains('\u{3}')).then_some(line))
+}

@@ -7,9 +7,11 @@
 
 mod client;
 mod commands;
+mod directory;
 mod exit;
 mod interact;
 mod leftovers;
+mod logins;
 #[cfg(test)]
 mod manual;
 mod plugins;
@@ -29,6 +31,7 @@ use crate::render::style::Style;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    leave_no_core_file();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -46,6 +49,15 @@ fn main() -> ExitCode {
             problem.exit().into()
         }
     }
+}
+
+/// Passwords are in this process's memory while they are in use, and a core file would keep them. Programs that it starts can
+/// ask for one again.
+fn leave_no_core_file() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let allowed = getrlimit(Resource::Core);
+    // A limit can always be lowered.
+    let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), ..allowed });
 }
 
 /// Prints a problem with its causes and what to do next.

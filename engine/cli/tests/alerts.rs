@@ -129,6 +129,44 @@ fn a_message_shows_what_it_would_do_and_does_nothing() {
     project.farrier(&["plan"]).expect(64);
 }
 
+/// Guards "an old message destroys nothing by itself": it proposes, and says why, before and after it came in.
+#[test]
+fn old_alerts_only_propose_what_destroys() {
+    let project = project();
+    project.write("runbooks/clean.yaml", &CLEAN.replace("read_only", "destructive"));
+    let shown = project.farrier(&["plan", "--alert", "alerts/first.json"]).expect(0);
+    shown.says("only proposes a run").says("ago, and `max_age` is 1d");
+    let views = project.farrier(&["plan", "--alert", "alerts/first.json", "-o", "json"]).expect(0).json();
+    assert!(views[0]["proposed"].as_str().unwrap().starts_with("the alert began"), "{views}");
+
+    let now = jiff::Timestamp::now();
+    let message = |instance: &str, hours: i64| {
+        let began = now + jiff::SignedDuration::from_hours(hours);
+        json!({ "groupKey": "g", "alerts": [{ "status": "firing", "startsAt": began.to_string(),
+                "labels": { "alertname": "DiskFull", "instance": instance } }] })
+    };
+    for (instance, hours, expected) in [
+        ("node-1", -1, "starts a run"),
+        ("node-2", -25, "proposes a run: the alert began 1d1h"),
+        ("node-3", 1, "proposes a run: the alert begins"),
+    ] {
+        send(&project, &message(instance, hours));
+        let incidents = project.farrier(&["incidents", "-o", "json"]).expect(0).json();
+        let incidents = incidents.as_array().unwrap();
+        let incident = incidents.iter().find(|incident| incident["key"] == instance).unwrap();
+        project.farrier(&["incident", incident["id"].as_str().unwrap()]).expect(0).says(expected);
+    }
+    // A route that says so takes older ones.
+    project.write("alerts/disk.yaml", &DISK.replace("    per:", "    max_age: 100d\n    per:"));
+    send(&project, &message("node-4", -24 * 30));
+    let listed = project.farrier(&["incidents", "-o", "json"]).expect(0).json();
+    let fourth = listed.as_array().unwrap().iter().find(|incident| incident["key"] == "node-4").unwrap();
+    let shown = project.farrier(&["incident", fourth["id"].as_str().unwrap()]).expect(0);
+    shown.says("starts a run");
+    project.write("alerts/disk.yaml", &DISK.replace("    per:", "    max_age: 0s\n    per:"));
+    project.farrier(&["check"]).expect(65);
+}
+
 /// Sends a message to the intake of the project's store.
 fn send(project: &Project, body: &serde_json::Value) {
     let mut registry = ActionRegistry::default();

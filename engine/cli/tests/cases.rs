@@ -38,6 +38,78 @@ fn disabling_and_marking_a_tool_survives_every_crash_and_every_failure() {
     }
 }
 
+/// Runbooks of which a full sweep takes long: each of their cases, with a few places of each kind of trouble.
+fn survives_some(runbook: &str, tries: &str) {
+    let args = ["test", runbook, "--sweep", "failures,crashes", "--tries", tries];
+    let tests = Project::demo().farrier(&args).expect(0);
+    let swept = tests.out.lines().filter(|line| line.contains(" crashes, ") && line.contains(" failures)"));
+    assert!(swept.count() >= 3 && tests.out.ends_with(" passed, 0 failed\n"), "{}", tests.out);
+}
+
+#[test]
+fn archiving_and_deleting_tools_survives_crashes_and_failures() {
+    survives_some("tools-archive-and-delete", "4");
+}
+
+#[test]
+fn draining_and_rebooting_a_worker_survives_crashes_and_failures() {
+    survives_some("worker-d-processes", "5");
+}
+
+#[test]
+fn making_database_accounts_survives_crashes_and_failures() {
+    survives_some("maintain-dbusers-populate", "10");
+}
+
+/// A command whose connection is cut after it has done its work: only a person can tell.
+const DOUBTFUL: &str = "runbook: doubtful
+summary: Runs a command that may or may not have happened
+owner: testers
+risk: destructive
+targets: { nodes: host }
+steps:
+  touch:
+    uses: host.run
+    needs: []
+    with: { target: nodes, hosts: a, argv: [make, it, so] }
+    undo: none
+  look:
+    uses: flow.note
+    needs: [touch]
+    with: { message: it was made }
+";
+
+#[test]
+fn a_case_can_answer_for_a_step_in_doubt() {
+    let project = Project::demo();
+    project.write("runbooks/doubtful.yaml", DOUBTFUL);
+    let hosts = "hosts: { a: { commands: [{ argv: [make, it, so], cut: true }] } }\n";
+    project.write("environments/doubt/hosts.yaml", hosts);
+    let environment = "environment: doubt\ntargets:\n  nodes: { kind: host, scripted: doubt/hosts.yaml, state: \
+                       doubt/hosts.state }\n";
+    project.write("environments/doubt.yaml", environment);
+    let case = |name: &str, answer: &str, expect: &str| {
+        format!(
+            "  - name: {name}\n    environment: ../environments/doubt.yaml\n    events:\n      - {{ at: 1h, resolve: touch, \
+             {answer}, by: ada, reason: I have looked }}\n      - {{ at: 2h, resume: true, by: ada }}\n    \
+             expect: {expect}\n"
+        )
+    };
+    let text = format!(
+        "tests:\n{}{}",
+        case("it was made", "applied: true", "{ state: succeeded, steps: { look: succeeded } }"),
+        case(
+            "it is tried again, and is in doubt again",
+            "applied: false",
+            "{ state: parked, steps: { look: pending } }"
+        ),
+    );
+    project.write("runbooks/doubtful.test.yaml", &text);
+    project.farrier(&["test", "doubtful"]).expect(0).says("2 passed, 0 failed");
+    project.write("runbooks/doubtful.test.yaml", &text.replace("applied: true", "applied: false"));
+    project.farrier(&["test", "doubtful"]).expect(30).says("1 passed, 1 failed");
+}
+
 /// A runbook that writes at its end, whatever came before.
 const AT_THE_END: &str = "runbook: at_the_end
 summary: Change an account, wait, and write at the end

@@ -9,11 +9,11 @@ mod common;
 
 use std::fmt::Write as _;
 use std::fs;
-use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
+use common::small_disk::{SmallDisk, fill};
 use common::{Answer, FARRIER, Project, Started};
 use farrier_testkit::wait_until;
 use serde_json::{Value, json};
@@ -152,42 +152,10 @@ fn after_a_failed_sync_nothing_begins_and_the_run_can_be_finished() {
     assert!(in_the_middle >= 2, "too few of {syncs} failures in the middle of a run: {in_the_middle}");
 }
 
-/// A file system in memory; unmounted when it is dropped.
-struct Mount(PathBuf);
-
-impl Mount {
-    /// None, and it is said, where nobody may mount.
-    fn new(path: &Path, size: &str) -> Option<Mount> {
-        fs::create_dir_all(path).unwrap();
-        let options = format!("size={size},mode=0700");
-        let ran =
-            Command::new("mount").args(["-t", "tmpfs", "-o", &options, "none"]).arg(path).output().unwrap();
-        if ran.status.success() {
-            return Some(Mount(path.to_path_buf()));
-        }
-        let complaint = String::from_utf8_lossy(&ran.stderr);
-        eprintln!("NOT TESTED, since nothing can be mounted on this machine: {}", complaint.trim());
-        None
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
-    }
-}
-
-fn fill(path: &Path) {
-    let mut file = fs::File::options().create(true).append(true).open(path).unwrap();
-    for size in [65_536, 4_096] {
-        while file.write_all(&vec![1; size]).is_ok() {}
-    }
-}
-
 #[test]
 fn a_run_waits_for_room_and_goes_on_by_itself() {
     let project = project();
-    let Some(_mount) = Mount::new(&project.path("data"), "8m") else { return };
+    let Some(_mount) = SmallDisk::new(&project.path("data"), "8m") else { return };
     project.write("ledger.wait", "");
     let started = start(&project);
     wait_until("the first command is at work", || ledger(&project).len() == 1);

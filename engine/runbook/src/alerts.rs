@@ -12,7 +12,9 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::at::{At, Keyed};
-use crate::authored::{AlertMode, AlertTrigger, Bare, Cooldown, FuseSettings, Resolved, StartLimit};
+use crate::authored::{
+    AlertMode, AlertTrigger, Bare, Cooldown, DurationText, FuseSettings, Resolved, StartLimit,
+};
 use crate::codes;
 use crate::compile::{Compiled, alerts::check_route_to};
 use crate::diagnostic::{Diagnostic, Diagnostics, Source, Span, nearest, quoted};
@@ -102,6 +104,9 @@ pub struct AlertRoute {
     /// When alerts start no run of the runbook any more, until a person says so.
     #[serde(default)]
     pub fuse: Option<FuseSettings>,
+    /// An alert that began longer ago, or in the future, only proposes a run of a destructive runbook; `24h` when left out.
+    #[serde(default)]
+    pub max_age: Option<DurationText>,
 }
 
 impl AlertRoute {
@@ -125,6 +130,7 @@ impl AlertRoute {
             max_active: self.max_active,
             limit: self.limit.clone(),
             fuse: self.fuse.clone(),
+            max_age: self.max_age.clone(),
         }
     }
 }

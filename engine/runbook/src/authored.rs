@@ -258,6 +258,9 @@ pub struct AlertTrigger {
     /// When alerts start no run of the runbook any more, until a person says so.
     #[serde(default)]
     pub fuse: Option<FuseSettings>,
+    /// An alert that began longer ago, or in the future, only proposes a run of a destructive runbook; `24h` when left out.
+    #[serde(default)]
+    pub max_age: Option<DurationText>,
 }
 
 /// How often alerts start runs: so many at once, and one more after each time.

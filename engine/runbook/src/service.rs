@@ -90,6 +90,9 @@ pub struct User {
     /// The hashes of their tokens, as `farrier token` prints them.
     #[serde(default)]
     pub tokens: Vec<TokenHash>,
+    /// The SHA-256 fingerprints of their client certificates, in the same form: `sha256:…`.
+    #[serde(default)]
+    pub certificates: Vec<TokenHash>,
 }
 
 /// A sender of alerts.
@@ -134,11 +137,16 @@ pub struct Login {
     pub environment: At<String>,
     /// Its target of kind `ldap`.
     pub target: At<String>,
-    /// Where people are; `$name` stands for the name that was given.
-    pub person: String,
-    /// Where groups are.
-    pub groups: String,
-    /// The attribute of a group that names its members by DN.
+    /// The entry that all people are below, such as `ou=people,dc=example,dc=org`.
+    pub people: At<String>,
+    /// The filter that finds one of them: `(uid=$name)`, where `$name` stands for the name that was given. It has to find one
+    /// entry for a name, and none for those who may not log in, such as `(&(uid=$name)(!(pwdAccountLockedTime=*)))`.
+    pub person: At<String>,
+    /// The attribute with a person's name, by which journals, approvals and the audit know them. The default is `uid`.
+    pub name: Option<String>,
+    /// The entry that groups are directly below.
+    pub groups: At<String>,
+    /// The attribute of a group that names its members: by their entries, or `memberUid` by their names. The default is `member`.
     pub member: Option<String>,
     /// What members of a group may do, by the group's `cn`.
     #[serde(default)]

@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use axum::response::Response;
 use bytes::Bytes;
 use farrier_exec::Driver;
+use farrier_model::Text;
 use farrier_model::time::Timestamp;
 use farrier_project::{Set, Watched};
 use farrier_store::{Act, Clock, SqliteStore, StoreError};
@@ -18,8 +19,10 @@ use uuid::Uuid;
 use crate::error::{ApiError, ErrorCode};
 use crate::launcher::Stored;
 use crate::live::Live;
+use crate::login::{Attempts, Directory};
 use crate::metrics::Metrics;
 use crate::rights::{Access, Person, Sender, Token, Via};
+use crate::service::Policy;
 
 /// How long a login is good.
 const LOGIN_HOURS: u64 = 12;
@@ -29,26 +32,14 @@ const LOGINS: usize = 1_000;
 const STREAMS: usize = 200;
 /// Plans that are made for callers at once: each reads targets.
 const PLANS: usize = 4;
+/// Names and passwords that a directory is asked about at once.
+const LOGGING_IN: usize = 8;
 
 /// What an alert's sender posts is handed to.
 #[async_trait]
 pub trait Webhook: Send + Sync {
     /// Answers a webhook whose sender is known and whose body is within limits.
     async fn receive(&self, sender: &Sender, body: Bytes) -> Response;
-}
-
-/// Holds a name and a password against a directory.
-#[async_trait]
-pub trait Directory: Send + Sync {
-    /// The groups of the person; nothing when name or password are wrong.
-    ///
-    /// # Errors
-    /// One sentence: the directory cannot say.
-    async fn groups(
-        &self,
-        name: &str,
-        password: &farrier_model::Secret,
-    ) -> Result<Option<Vec<String>>, String>;
 }
 
 /// What every request has at hand. Cloning shares it.
@@ -58,15 +49,21 @@ pub struct App(pub(crate) Arc<Inner>);
 pub(crate) struct Inner {
     pub(crate) store: SqliteStore,
     pub(crate) sets: Watched,
+    /// The environments whose runs are taken up; all without them.
+    pub(crate) only: Option<Vec<Text>>,
     pub(crate) driver: Driver,
     pub(crate) launcher: Stored,
     pub(crate) clock: Clock,
     pub(crate) live: Live,
     pub(crate) metrics: Metrics,
     pub(crate) webhook: Option<Arc<dyn Webhook>>,
-    pub(crate) directory: Option<Arc<dyn Directory>>,
+    pub(crate) directory: RwLock<Option<Arc<dyn Directory>>>,
+    pub(crate) attempts: Attempts,
+    pub(crate) logging_in: Semaphore,
     pub(crate) access: RwLock<Arc<Access>>,
     pub(crate) open_metrics: AtomicBool,
+    /// Why the service file or the certificates on disk are not those in use.
+    pub(crate) trouble: Mutex<Option<farrier_project::Trouble>>,
     pub(crate) logins: Mutex<HashMap<String, (Arc<Person>, Instant)>>,
     pub(crate) streams: Arc<Semaphore>,
     pub(crate) plans: Semaphore,
@@ -78,6 +75,10 @@ pub(crate) struct Inner {
 impl Inner {
     pub(crate) fn streams() -> Arc<Semaphore> {
         Arc::new(Semaphore::new(STREAMS))
+    }
+
+    pub(crate) fn logging_in() -> Semaphore {
+        Semaphore::new(LOGGING_IN)
     }
 
     pub(crate) fn plans() -> Semaphore {
@@ -100,11 +101,19 @@ impl App {
     }
 
     /// Replaces who may do what.
-    pub fn set_access(&self, access: Access, open_metrics: bool) {
-        *self.0.access.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(access);
+    pub fn set_policy(&self, policy: Policy) {
+        let Policy { access, open_metrics, directory, .. } = policy;
+        let access = Arc::new(access);
+        let before = std::mem::replace(
+            &mut *self.0.access.write().unwrap_or_else(PoisonError::into_inner),
+            access.clone(),
+        );
         self.0.open_metrics.store(open_metrics, Ordering::Relaxed);
-        // What people may do is decided anew, and those who logged in do so again.
-        self.logins().clear();
+        *self.0.directory.write().unwrap_or_else(PoisonError::into_inner) = directory;
+        if before != access {
+            // What people may do is decided anew, and those who logged in do so again.
+            self.logins().clear();
+        }
     }
 
     pub(crate) fn is_stopping(&self) -> bool {
@@ -130,7 +139,6 @@ impl App {
     /// Records what somebody did, and was told.
     pub(crate) async fn record(&self, act: NewAct<'_>) -> Result<(), StoreError> {
         let NewAct { who, via, what, object, outcome, detail } = act;
-        let begun = Instant::now();
         let act = Act {
             id: Uuid::now_v7(),
             at: self.now(),
@@ -142,7 +150,6 @@ impl App {
             detail: detail.to_owned(),
         };
         self.0.store.record_act(act).await?;
-        self.0.metrics.committed(begun.elapsed().as_secs_f64());
         Ok(())
     }
 
@@ -164,6 +171,11 @@ impl App {
         }
         logins.insert(token.hash(), (Arc::new(person), now + good_for));
         (token, self.now() + good_for)
+    }
+
+    /// Forgets a login. False when it is none.
+    pub(crate) fn log_out(&self, token: &str) -> bool {
+        self.logins().remove(&Token::hash_of(token)).is_some()
     }
 
     /// Whose login a token is.

@@ -50,6 +50,8 @@ pub enum ErrorCode {
     MissingTargets,
     /// Too many at once.
     TooMany,
+    /// Too many wrong names and passwords.
+    TooManyAttempts,
     /// It cannot be done now, and may go better later.
     Unavailable,
     /// A defect, or the machine's trouble.
@@ -58,7 +60,7 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// Every code.
-    pub const ALL: [ErrorCode; 20] = [
+    pub const ALL: [ErrorCode; 21] = [
         ErrorCode::Malformed,
         ErrorCode::Unauthenticated,
         ErrorCode::NotAllowed,
@@ -77,6 +79,7 @@ impl ErrorCode {
         ErrorCode::InvalidInputs,
         ErrorCode::MissingTargets,
         ErrorCode::TooMany,
+        ErrorCode::TooManyAttempts,
         ErrorCode::Unavailable,
         ErrorCode::Internal,
     ];
@@ -102,6 +105,7 @@ impl ErrorCode {
             ErrorCode::InvalidInputs => "invalid_inputs",
             ErrorCode::MissingTargets => "missing_targets",
             ErrorCode::TooMany => "too_many",
+            ErrorCode::TooManyAttempts => "too_many_attempts",
             ErrorCode::Unavailable => "unavailable",
             ErrorCode::Internal => "internal",
         }
@@ -123,6 +127,7 @@ impl ErrorCode {
             ErrorCode::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             ErrorCode::UnsupportedType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             ErrorCode::InvalidInputs | ErrorCode::MissingTargets => StatusCode::UNPROCESSABLE_ENTITY,
+            ErrorCode::TooManyAttempts => StatusCode::TOO_MANY_REQUESTS,
             ErrorCode::TooMany | ErrorCode::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             ErrorCode::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }

@@ -192,7 +192,10 @@ fn identify(
         }
         (_, None) => match peer {
             Peer::Socket { uid } => Ok(Known::Person(Arc::new(at_the_socket(*uid, headers)))),
-            Peer::Network { .. } => unknown("there is no token"),
+            Peer::Network { .. } => {
+                let shown = peer.certificate().and_then(|print| app.access().person_of_certificate(print));
+                shown.map_or_else(|| unknown("there is no token"), |person| Ok(Known::Person(person)))
+            }
         },
         (_, Some(None)) => unknown("the `Authorization` header is not of the form `Bearer TOKEN`"),
         (_, Some(Some(token))) => match app.access().person(token).or_else(|| app.logged_in(token)) {

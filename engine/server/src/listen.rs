@@ -27,6 +27,7 @@ use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt as _;
 
 use crate::metrics::Metrics;
+use crate::tls::Certificates;
 
 /// How long the head of a request may take to arrive, and a handshake; also how long an idle connection stays open.
 const HEADER_TIME: Duration = Duration::from_secs(10);
@@ -79,7 +80,7 @@ impl fmt::Display for Peer {
 #[derive(Default)]
 pub struct Listeners {
     /// On the network; with TLS, or without.
-    pub network: Option<(TcpListener, Option<Arc<rustls::ServerConfig>>)>,
+    pub network: Option<(TcpListener, Option<Certificates>)>,
     /// In the data directory.
     pub socket: Option<UnixListener>,
 }
@@ -150,7 +151,7 @@ impl Server {
         let mut connections = JoinSet::new();
         let mut stopping = self.stopping.clone();
         let Listeners { network, socket } = listeners;
-        let tls = network.as_ref().and_then(|(_, tls)| tls.clone()).map(TlsAcceptor::from);
+        let tls = network.as_ref().and_then(|(_, tls)| tls.clone());
         let network = network.map(|(listener, _)| listener);
         loop {
             tokio::select! {
@@ -158,7 +159,7 @@ impl Server {
                 accepted = accept_network(network.as_ref()) => match accepted {
                     Ok((stream, address)) => {
                         let _ = stream.set_nodelay(true);
-                        let tls = tls.clone();
+                        let tls = tls.as_ref().map(|tls| TlsAcceptor::from(tls.current()));
                         if let Some((id, connection)) = self.admit() {
                             connections.spawn(self.clone().network(id, connection, stream, address, tls));
                         }

@@ -91,6 +91,7 @@ struct Counted {
     set: Gauge,
     reload_failures: Counter,
     stale: Gauge<f64, AtomicU64>,
+    service_stale: Gauge<f64, AtomicU64>,
     lateness: Histogram,
     incidents: Gauge,
     /// When steps under way began.
@@ -132,7 +133,7 @@ impl Metrics {
         let commit = add!(
             "store_commit",
             Unit::Seconds,
-            "From asking the store to record an act to its being durable",
+            "From the beginning of a transaction that writes to its being durable",
             Histogram::new(SHORT_SECONDS)
         );
         let full = add!("store_full", "1 while the disk of the store is full", Gauge::default());
@@ -148,6 +149,12 @@ impl Metrics {
             "project_stale",
             Unit::Seconds,
             "How long the files on disk have not been the set in use",
+            Gauge::default()
+        );
+        let service_stale = add!(
+            "service_stale",
+            Unit::Seconds,
+            "How long the service file or the certificates on disk have not been those in use",
             Gauge::default()
         );
         let lateness = add!(
@@ -176,6 +183,7 @@ impl Metrics {
             set,
             reload_failures,
             stale,
+            service_stale,
             lateness,
             incidents,
             begun: Mutex::default(),
@@ -256,6 +264,7 @@ impl Metrics {
         let failed = states.reload_failures.saturating_sub(self.0.reload_failures.get());
         self.0.reload_failures.inc_by(failed);
         self.0.stale.set(states.stale_seconds);
+        self.0.service_stale.set(states.service_stale_seconds);
     }
 }
 
@@ -276,6 +285,8 @@ pub struct States {
     pub reload_failures: u64,
     /// How long the files on disk have not been the set in use; 0 when they are.
     pub stale_seconds: f64,
+    /// The same for the service file and its certificates.
+    pub service_stale_seconds: f64,
 }
 
 impl ClockObserver for Metrics {

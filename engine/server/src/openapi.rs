@@ -57,6 +57,7 @@ use crate::wire;
         wire::ResumeRequest,
         wire::ResolveRequest,
         wire::LoginRequest,
+        wire::LogoutView,
         wire::SessionView,
         wire::HealthView,
         wire::ReloadView,
@@ -80,6 +81,7 @@ fn bodies(route: &Route) -> (Option<&'static str>, Answers) {
         ("GET", "/healthz" | "/readyz") => (None, One("HealthView")),
         ("GET", "/metrics") => (None, Text),
         ("GET", "/api/v1/session") => (None, One("SessionView")),
+        ("POST", "/api/v1/logout") => (None, One("LogoutView")),
         ("POST", "/api/v1/login") => (Some("LoginRequest"), One("SessionView")),
         ("GET", "/api/v1/runbooks") => (None, Many("RunbookSummary")),
         ("GET", "/api/v1/runbooks/{runbook}") => (None, One("RunbookView")),
@@ -289,7 +291,7 @@ mod tests {
             for name in takes.into_iter().chain(answers) {
                 assert!(schemas.contains_key(name), "{name}");
             }
-            let takes_nothing = ["/api/v1/reload", "/webhooks/alertmanager/{receiver}"];
+            let takes_nothing = ["/api/v1/logout", "/api/v1/reload", "/webhooks/alertmanager/{receiver}"];
             assert!(
                 !route.changes() || takes.is_some() || takes_nothing.contains(&route.path),
                 "{}",

@@ -116,9 +116,9 @@ impl Sender {
 }
 
 /// All who are known. Replaced as a whole when the service file changes.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Access {
-    people: Vec<([u8; 32], Arc<Person>)>,
+    people: Vec<([u8; 32], Via, Arc<Person>)>,
     senders: Vec<([u8; 32], Via, Arc<Sender>)>,
     groups: BTreeMap<String, Rights>,
 }
@@ -139,10 +139,13 @@ impl Access {
         access
     }
 
-    fn add_user(&mut self, name: &str, User { role, areas, tokens }: &User) {
-        let rights = Rights::of(*role, areas);
-        let person = Arc::new(Person { name: name.to_owned(), rights, via: Via::Token });
-        self.people.extend(tokens.iter().filter_map(TokenHash::bytes).map(|hash| (hash, person.clone())));
+    fn add_user(&mut self, name: &str, User { role, areas, tokens, certificates }: &User) {
+        for (hashes, via) in [(tokens, Via::Token), (certificates, Via::Certificate)] {
+            let rights = Rights::of(*role, areas);
+            let person = Arc::new(Person { name: name.to_owned(), rights, via });
+            let hashes = hashes.iter().filter_map(TokenHash::bytes);
+            self.people.extend(hashes.map(|hash| (hash, via, person.clone())));
+        }
     }
 
     fn add_receiver(&mut self, name: &str, Receiver { tokens, certificates, runbooks }: &Receiver) {
@@ -156,8 +159,17 @@ impl Access {
 
     /// Whose token it is.
     pub fn person(&self, token: &str) -> Option<Arc<Person>> {
-        let hash = hash(token.as_bytes());
-        find(self.people.iter().map(|(known, person)| (known, person)), &hash)
+        self.person_by(Via::Token, &hash(token.as_bytes()))
+    }
+
+    /// Whose certificate it is (by the SHA-256 of its DER form).
+    pub fn person_of_certificate(&self, fingerprint: &[u8; 32]) -> Option<Arc<Person>> {
+        self.person_by(Via::Certificate, fingerprint)
+    }
+
+    fn person_by(&self, via: Via, hash: &[u8; 32]) -> Option<Arc<Person>> {
+        let known = self.people.iter().filter(|(_, by, _)| *by == via);
+        find(known.map(|(known, _, person)| (known, person)), hash)
     }
 
     /// Whose token it is, for this receiver alone.
@@ -313,7 +325,7 @@ mod tests {
     #[test]
     fn groups_add_up() {
         let access = Access::of(&service(
-            "login:\n  environment: e\n  target: d\n  person: x\n  groups: y\n  roles:\n    all: { role: viewer }\n    \
+            "login:\n  environment: e\n  target: d\n  people: w\n  person: x\n  groups: y\n  roles:\n    all: { role: viewer }\n    \
              roots: { areas: { lifecycle: approver } }\n",
         ));
         let rights = access.rights_of_groups(["all", "roots", "other"]).unwrap();

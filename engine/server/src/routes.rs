@@ -77,6 +77,7 @@ table! {
     get "/api/v1/openapi.json", Nothing, api::health::openapi, "This description";
     get "/api/v1/session", Anyone, api::session::session, "Who you are here";
     post "/api/v1/login", Nothing, api::session::login, "A token for a name and a password";
+    post "/api/v1/logout", Anyone, api::session::logout, "End the login whose token this is";
     get "/api/v1/runbooks", Somewhere(Viewer), api::runbooks::list, "The runbooks that you may see";
     get "/api/v1/runbooks/{runbook}", Runbook(Viewer), api::runbooks::show, "One runbook with its inputs and text";
     post "/api/v1/runbooks/{runbook}/plan", Runbook(Operator), api::runbooks::plan, "What it would change; nothing is written";

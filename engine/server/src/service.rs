@@ -8,25 +8,27 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use farrier_exec::{Driver, DriverError, Engine, Halt, Observer, Options, Post};
+use farrier_model::Text;
 use farrier_project::Watched;
 use farrier_store::{Clock, Pruned, SqliteStore};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_cron_scheduler::{Job, JobScheduler, JobSchedulerError};
 
-use crate::app::{App, Directory, Inner, Webhook};
+use crate::app::{App, Inner, Webhook};
 use crate::clock::{Clockwork, of_sets};
 use crate::guard;
 use crate::launcher::Stored;
 use crate::listen::{Listeners, Server};
 use crate::live::{Live, Observers};
+use crate::login::{Attempts, Directory};
 use crate::metrics::Metrics;
 use crate::notify::Notify;
 use crate::people::People;
+use crate::reloading::Reloading;
 use crate::rights::Access;
 use crate::routes;
+use crate::tls::Certificates;
 
-/// How often the files on disk are looked at.
-const LOOK_AT_FILES: Duration = Duration::from_secs(2);
 /// How often old runs are taken away.
 const PRUNING: Duration = Duration::from_secs(60 * 60);
 /// Connections at once, when nobody says.
@@ -35,12 +37,18 @@ const CONNECTIONS: usize = 1_000;
 const LAST_MOMENTS: Duration = Duration::from_millis(1_500);
 
 /// Who may do what, as it is written now. Read anew at each reload.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct Policy {
     /// People and senders.
     pub access: Access,
     /// Metrics are readable without a token.
     pub open_metrics: bool,
+    /// Holds names and passwords of those who log in against a directory.
+    pub directory: Option<Arc<dyn Directory>>,
+    /// Certificate and key as the files hold them now, or what is wrong with them; none without TLS.
+    pub tls: Option<Result<Arc<rustls::ServerConfig>, String>>,
+    /// Files that are looked at besides the project's, since their change means that all this is to be read anew.
+    pub files: Vec<std::path::PathBuf>,
 }
 
 /// Reads the policy anew.
@@ -64,6 +72,8 @@ pub struct Settings {
     pub options: Options,
     /// Runs at once.
     pub runs: usize,
+    /// Runs of these environments are taken up; of all without them.
+    pub only: Option<Vec<Text>>,
     /// End when nothing is due any more.
     pub until_idle: bool,
     /// Start what the schedules of the served environments say.
@@ -74,8 +84,6 @@ pub struct Settings {
     pub observer: Arc<dyn Observer>,
     /// Takes alerts.
     pub webhook: Option<Arc<dyn Webhook>>,
-    /// Holds logins against a directory.
-    pub directory: Option<Arc<dyn Directory>>,
     /// The way to the service manager.
     pub notify: Notify,
 }
@@ -95,6 +103,8 @@ pub struct Service {
     stop: watch::Sender<bool>,
     reloads: mpsc::Receiver<oneshot::Sender<Result<bool, String>>>,
     read_policy: Option<ReadPolicy>,
+    files: Vec<std::path::PathBuf>,
+    certificates: Option<Certificates>,
 }
 
 impl Service {
@@ -103,6 +113,8 @@ impl Service {
         let Settings { store, sets, policy, read_policy, listeners, connections, options, runs, .. } =
             settings;
         let metrics = Metrics::new(env!("CARGO_PKG_VERSION"));
+        let counted = metrics.clone();
+        store.on_commit(move |took| counted.committed(took.as_secs_f64()));
         let live = Live::new();
         let observers: Vec<Arc<dyn Observer>> =
             vec![settings.observer, Arc::new(metrics.clone()), Arc::new(live.clone())];
@@ -127,16 +139,22 @@ impl Service {
             live,
             metrics: metrics.clone(),
             webhook: settings.webhook,
-            directory: settings.directory,
+            directory: std::sync::RwLock::default(),
+            attempts: Attempts::default(),
+            logging_in: Inner::logging_in(),
+            only: settings.only.clone(),
             access: std::sync::RwLock::default(),
             open_metrics: AtomicBool::new(false),
+            trouble: std::sync::Mutex::default(),
             logins: std::sync::Mutex::default(),
             streams: Inner::streams(),
             plans: Inner::plans(),
             stopping: stopping.clone(),
             reload,
         }));
-        app.set_access(policy.access, policy.open_metrics);
+        let files = policy.files.clone();
+        let certificates = listeners.network.as_ref().and_then(|(_, certificates)| certificates.clone());
+        app.set_policy(policy);
         let layer = axum::middleware::from_fn_with_state(app.clone(), guard::guard);
         let router = routes::router()
             .fallback(|| async { crate::error::ApiError::not_found("there is nothing at this path") })
@@ -145,6 +163,10 @@ impl Service {
         let limit = if connections == 0 { CONNECTIONS } else { connections };
         let server = Server::new(router, metrics, limit, stopping);
         let engine = Engine::new(driver, Arc::new(launcher), runs);
+        let engine = match settings.only {
+            None => engine,
+            Some(environments) => engine.within(environments),
+        };
         Service {
             app,
             server,
@@ -159,6 +181,8 @@ impl Service {
             stop,
             reloads,
             read_policy,
+            files,
+            certificates,
         }
     }
 
@@ -186,6 +210,8 @@ impl Service {
             app: app.clone(),
             reloads: self.reloads,
             read_policy: self.read_policy,
+            files: self.files,
+            certificates: self.certificates,
             watch_files: self.watch_files,
             notify: notify.clone(),
         };
@@ -300,77 +326,5 @@ async fn prune(app: &App) {
         }
         // The next hour tries again; whatever ends the store ends it for the engine too.
         Err(error) => tracing::warn!(%error, "old runs were not taken away"),
-    }
-}
-
-/// Takes in new files: when it is told to, and when they change.
-struct Reloading {
-    app: App,
-    reloads: mpsc::Receiver<oneshot::Sender<Result<bool, String>>>,
-    read_policy: Option<ReadPolicy>,
-    watch_files: bool,
-    notify: Arc<Notify>,
-}
-
-impl Reloading {
-    async fn run(mut self) {
-        let mut looks = tokio::time::interval(LOOK_AT_FILES);
-        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut taken = self.stamp().await;
-        let mut seen = taken;
-        loop {
-            tokio::select! {
-                asked = self.reloads.recv() => {
-                    let Some(reply) = asked else { return };
-                    taken = self.stamp().await;
-                    seen = taken;
-                    let answer = self.reload().await;
-                    let _ = reply.send(answer);
-                }
-                _ = looks.tick(), if self.watch_files => {
-                    let now = self.stamp().await;
-                    // Only once nothing has changed between two looks: files that are being written are left alone.
-                    let is_still = now == seen;
-                    seen = now;
-                    if is_still && now != taken {
-                        taken = now;
-                        let _ = self.reload().await;
-                    }
-                }
-            }
-        }
-    }
-
-    async fn stamp(&self) -> Option<farrier_model::Digest> {
-        let root = self.app.set().workspace.root.clone();
-        let look = move || farrier_project::Workspace::find(&root).ok().map(|workspace| workspace.stamp());
-        tokio::task::spawn_blocking(look).await.ok().flatten()
-    }
-
-    async fn reload(&self) -> Result<bool, String> {
-        self.notify.reloading();
-        let answer = self.take_in().await;
-        match &answer {
-            Ok(true) => tracing::info!(set = self.app.set().number, "the project was read again"),
-            Ok(false) => tracing::debug!("the project was read again, and nothing is new"),
-            Err(mistakes) => {
-                tracing::error!(mistakes, "the files have mistakes; the set of before stays in use");
-            }
-        }
-        self.notify.send("READY=1");
-        answer
-    }
-
-    async fn take_in(&self) -> Result<bool, String> {
-        // First who may do what: rights that were taken away must not live on because a runbook has a mistake.
-        if let Some(read) = self.read_policy.clone() {
-            let policy =
-                tokio::task::spawn_blocking(move || read()).await.map_err(|error| error.to_string())??;
-            self.app.set_access(policy.access, policy.open_metrics);
-        }
-        let (sets, now) = (self.app.0.sets.clone(), self.app.now());
-        let reloaded =
-            tokio::task::spawn_blocking(move || sets.reload(now).map_err(|error| error.to_string()));
-        reloaded.await.map_err(|error| error.to_string())?
     }
 }

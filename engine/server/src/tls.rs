@@ -1,12 +1,32 @@
 //! TLS for the listener: certificate and key from files, client certificates where authorities are named.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
+
+/// What a listener shows to those who connect now. Replaced as a whole; cloning shares it.
+#[derive(Clone)]
+pub struct Certificates(Arc<RwLock<Arc<ServerConfig>>>);
+
+impl Certificates {
+    /// To begin with.
+    pub fn new(config: Arc<ServerConfig>) -> Certificates {
+        Certificates(Arc::new(RwLock::new(config)))
+    }
+
+    pub(crate) fn current(&self) -> Arc<ServerConfig> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// For everybody who connects from now on; connections that are open go on.
+    pub(crate) fn replace(&self, config: Arc<ServerConfig>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = config;
+    }
+}
 
 /// Reads what a listener needs for TLS. With `client_authorities`, certificates of clients are checked; none is demanded, since
 /// most clients have a token.

@@ -727,8 +727,15 @@ pub struct ResolveRequest {
     pub reason: String,
 }
 
+/// What came of logging out.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct LogoutView {
+    /// False for a token of the service file, which is taken out there.
+    pub ended: bool,
+}
+
 /// A name and a password.
-#[derive(Clone, Deserialize, ToSchema)]
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LoginRequest {
     /// The name.
@@ -767,6 +774,9 @@ pub struct HealthView {
     pub ok: bool,
     /// What is wrong, one sentence each.
     pub problems: Vec<String>,
+    /// What does not keep it from its work and should be looked at.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// What became of a reload.

@@ -24,7 +24,7 @@ use farrier_server::intake::{Intake, Outcome};
 use farrier_store::{
     Clock, IncidentFilter, IncidentRow, Intake as _, OpenOptions, RunFilter, SqliteStore, Store as _, fsck,
 };
-use farrier_testkit::prometheus::{Alertmanager, Prometheus};
+use farrier_testkit::prometheus::{Alertmanager, Prometheus, Watch};
 
 const CLEAN: &str = r#"runbook: clean
 summary: Cleans a disk
@@ -128,9 +128,14 @@ async fn a_real_alert_starts_one_run_and_closes_with_it() {
     let serving = tokio::spawn(async move { axum::serve(listener, app).await });
     let url = format!("http://{address}/webhooks/alertmanager/tools");
     let servers = tokio::task::spawn_blocking(move || {
-        let first = Alertmanager::posting(&url, None);
-        let second = Alertmanager::posting(&url, Some(&first));
-        let prometheus = Prometheus::watching(&address, RULES, &[&first, &second]);
+        let first = Alertmanager::posting(&url, None, None);
+        let second = Alertmanager::posting(&url, None, Some(&first));
+        let prometheus = Prometheus::watching(&Watch {
+            target: &address,
+            rules: RULES,
+            alertmanagers: &[&first, &second],
+            ..Watch::default()
+        });
         (prometheus, first, second)
     });
     let servers = servers.await.unwrap();

@@ -92,6 +92,7 @@ impl World {
             destructive: self.destructive,
             writes: true,
             frozen: self.frozen,
+            doubt: None,
         };
         let routed =
             Routed { environment: "tools".into(), runbook: "disk".into(), key: instance.into(), rule };

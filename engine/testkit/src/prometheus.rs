@@ -21,6 +21,19 @@ use tempfile::TempDir;
 use crate::or_panic;
 use crate::process::{self, Account, Launch, Process, on_a_free_port, require_program};
 
+/// What a Prometheus looks at, and whom it tells.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Watch<'a> {
+    /// Where the metrics are: `127.0.0.1:PORT`. Labels that they bring along, such as `instance`, stay.
+    pub target: &'a str,
+    /// A file of rules.
+    pub rules: &'a str,
+    /// Labels that every alert is sent with.
+    pub external_labels: &'a [(&'a str, &'a str)],
+    /// Who is told of alerts.
+    pub alertmanagers: &'a [&'a Alertmanager],
+}
+
 /// A running Prometheus, ended when dropped.
 #[derive(Debug)]
 pub struct Prometheus {
@@ -62,26 +75,30 @@ impl Prometheus {
         Ok(Prometheus { port, _process: process, _folder: folder })
     }
 
-    /// Starts a server that looks at `target` (`127.0.0.1:PORT`) every second, evaluates `rules` as often, and tells these
-    /// Alertmanagers; panics when it does not start.
+    /// Starts a server that looks at one target and evaluates rules, both every second; panics when it does not start.
     #[track_caller]
-    pub fn watching(target: &str, rules: &str, alertmanagers: &[&Alertmanager]) -> Self {
-        or_panic(Self::try_watching(target, rules, alertmanagers), "cannot start Prometheus")
+    pub fn watching(watch: &Watch<'_>) -> Self {
+        or_panic(Self::try_watching(watch), "cannot start Prometheus")
     }
 
-    fn try_watching(target: &str, rules: &str, alertmanagers: &[&Alertmanager]) -> Result<Self> {
+    fn try_watching(watch: &Watch<'_>) -> Result<Self> {
         let server = require_program("prometheus", "prometheus")?;
         let folder = crate::temp_dir();
         let told: Vec<String> =
-            alertmanagers.iter().map(|one| format!("\"127.0.0.1:{}\"", one.port)).collect();
-        std::fs::write(folder.path().join("rules.yml"), rules)?;
+            watch.alertmanagers.iter().map(|one| format!("\"127.0.0.1:{}\"", one.port)).collect();
+        let labels: Vec<String> =
+            watch.external_labels.iter().map(|(name, value)| format!("{name}: \"{value}\"")).collect();
+        std::fs::write(folder.path().join("rules.yml"), watch.rules)?;
         std::fs::write(
             folder.path().join("prometheus.yml"),
             format!(
-                "global: {{ scrape_interval: 1s, evaluation_interval: 1s }}\nrule_files: [rules.yml]\n\
+                "global: {{ scrape_interval: 1s, evaluation_interval: 1s, external_labels: {{ {} }} }}\n\
+                 rule_files: [rules.yml]\n\
                  alerting: {{ alertmanagers: [{{ static_configs: [{{ targets: [{}] }}] }}] }}\n\
-                 scrape_configs: [{{ job_name: test, static_configs: [{{ targets: [\"{target}\"] }}] }}]\n",
-                told.join(", ")
+                 scrape_configs: [{{ job_name: test, honor_labels: true, static_configs: [{{ targets: [\"{}\"] }}] }}]\n",
+                labels.join(", "),
+                told.join(", "),
+                watch.target,
             ),
         )?;
         let (port, process) = on_a_free_port(|port| {
@@ -120,13 +137,16 @@ impl Alertmanager {
         or_panic(Self::try_start(), "cannot start Alertmanager")
     }
 
-    /// Starts a server that posts to a webhook, a second after something has changed; as a member of the cluster of `peer`,
-    /// if there is one. Panics when it does not start.
+    /// Starts a server that posts to a webhook, with a bearer token if there is one, a second after something has changed; as a
+    /// member of the cluster of `peer`, if there is one. Panics when it does not start.
     #[track_caller]
-    pub fn posting(webhook: &str, peer: Option<&Alertmanager>) -> Self {
+    pub fn posting(webhook: &str, token: Option<&str>, peer: Option<&Alertmanager>) -> Self {
+        let authorization = token.map_or_else(String::new, |token| {
+            format!(", http_config: {{ authorization: {{ credentials: \"{token}\" }} }}")
+        });
         let config = format!(
             "route: {{ receiver: webhook, group_by: [alertname], group_wait: 1s, group_interval: 1s, repeat_interval: 1h }}\n\
-             receivers: [{{ name: webhook, webhook_configs: [{{ url: \"{webhook}\", send_resolved: true }}] }}]\n"
+             receivers: [{{ name: webhook, webhook_configs: [{{ url: \"{webhook}\", send_resolved: true{authorization} }}] }}]\n"
         );
         let started = on_a_free_port(|cluster| {
             let mut more = vec![OsString::from(format!("--cluster.listen-address=127.0.0.1:{cluster}"))];

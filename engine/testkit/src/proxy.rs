@@ -49,6 +49,9 @@ pub struct CutProxy {
 struct Shared {
     faults: Vec<Fault>,
     delays: [Duration; 2],
+    held: usize,
+    /// Grows each time all faults are taken back.
+    healed: u64,
     refusing: bool,
     silent: bool,
     ended: bool,
@@ -62,6 +65,8 @@ struct Shared {
 enum Fault {
     /// Cut once this many more bytes went this way.
     AfterBytes { direction: Direction, left: u64 },
+    /// Pass on this many more bytes, then wait.
+    Hold { direction: Direction, left: u64 },
     /// Cut instead of passing on the bytes that complete this text.
     Before { direction: Direction, text: Vec<u8> },
     /// Pass on the request that holds this text, then cut instead of passing on its answer.
@@ -74,6 +79,7 @@ struct Verdict {
     forward: usize,
     cut: bool,
     lose_answer: bool,
+    hold: bool,
 }
 
 impl CutProxy {
@@ -127,6 +133,17 @@ impl CutProxy {
         self.shared().faults.push(Fault::AfterBytes { direction, left: bytes });
     }
 
+    /// Passes `bytes` more on in `direction`, and holds back what comes after them on that connection until it ends or
+    /// [`CutProxy::heal`] is called: the other side has a part, and waits for the rest.
+    pub fn hold_after_bytes(&self, direction: Direction, bytes: u64) {
+        self.shared().faults.push(Fault::Hold { direction, left: bytes });
+    }
+
+    /// How many connections are held in the middle at this moment.
+    pub fn held(&self) -> usize {
+        self.shared().held
+    }
+
     /// Cuts the connection when `text` comes by in `direction`: the other side never sees the end of it.
     pub fn cut_before(&self, direction: Direction, text: &str) {
         self.shared().faults.push(Fault::Before { direction, text: text.into() });
@@ -168,6 +185,7 @@ impl CutProxy {
         shared.delays = [Duration::ZERO; 2];
         shared.refusing = false;
         shared.silent = false;
+        shared.healed += 1;
     }
 
     /// How many bytes have been passed on in `direction`, over all connections.
@@ -206,19 +224,26 @@ impl Shared {
     /// What to do with `bytes` read in `direction`, of which the last `seen.len() - bytes` bytes before are also in
     /// `seen`. A fault that strikes is taken off the list.
     fn judge(&mut self, direction: Direction, seen: &[u8], bytes: usize) -> Verdict {
-        let mut verdict = Verdict { forward: bytes, cut: false, lose_answer: false };
+        let mut verdict = Verdict { forward: bytes, cut: false, lose_answer: false, hold: false };
         let mut struck = None;
         for (index, fault) in self.faults.iter_mut().enumerate() {
             match fault {
                 Fault::AfterBytes { direction: way, left } if *way == direction => {
                     if *left <= bytes as u64 {
-                        verdict = Verdict { forward: *left as usize, cut: true, lose_answer: false };
+                        (verdict.forward, verdict.cut) = (*left as usize, true);
+                        struck = Some(index);
+                    }
+                    *left = left.saturating_sub(bytes as u64);
+                }
+                Fault::Hold { direction: way, left } if *way == direction => {
+                    if *left <= bytes as u64 {
+                        (verdict.forward, verdict.hold) = (*left as usize, true);
                         struck = Some(index);
                     }
                     *left = left.saturating_sub(bytes as u64);
                 }
                 Fault::Before { direction: way, text } if *way == direction && holds(seen, text) => {
-                    verdict = Verdict { forward: 0, cut: true, lose_answer: false };
+                    (verdict.forward, verdict.cut) = (0, true);
                     struck = Some(index);
                 }
                 Fault::LoseAnswer { text } if direction == Direction::ToServer && holds(seen, text) => {
@@ -240,7 +265,7 @@ impl Shared {
     /// The length of the longest text that a fault looks for.
     fn longest_text(&self) -> usize {
         let lengths = self.faults.iter().map(|fault| match fault {
-            Fault::AfterBytes { .. } => 0,
+            Fault::AfterBytes { .. } | Fault::Hold { .. } => 0,
             Fault::Before { text, .. } | Fault::LoseAnswer { text } => text.len(),
         });
         lengths.max().unwrap_or(0)
@@ -283,16 +308,16 @@ fn accept(listener: &TcpListener, server: SocketAddr, shared: &Arc<Mutex<Shared>
         {
             let (shared, answer_lost) = (Arc::clone(shared), Arc::clone(&answer_lost));
             std::thread::spawn(move || {
-                let cut = carry(direction, from, to, &shared, &answer_lost);
+                let cut = carry((number, direction), from, to, &shared, &answer_lost);
                 lock(&shared).end(number, cut);
             });
         }
     }
 }
 
-/// Passes bytes on until one side ends or a fault strikes; true for a fault.
+/// Passes the bytes of a connection on in a direction until one side ends or a fault strikes; true for a fault.
 fn carry(
-    direction: Direction,
+    (number, direction): (usize, Direction),
     mut from: TcpStream,
     mut to: TcpStream,
     shared: &Mutex<Shared>,
@@ -325,10 +350,34 @@ fn carry(
         if !swallow && to.write_all(&buffer[..verdict.forward]).is_err() {
             return false;
         }
+        if verdict.hold && !(wait(number, shared) && to.write_all(&buffer[verdict.forward..bytes]).is_ok()) {
+            return false;
+        }
         if verdict.cut {
             return true;
         }
     }
+}
+
+/// Waits until all faults are taken back; false when connection `number` ended before.
+fn wait(number: usize, shared: &Mutex<Shared>) -> bool {
+    let healed = {
+        let mut locked = lock(shared);
+        locked.held += 1;
+        locked.healed
+    };
+    let goes_on = loop {
+        std::thread::sleep(Duration::from_millis(5));
+        let locked = lock(shared);
+        if locked.healed != healed {
+            break true;
+        }
+        if !locked.live.iter().any(|(live, ..)| *live == number) {
+            break false;
+        }
+    };
+    lock(shared).held -= 1;
+    goes_on
 }
 
 fn holds(bytes: &[u8], text: &[u8]) -> bool {
@@ -345,156 +394,4 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::io::{BufRead, BufReader};
-
-    use super::*;
-
-    /// A server that answers each line with `done: LINE`, and keeps what it got.
-    struct Echo {
-        address: SocketAddr,
-        got: Arc<Mutex<String>>,
-    }
-
-    fn echo() -> Echo {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let echo = Echo { address: listener.local_addr().unwrap(), got: Arc::default() };
-        let got = Arc::clone(&echo.got);
-        std::thread::spawn(move || {
-            for client in listener.incoming() {
-                let (mut client, got) = (client.unwrap(), Arc::clone(&got));
-                std::thread::spawn(move || {
-                    let mut lines = BufReader::new(client.try_clone().unwrap());
-                    let mut line = String::new();
-                    while lines.read_line(&mut line).is_ok_and(|bytes| bytes > 0) {
-                        lock(&got).push_str(&line);
-                        let _ = write!(client, "done: {line}");
-                        line.clear();
-                    }
-                });
-            }
-        });
-        echo
-    }
-
-    /// What comes back on a new connection, until it is closed or a whole line is there.
-    fn ask(address: SocketAddr, text: &str) -> String {
-        let mut stream = TcpStream::connect(address).unwrap();
-        let _ = stream.write_all(text.as_bytes());
-        let mut answer = String::new();
-        let _ = BufReader::new(stream).read_line(&mut answer);
-        answer
-    }
-
-    #[test]
-    fn without_faults_everything_passes() {
-        let server = echo();
-        let proxy = CutProxy::to(server.address);
-        assert_eq!(ask(proxy.address(), "hello\n"), "done: hello\n");
-        assert_eq!((proxy.forwarded(Direction::ToServer), proxy.forwarded(Direction::ToClient)), (6, 12));
-        assert_eq!((proxy.connections(), proxy.cuts()), (1, 0));
-    }
-
-    #[test]
-    fn bytes_are_counted_in_each_direction() {
-        let server = echo();
-        let proxy = CutProxy::to(server.address);
-        proxy.cut_after_bytes(Direction::ToClient, 7);
-        assert_eq!(ask(proxy.address(), "hello\n"), "done: h");
-        assert_eq!(ask(proxy.address(), "again\n"), "done: again\n");
-        proxy.cut_after_bytes(Direction::ToServer, 3);
-        assert_eq!(ask(proxy.address(), "never\n"), "");
-        crate::wait_until("the bytes up to there", || *lock(&server.got) == "hello\nagain\nnev");
-        assert_eq!(proxy.cuts(), 2);
-    }
-
-    #[test]
-    fn a_text_is_stopped_before_it_arrives_even_in_two_parts() {
-        let server = echo();
-        let proxy = CutProxy::to(server.address);
-        proxy.cut_before(Direction::ToServer, "DELETE");
-        assert_eq!(ask(proxy.address(), "SELECT\n"), "done: SELECT\n");
-        let mut stream = TcpStream::connect(proxy.address()).unwrap();
-        stream.write_all(b"x DEL").unwrap();
-        crate::wait_until("the first part", || proxy.forwarded(Direction::ToServer) == 12);
-        stream.write_all(b"ETE\n").unwrap();
-        assert_eq!(stream.read(&mut [0; 10]).unwrap_or(0), 0);
-        crate::wait_until("the part before", || *lock(&server.got) == "SELECT\nx DEL");
-        assert_eq!(ask(proxy.address(), "DELETE\n"), "done: DELETE\n");
-    }
-
-    #[test]
-    fn a_lost_answer_leaves_the_request_done() {
-        let server = echo();
-        let proxy = CutProxy::to(server.address);
-        proxy.lose_answer_to("UPDATE");
-        assert_eq!(ask(proxy.address(), "UPDATE\n"), "");
-        assert_eq!(*lock(&server.got), "UPDATE\n");
-        crate::wait_until("the cut", || proxy.cuts() == 1);
-        assert_eq!(ask(proxy.address(), "UPDATE\n"), "done: UPDATE\n");
-    }
-
-    #[test]
-    fn connections_are_cut_and_refused_on_command() {
-        let server = echo();
-        let proxy = CutProxy::to(server.address);
-        let mut stream = TcpStream::connect(proxy.address()).unwrap();
-        crate::wait_until("the connection", || proxy.connections() == 1);
-        proxy.cut();
-        assert_eq!(stream.read(&mut [0; 10]).unwrap_or(0), 0);
-        proxy.refuse(true);
-        assert_eq!(ask(proxy.address(), "hello\n"), "");
-        proxy.heal();
-        assert_eq!(ask(proxy.address(), "hello\n"), "done: hello\n");
-        assert_eq!((proxy.connections(), proxy.cuts()), (2, 1));
-    }
-
-    #[test]
-    fn swallowed_answers_leave_the_connection_open() {
-        let server = echo();
-        let proxy = CutProxy::to(server.address);
-        proxy.swallow_answers(true);
-        let stream = TcpStream::connect(proxy.address()).unwrap();
-        (&stream).write_all(b"one\n").unwrap();
-        crate::wait_until("the request", || *lock(&server.got) == "one\n");
-        stream.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
-        let nothing = (&stream).read(&mut [0; 10]).unwrap_err().kind();
-        assert!(matches!(nothing, std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut));
-        drop(stream);
-        proxy.heal();
-        assert_eq!(ask(proxy.address(), "two\n"), "done: two\n");
-    }
-
-    #[test]
-    fn a_delay_holds_bytes_back() {
-        let server = echo();
-        let proxy = CutProxy::to(server.address);
-        let delay = Duration::from_millis(30);
-        proxy.delay(Direction::ToServer, delay);
-        let begun = std::time::Instant::now();
-        assert_eq!(ask(proxy.address(), "hello\n"), "done: hello\n");
-        assert!(begun.elapsed() >= delay);
-    }
-
-    #[test]
-    fn a_url_keeps_everything_but_the_address() {
-        let server = echo();
-        let proxy = CutProxy::to_url(&format!("mysql://a:b@{}/tools?x=1", server.address));
-        assert_eq!(proxy.url(), format!("mysql://a:b@{}/tools?x=1", proxy.address()));
-        let proxy = CutProxy::to_url(&format!("ldap://{}", server.address));
-        assert_eq!(proxy.url(), format!("ldap://{}", proxy.address()));
-        assert_eq!(ask(proxy.address(), "hello\n"), "done: hello\n");
-    }
-
-    #[test]
-    fn a_dropped_proxy_ends_its_connections() {
-        let server = echo();
-        let proxy = CutProxy::to(server.address);
-        let mut stream = TcpStream::connect(proxy.address()).unwrap();
-        crate::wait_until("the connection", || proxy.connections() == 1);
-        let address = proxy.address();
-        drop(proxy);
-        assert_eq!(stream.read(&mut [0; 10]).unwrap_or(0), 0);
-        assert!(TcpStream::connect(address).is_err());
-    }
-}
+mod tests;

@@ -47,19 +47,24 @@ pub struct Leftover {
 /// `/proc` cannot be read, so that nobody can say what still runs.
 pub fn end(is_ours: impl Fn(&str) -> bool) -> io::Result<Vec<Leftover>> {
     let begun = Instant::now();
-    let mut found: Vec<Leftover> = Vec::new();
+    // With the time at which each was started. One whose parent has died before it is not found again while it dies.
+    let mut found: Vec<(Leftover, u64)> = Vec::new();
     loop {
         let alive = marked(&is_ours)?;
-        for leftover in &mut found {
-            leftover.ended = !alive.iter().any(|process| process.id == leftover.pid);
+        for (leftover, started) in &mut found {
+            leftover.ended = Status::of(leftover.pid).is_none_or(|status| status.started != *started);
         }
-        if alive.is_empty() || begun.elapsed() > PATIENCE {
-            return Ok(found);
+        let over = alive.is_empty() && found.iter().all(|(leftover, _)| leftover.ended);
+        if over || begun.elapsed() > PATIENCE {
+            return Ok(found.into_iter().map(|(leftover, _)| leftover).collect());
         }
         // A killed process has no command line any more, and one signal may end several: so all names come first.
         for process in &alive {
-            if !found.iter().any(|leftover| leftover.pid == process.id && leftover.run == process.run) {
-                found.push(process.leftover());
+            let same = |(leftover, started): &(Leftover, u64)| {
+                leftover.pid == process.id && *started == process.started && leftover.run == process.run
+            };
+            if !found.iter().any(same) {
+                found.push((process.leftover(), process.started));
             }
         }
         alive.iter().for_each(Marked::kill);
@@ -120,12 +125,19 @@ impl Marked {
     }
 }
 
+/// In the flags of a process, see the kernel's `PF_KTHREAD`: it has no environment and never will.
+const KERNEL_THREAD: u32 = 0x0020_0000;
+/// Looks, a millisecond apart, at a process that is being started.
+const LOOKS: u32 = 1000;
+
 /// What `/proc/ID/stat` says of a living process.
 struct Status {
     parent: u32,
     group: i32,
     /// In clock ticks since the machine was started: with the id, it names a process for good.
     started: u64,
+    /// It is being started: the kernel has not set up its environment yet.
+    starting: bool,
 }
 
 impl Status {
@@ -139,10 +151,12 @@ impl Status {
         if matches!(*fields.first()?, "Z" | "X" | "x") {
             return None;
         }
+        let (flags, environment): (u32, u64) = (fields.get(6)?.parse().ok()?, fields.get(48)?.parse().ok()?);
         Some(Status {
             parent: fields.get(1)?.parse().ok()?,
             group: fields.get(2)?.parse().ok()?,
             started: fields.get(19)?.parse().ok()?,
+            starting: environment == 0 && flags & KERNEL_THREAD == 0,
         })
     }
 }
@@ -185,7 +199,14 @@ fn marked(is_ours: &impl Fn(&str) -> bool) -> io::Result<Vec<Marked>> {
 
 /// The run and the node in a process's environment.
 fn mark(id: u32) -> Option<(String, String)> {
-    let environment = fs::read(format!("/proc/{id}/environ")).ok()?;
+    let mut environment = fs::read(format!("/proc/{id}/environ")).ok()?;
+    for _ in 0..LOOKS {
+        if !environment.is_empty() || !Status::of(id).is_some_and(|status| status.starting) {
+            break;
+        }
+        thread::sleep(Duration::from_millis(1));
+        environment = fs::read(format!("/proc/{id}/environ")).ok()?;
+    }
     let value = |name: &str| {
         environment.split(|byte| *byte == 0).find_map(|entry| {
             let value = entry.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
@@ -298,12 +319,8 @@ mod tests {
             effect_id: "effect".into(),
         };
         let marks = marks::Marks::of(&node);
-        let mut child = Command::new("/bin/sleep").arg("1000").envs(marks.variables()).spawn().unwrap();
         // The parent goes on a moment before the kernel has set up the child's environment.
-        let environment = format!("/proc/{}/environ", child.id());
-        while std::fs::read(&environment).unwrap().is_empty() {
-            std::thread::yield_now();
-        }
+        let mut child = Command::new("/bin/sleep").arg("1000").envs(marks.variables()).spawn().unwrap();
         let found = end(|run| run == node.run.to_string()).unwrap();
         child.wait().unwrap();
         assert_eq!(found.len(), 1);

@@ -56,7 +56,7 @@ pub(crate) async fn set_all(
         if !differences.is_empty() {
             return Err(drifted(&dn, &differences));
         }
-        jobs.push(Job { edits: from.edits_to(&to), only_if: unchanged(directory, &entry), dn });
+        jobs.push(Job { edits: from.edits_to(&to), only_if: unchanged(directory, &entry, &dn), dn });
     }
     if way == Way::Undo {
         jobs.reverse();
@@ -77,9 +77,15 @@ pub(crate) fn object(change: &Change) -> Result<Dn, Failure> {
 }
 
 /// Holds as long as nobody writes to the entry; nothing when the directory cannot compare.
-pub(crate) fn unchanged(directory: &dyn WritableDirectory, entry: &Entry) -> Option<Filter> {
+///
+/// It holds for every other entry too: OpenLDAP holds a request's assertion against the entries that its overlays change along
+/// with the request's own, and where it did not hold, `memberOf` of the members would silently stay as it was.
+pub(crate) fn unchanged(directory: &dyn WritableDirectory, entry: &Entry, dn: &Dn) -> Option<Filter> {
     let version = entry.values(VERSION).first()?;
-    directory.asserts().then(|| Filter::equal(VERSION, version.clone()))
+    directory.asserts().then(|| {
+        let another = Filter::Not(Box::new(Filter::equal("entryDN", dn.to_string())));
+        Filter::Or(vec![Filter::equal(VERSION, version.clone()), another])
+    })
 }
 
 /// The entry is gone since the plan.

@@ -185,8 +185,28 @@ impl Connection {
         }
     }
 
+    /// A new connection for the account of this side.
     async fn connect(&self) -> Result<Ldap, Failure> {
-        let Settings { address, bind, connect_timeout, timeout, cx, .. } = &self.settings;
+        let mut ldap = self.dial().await?;
+        if let Some((dn, password)) = &self.settings.bind {
+            let password: Secret = password.resolve(&self.settings.cx).await?;
+            accept(&self.bind(&mut ldap, dn, &password).await?, &format!("bind as `{dn}`"))?;
+        }
+        Ok(ldap)
+    }
+
+    async fn bind(&self, ldap: &mut Ldap, dn: &str, password: &Secret) -> Result<LdapResult, Failure> {
+        if password.reveal().is_empty() {
+            // RFC 4513 section 5.1.2: a name without a password is an anonymous bind that looks like success.
+            return Err(Failure::new(FailureKind::Denied, format!("the password of `{dn}` is empty")));
+        }
+        let answer = ldap.with_timeout(self.settings.timeout).simple_bind(dn, password.reveal()).await;
+        answer.map_err(|error| self.operation_failure(&error, &format!("bind as `{dn}`")).failure)
+    }
+
+    /// A new connection as nobody, private and verified as its address says.
+    async fn dial(&self) -> Result<Ldap, Failure> {
+        let Settings { address, connect_timeout, .. } = &self.settings;
         let mut settings =
             LdapConnSettings::new().set_conn_timeout(*connect_timeout).set_starttls(address.start_tls);
         if let Some(tls) = &self.tls {
@@ -194,7 +214,7 @@ impl Connection {
         }
         let opening = LdapConnAsync::from_url_with_settings(settings, &address.url);
         // The library does not time the opening of a socket file.
-        let (connection, mut ldap) = match tokio::time::timeout(*connect_timeout, opening).await {
+        let (connection, ldap) = match tokio::time::timeout(*connect_timeout, opening).await {
             Err(_) | Ok(Err(LdapError::Timeout { .. })) => {
                 let waited = farrier_model::time::format_duration(*connect_timeout);
                 return Err(Failure::new(
@@ -210,17 +230,6 @@ impl Connection {
                 tracing::debug!(%error, "a connection to a directory ended");
             }
         });
-        if let Some((dn, password)) = bind {
-            let password: Secret = password.resolve(cx).await?;
-            if password.reveal().is_empty() {
-                // RFC 4513 section 5.1.2: a name without a password is an anonymous bind that looks like success.
-                return Err(Failure::new(FailureKind::Denied, format!("the password of `{dn}` is empty")));
-            }
-            let doing = format!("bind as `{dn}`");
-            let answer = ldap.with_timeout(*timeout).simple_bind(dn, password.reveal()).await;
-            let result = answer.map_err(|error| self.operation_failure(&error, &doing).failure)?;
-            accept(&result, &doing)?;
-        }
         Ok(ldap)
     }
 
@@ -443,6 +452,30 @@ impl Directory for Connection {
             first = false;
             cookie = next;
             room = room.map(|room| room.saturating_sub(taken));
+        }
+    }
+
+    async fn accepts(&self, dn: &Dn, password: &Secret) -> Result<bool, Failure> {
+        use crate::directory::code::{
+            CONSTRAINT_VIOLATION, INAPPROPRIATE_AUTHENTICATION, INVALID_CREDENTIALS, NO_SUCH_OBJECT,
+            UNWILLING,
+        };
+        let name = dn.to_string();
+        let mut ldap = self.dial().await?;
+        let answer = self.bind(&mut ldap, &name, password).await;
+        // Whatever came of it, nobody stays bound.
+        let _ = ldap.unbind().await;
+        let result = answer?;
+        match result.rc {
+            // Wrong, without a password, locked or expired: each server has its own way to say no.
+            INVALID_CREDENTIALS
+            | INAPPROPRIATE_AUTHENTICATION
+            | NO_SUCH_OBJECT
+            | UNWILLING
+            | CONSTRAINT_VIOLATION => Ok(false),
+            _ => accept(&result, &format!("bind as `{name}`"))
+                .map(|()| true)
+                .map_err(|refusal| refusal.failure),
         }
     }
 }

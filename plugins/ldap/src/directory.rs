@@ -4,7 +4,7 @@
 //! one code path. A refusal carries the protocol's result code ([`Refusal`]), because drift is told by it.
 
 use async_trait::async_trait;
-use farrier_model::{Failure, FailureKind, Text};
+use farrier_model::{Failure, FailureKind, Secret, Text};
 
 use crate::dn::Dn;
 use crate::filter::Filter;
@@ -16,6 +16,9 @@ pub(crate) trait Directory: Send + Sync {
     /// Hands every entry that `query` finds to `each`, in the directory's order. An answer that is not complete is a
     /// refusal, and so is a referral; `each` can end the search with a failure of its own.
     async fn search(&self, query: &Query, each: &mut Each<'_>) -> Result<(), Refusal>;
+
+    /// Whether a password opens an entry, tried apart from everything else; never with an empty one.
+    async fn accepts(&self, dn: &Dn, password: &Secret) -> Result<bool, Failure>;
 }
 
 /// Takes the entries of a search, one by one.
@@ -133,6 +136,9 @@ pub(crate) mod code {
     pub(crate) const VALUE_EXISTS: u32 = 20;
     pub(crate) const INVALID_SYNTAX: u32 = 21;
     pub(crate) const NO_SUCH_OBJECT: u32 = 32;
+    pub(crate) const INAPPROPRIATE_AUTHENTICATION: u32 = 48;
+    pub(crate) const INVALID_CREDENTIALS: u32 = 49;
+    pub(crate) const UNWILLING: u32 = 53;
     pub(crate) const NAMING_VIOLATION: u32 = 64;
     pub(crate) const OBJECT_CLASS_VIOLATION: u32 = 65;
     pub(crate) const NOT_ON_NON_LEAF: u32 = 66;

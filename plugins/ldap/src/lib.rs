@@ -13,6 +13,7 @@ mod delete;
 mod directory;
 mod dn;
 mod filter;
+mod login;
 mod members;
 mod modify;
 mod restore;
@@ -26,6 +27,7 @@ mod values;
 
 use farrier_action::{ActionRegistry, RegistryError};
 
+pub use login::{Login, Outcome};
 pub use target::{Ldap, LdapConfig, LdapReader, LdapWriter};
 
 /// Adds the target kind `ldap` and its actions.

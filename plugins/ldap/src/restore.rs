@@ -78,7 +78,7 @@ pub(crate) async fn delete_all<'a>(
         if !differences.is_empty() {
             return Err(drifted(&dn, &differences));
         }
-        present.push((unchanged(directory, &entry), dn));
+        present.push((unchanged(directory, &entry, &dn), dn));
     }
     for (only_if, dn) in present {
         directory.delete(&dn, only_if.as_ref()).await.map_err(|refusal| of_write(refusal, &dn))?;

@@ -18,7 +18,7 @@ fn rule() -> Rule {
         fuse: Fuse { runs: 4, failures: 2, within: Duration::from_secs(600) },
         ..Policy::default()
     };
-    Rule { policy, owner: "admins".into(), destructive: false, writes: true, frozen: false }
+    Rule { policy, owner: "admins".into(), destructive: false, writes: true, frozen: false, doubt: None }
 }
 
 fn firing(rule: &Rule, facts: &Facts, now: i64) -> Decision {
@@ -38,6 +38,36 @@ fn the_first_alert_starts_or_proposes() {
     let mut propose = rule();
     propose.policy.mode = Mode::Propose;
     assert_eq!(firing(&propose, &Facts::default(), 1), Decision::Start { proposed: true });
+}
+
+/// Guards "an old message destroys nothing by itself": not at once, and not after it was held either.
+#[test]
+fn what_is_old_or_of_another_time_is_proposed() {
+    let destructive = Rule { destructive: true, ..rule() };
+    let day = 24 * 60 * 60;
+    for (began, now, expected) in [
+        (Some(at(0)), day, None),
+        (Some(at(0)), day + 1, Some("the alert began 1d1s ago, and `max_age` is 1d")),
+        (Some(at(290)), 0, None),
+        (Some(at(301)), 0, Some("the alert begins 5m1s from now")),
+        (Some(Timestamp::MIN), 0, Some("the alert began")),
+        (Some(Timestamp::MAX), 0, Some("the alert begins")),
+        (None, 0, Some("the alert does not say when it began")),
+    ] {
+        let judged = destructive.clone().judging(began, at(now));
+        assert_eq!(judged.doubt.is_some(), expected.is_some(), "{began:?}: {judged:?}");
+        let decision = firing(&judged, &Facts::default(), now);
+        assert_eq!(decision, Decision::Start { proposed: expected.is_some() });
+        if let Some(expected) = expected {
+            let why = judged.why(&decision);
+            assert!(why.starts_with("proposes a run: ") && why.contains(expected), "{why}");
+        }
+        assert_eq!(release(&judged, &Facts::default(), at(now)), decision);
+        assert_eq!(rule().judging(began, at(now)).doubt, None, "what destroys nothing is not held up");
+    }
+    let mut patient = destructive;
+    patient.policy.max_age = Duration::from_secs(1_000_000);
+    assert_eq!(patient.judging(Some(at(0)), at(day + 1)).doubt, None);
 }
 
 #[test]

@@ -60,12 +60,12 @@ impl Demo {
                 ..Options::default()
             },
             runs: 16,
+            only: Some(vec![ENVIRONMENT.into()]),
             until_idle: false,
             schedules: true,
             watch_files: true,
             observer: Arc::new(Lines { quiet: false, json: app.logs_json }),
             webhook: Some(alerts),
-            directory: None,
             notify: Notify::from_env(),
         };
         let service = Service::new(settings, listen(false));
@@ -106,7 +106,7 @@ fn policy(person: &Token, sender: &Token) -> Result<Policy, Problem> {
     let file = mistakes.add_file("demo", text.as_bytes());
     let written = read_service(file, text.as_bytes(), &mut mistakes)
         .ok_or_else(|| Problem::Other(anyhow::anyhow!("{}", mistakes.render(false))))?;
-    Ok(Policy { access: Access::of(&written), open_metrics: true })
+    Ok(Policy { access: Access::of(&written), open_metrics: true, ..Policy::default() })
 }
 
 fn welcome(address: SocketAddr, person: &Token, sender: &Token, run: &str) -> String {

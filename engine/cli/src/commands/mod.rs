@@ -14,6 +14,7 @@ mod fsck;
 mod graph;
 mod incidents;
 mod locks;
+mod login;
 mod plan;
 mod plan_alert;
 mod prune;
@@ -59,6 +60,9 @@ pub struct Cli {
     /// Ask this service instead of opening the store here; its token is taken from `FARRIER_TOKEN`.
     #[arg(long, global = true, value_name = "URL", env = "FARRIER_SERVER")]
     server: Option<String>,
+    /// The authorities (PEM) that the service's certificate is checked against, instead of the machine's.
+    #[arg(long, global = true, value_name = "FILE", env = "FARRIER_SERVER_CA")]
+    server_ca: Option<PathBuf>,
     /// Form of the log.
     #[arg(long, global = true, default_value = "text", value_enum)]
     pub log_format: LogFormat,
@@ -145,6 +149,10 @@ enum Command {
     Audit(audit::Audit),
     /// Make tokens for the service file.
     Token(serve::Token),
+    /// Log in to the service of `--server` with a name and a password.
+    Login(login::Login),
+    /// End that login.
+    Logout(login::Logout),
     /// Take away finished runs whose time is over, as `retention:` in farrier.yaml says.
     Prune(prune::Prune),
     FilesHelper(files_helper::FilesHelper),
@@ -218,6 +226,8 @@ pub struct App {
     logs_json: bool,
     /// The service to ask, by its address.
     pub server: Option<String>,
+    /// The authorities to check its certificate against.
+    pub server_ca: Option<PathBuf>,
 }
 
 pub use run::user;
@@ -244,7 +254,13 @@ pub fn dispatch(cli: Cli) -> Result<Exit, Problem> {
         project: cli.project,
         logs_json: cli.log_format == LogFormat::Json,
         server: cli.server,
+        server_ca: cli.server_ca,
     };
+    if matches!(cli.command, Command::Serve(_) | Command::Demo(_)) {
+        // A service waits most of its life. The kernel would give it two megabytes for each few kilobytes that it uses. What
+        // it starts has small pages, too. A kernel that knows no others refuses, and is right.
+        let _ = rustix::thread::disable_transparent_huge_pages(true);
+    }
     match cli.command {
         Command::Check(command) => command.run(&app),
         Command::Plan(command) => block_on(command.run(&app)),
@@ -280,6 +296,8 @@ pub fn dispatch(cli: Cli) -> Result<Exit, Problem> {
         Command::Import(command) => block_on(command.run(&app)),
         Command::Audit(command) => block_on(command.run(&app)),
         Command::Token(command) => command.run(),
+        Command::Login(command) => block_on(command.run(&app)),
+        Command::Logout(command) => block_on(command.run(&app)),
         Command::Prune(command) => block_on(command.run(&app)),
         Command::FilesHelper(command) => command.run(),
         // It stands for the program, down to its exit code.
@@ -288,14 +306,17 @@ pub fn dispatch(cli: Cli) -> Result<Exit, Problem> {
     }
 }
 
+/// How long what hangs outside of this program may keep it from ending.
+const LAST_MOMENT: std::time::Duration = std::time::Duration::from_secs(1);
+
 fn block_on<T>(future: impl Future<Output = Result<T, Problem>>) -> Result<T, Problem> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|error| Problem::Other(anyhow::Error::new(error).context("cannot start")))?;
     let result = runtime.block_on(future);
-    // A file system that hangs must not keep the program from ending.
-    runtime.shutdown_background();
+    // Tasks are dropped, and with them commands that are still at work; a file system that hangs is not waited for.
+    runtime.shutdown_timeout(LAST_MOMENT);
     result
 }
 
@@ -446,7 +467,10 @@ impl Problem {
                 ErrorCode::Owned => Exit::StoreBusy,
                 ErrorCode::Drift => Exit::Drift,
                 ErrorCode::PlanGone => Exit::PlanGone,
-                ErrorCode::TooMany | ErrorCode::Unavailable | ErrorCode::TooSlow => Exit::Unreachable,
+                ErrorCode::TooMany
+                | ErrorCode::TooManyAttempts
+                | ErrorCode::Unavailable
+                | ErrorCode::TooSlow => Exit::Unreachable,
                 ErrorCode::WrongMethod
                 | ErrorCode::TooLarge
                 | ErrorCode::UnsupportedType

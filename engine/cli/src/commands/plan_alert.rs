@@ -51,6 +51,9 @@ struct View {
     inputs: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     ignored: Option<String>,
+    /// Why it only proposes a run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    proposed: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     plan: Option<Plan>,
 }
@@ -87,6 +90,7 @@ impl PlanAlert<'_> {
                 key: None,
                 inputs: None,
                 ignored: None,
+                proposed: None,
                 plan: None,
             };
             match arrival.routed {
@@ -98,6 +102,8 @@ impl PlanAlert<'_> {
                     view.runbook = routed.runbook.to_string();
                     view.environment = Some(routed.environment.to_string());
                     view.key = Some(plain(&routed.key));
+                    view.proposed =
+                        (arrival.status == Status::Firing).then(|| routed.rule.doubt.clone()).flatten();
                     let identity = (routed.environment.clone(), routed.runbook.clone(), routed.key.clone());
                     let created = arriving.run.map(|run| run.created);
                     let found = (set.bundle(&routed.runbook), set.site(&routed.environment));
@@ -114,7 +120,7 @@ impl PlanAlert<'_> {
                                 trigger: Trigger::Alert {
                                     incident: "".into(),
                                     receiver: receiver.as_str().into(),
-                                    proposed: false,
+                                    proposed: view.proposed.is_some(),
                                 },
                                 plan: None,
                             };
@@ -152,6 +158,12 @@ impl PlanAlert<'_> {
             if key.is_empty() { "one incident for all".to_owned() } else { format!("incident `{key}`") };
         let environment = view.environment.as_deref().unwrap_or_default();
         render::line(&format!("  `{}` in {environment}, {key}", view.runbook))?;
+        if let Some(doubt) = &view.proposed {
+            render::line(&format!(
+                "  {}: {doubt}",
+                style.warn("only proposes a run, which a person has to approve")
+            ))?;
+        }
         if let Some(inputs) = view.inputs.as_ref().and_then(Value::as_map) {
             for (name, value) in inputs.iter() {
                 render::line(&format!("  {name} = {}", plain(&value.to_string())))?;

@@ -12,12 +12,15 @@ use farrier_runbook::Diagnostics;
 use farrier_runbook::service::{Service as Written, Tls, read_service};
 use farrier_server::intake::Receiving;
 use farrier_server::rights::Access;
-use farrier_server::{Listeners, Notify, Policy, Service, Settings, configure_tls, open_socket};
+use farrier_server::{
+    Certificates, Directory, Listeners, Notify, Policy, Service, Settings, configure_tls, open_socket,
+};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::run::{listen, owner};
 use super::runs::describe;
 use super::{App, Problem};
+use crate::directory::LdapDirectory;
 use crate::exit::Exit;
 use crate::render;
 use crate::stores;
@@ -62,13 +65,6 @@ impl Serve {
         let root = app.workspace()?.root;
         let config = Config::find(&root, self.config.as_deref())?;
         let written = &config.written;
-        if written.login.is_some() {
-            return Err(Problem::Usage(
-                "this version does not log people in with a password: take `login:` out of the service file, and give \
-                 them tokens"
-                    .into(),
-            ));
-        }
         let served = if self.env.is_empty() {
             written.environments.iter().map(|name| name.value.clone()).collect::<Vec<String>>()
         } else {
@@ -76,7 +72,11 @@ impl Serve {
         };
         // Nothing starts by itself in an environment that nobody has named.
         let starts = !served.is_empty();
-        let sets = Watched::open(&root, app.registry.clone(), served)?;
+        let sets = Watched::open(&root, app.registry.clone(), served.clone())?;
+        if let Some(directory) = config.directory(&sets).map_err(Problem::Usage)? {
+            directory.is_there().map_err(Problem::Usage)?;
+        }
+        let policy = config.policy(&sets).map_err(Problem::Usage)?;
         let dir = sets.current().data_dir.clone();
         let store = stores::own(&dir).await?;
         let options = Options {
@@ -93,25 +93,25 @@ impl Serve {
         }
         let alerts = Receiving::new(store.clone(), sets.clone());
         let keeping = tokio::spawn(alerts.clone().keep());
-        let reread = (root.clone(), self.config.clone());
+        let reread = (root.clone(), self.config.clone(), sets.clone());
         let settings = Settings {
+            policy,
             store,
             sets,
-            policy: config.policy(),
             read_policy: Some(Arc::new(move || {
                 let config = Config::find(&reread.0, reread.1.as_deref());
-                config.map(|config| config.policy()).map_err(|problem| problem.to_string())
+                config.map_err(|problem| problem.to_string())?.policy(&reread.2)
             })),
             listeners,
             connections: written.connections.as_ref().map_or(0, |n| n.value as usize),
             options,
             runs: self.runs.or(written.runs.as_ref().map(|n| n.value as usize)).unwrap_or(64),
+            only: starts.then(|| served.iter().map(|name| name.as_str().into()).collect()),
             until_idle: self.until_idle,
             schedules: starts,
             watch_files: !self.until_idle,
             observer: Arc::new(Lines { quiet: self.quiet, json: app.logs_json }),
             webhook: Some(alerts),
-            directory: None,
             notify: Notify::from_env(),
         };
         let service = Service::new(settings, listen(false));
@@ -136,7 +136,7 @@ impl Serve {
         };
         let address = self.listen.or_else(|| config.written.listen.as_ref()?.parse().ok());
         let Some(address) = address else { return Ok(Listeners { network: None, socket }) };
-        let tls = config.tls()?;
+        let tls = config.tls().map_err(Problem::Usage)?.map(Certificates::new);
         if tls.is_none() && !address.ip().is_loopback() && !config.written.behind_proxy {
             return Err(Problem::Usage(format!(
                 "tokens would travel to {address} in plain text; add `tls:` to the service file, or `behind_proxy: true`"
@@ -158,6 +158,8 @@ impl Serve {
 
 /// A service file with its place.
 struct Config {
+    /// The file, when there is one.
+    file: Option<PathBuf>,
     written: Written,
     folder: PathBuf,
 }
@@ -169,27 +171,47 @@ impl Config {
         let path = match named {
             Some(path) => path,
             None if beside.is_file() => &beside,
-            None => return Ok(Config { written: Written::default(), folder: root.to_path_buf() }),
+            None => {
+                return Ok(Config { file: None, written: Written::default(), folder: root.to_path_buf() });
+            }
         };
         let bytes = std::fs::read(path).map_err(|error| Problem::file(path, error))?;
         let mut mistakes = Diagnostics::new();
         let file = mistakes.add_file(shown(path), &bytes);
         let written = read_service(file, &bytes, &mut mistakes);
         let written = written.ok_or_else(|| Problem::from(ProjectError::Mistakes(Box::new(mistakes))))?;
-        Ok(Config { written, folder: path.parent().unwrap_or(root).to_path_buf() })
+        Ok(Config {
+            file: Some(path.to_path_buf()),
+            written,
+            folder: path.parent().unwrap_or(root).to_path_buf(),
+        })
     }
 
-    fn policy(&self) -> Policy {
-        Policy { access: Access::of(&self.written), open_metrics: self.written.open_metrics }
+    fn directory(&self, sets: &Watched) -> Result<Option<LdapDirectory>, String> {
+        self.written.login.as_ref().map(|login| LdapDirectory::new(login, sets.clone())).transpose()
     }
 
-    fn tls(&self) -> Result<Option<Arc<rustls::ServerConfig>>, Problem> {
+    fn policy(&self, sets: &Watched) -> Result<Policy, String> {
+        let directory = self.directory(sets)?.map(|directory| Arc::new(directory) as Arc<dyn Directory>);
+        let tls = self.written.tls.as_ref();
+        let named = tls
+            .iter()
+            .flat_map(|tls| [Some(&tls.certificate), Some(&tls.key), tls.client_authorities.as_ref()]);
+        let files = named.flatten().map(|path| self.folder.join(path)).chain(self.file.clone()).collect();
+        Ok(Policy {
+            access: Access::of(&self.written),
+            open_metrics: self.written.open_metrics,
+            directory,
+            tls: self.tls().transpose(),
+            files,
+        })
+    }
+
+    fn tls(&self) -> Result<Option<Arc<rustls::ServerConfig>>, String> {
         let Some(Tls { certificate, key, client_authorities }) = &self.written.tls else { return Ok(None) };
         let place = |path: &str| self.folder.join(path);
         let authorities = client_authorities.as_deref().map(place);
-        configure_tls(&place(certificate), &place(key), authorities.as_deref())
-            .map(Some)
-            .map_err(Problem::Usage)
+        configure_tls(&place(certificate), &place(key), authorities.as_deref()).map(Some)
     }
 }
 

@@ -39,6 +39,9 @@ pub(super) struct TestArgs {
     /// Execute each case again and again, with something going wrong each time.
     #[arg(long, value_enum, value_delimiter = ',', value_name = "WHAT")]
     sweep: Vec<Sweep>,
+    /// Try at most so many places of each kind and case in a sweep, spread evenly; all without it.
+    #[arg(long, value_name = "N", requires = "sweep", value_parser = clap::value_parser!(u64).range(1..))]
+    tries: Option<u64>,
     /// Write the plans that cases compare with (`golden`) anew.
     #[arg(long)]
     update: bool,
@@ -46,7 +49,7 @@ pub(super) struct TestArgs {
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
     /// Print a case that does again what this run did, by the beginning of its id. Needs no world.
-    #[arg(long, value_name = "RUN", conflicts_with_all = ["only", "sweep", "update", "junit", "parallel"])]
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["only", "sweep", "tries", "update", "junit", "parallel"])]
     record: Option<String>,
     /// Cases at once; as many as there are processors without it.
     #[arg(long, value_name = "N")]
@@ -161,7 +164,7 @@ impl TestArgs {
                         let at = next.fetch_add(1, Ordering::Relaxed);
                         let Some(chosen) = chosen.get(at) else { return };
                         // Whoever listens is gone when another case could not be executed at all.
-                        if tell.send((at, chosen.execute(&self.sweep))).is_err() {
+                        if tell.send((at, chosen.execute(&self.sweep, self.tries))).is_err() {
                             return;
                         }
                     }
@@ -185,10 +188,10 @@ impl TestArgs {
 }
 
 impl Chosen {
-    fn execute(&self, sweeps: &[Sweep]) -> Result<Outcome, Problem> {
+    fn execute(&self, sweeps: &[Sweep], tries: Option<u64>) -> Result<Outcome, Problem> {
         let begun = Instant::now();
         let came = self.case.execute(&Trouble::default())?;
-        let swept = Swept::over(&self.case, &came, sweeps)?;
+        let swept = Swept::over(&self.case, &came, sweeps, tries)?;
         let mut differences = came.differences;
         differences.extend(swept.differences);
         Ok(Outcome {

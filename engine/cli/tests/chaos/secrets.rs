@@ -8,6 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use farrier_testkit::slapd::{self, Slapd};
+use farrier_testkit::wait_until;
 use serde_json::{Value, json};
 
 use crate::common::{Answer, Project, Started};
@@ -25,6 +26,8 @@ enum Manner {
     HangsUp,
     Garbles,
     Cuts,
+    /// What it was sent, with all headers, stands in the text of its error, as some servers for development do it.
+    Echoes,
     NeverAnswers,
 }
 
@@ -41,6 +44,13 @@ fn server(manner: Manner) -> u16 {
         Manner::Cuts => {
             let _ = stream.read(&mut [0; 4096]);
             let _ = stream.write_all(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 4000\r\n\r\nhalf of it");
+        }
+        Manner::Echoes => {
+            let mut request = vec![0; 65_536];
+            let length = stream.read(&mut request).unwrap_or(0);
+            let head =
+                format!("HTTP/1.1 500 Oops\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\n\r\n");
+            let _ = stream.write_all(&[head.as_bytes(), &request[..length]].concat());
         }
         Manner::NeverAnswers => while stream.read(&mut [0; 4096]).is_ok_and(|count| count > 0) {},
     };
@@ -99,13 +109,15 @@ const STEPS: &str = "runbook: leaky
 summary: Asks everyone
 owner: tests
 risk: recoverable
-targets: { directory: ldap, maria: sql, postgres: sql, web: http, post: mail, metrics: prometheus }
+targets: { directory: ldap, maria: sql, postgres: sql, web: http, post: mail, metrics: prometheus, alerts: alertmanager }
 steps:
   search: { uses: ldap.search, on_failure: continue, timeout: 1s, with: { target: directory, base: 'dc=wikimedia,dc=org', filter: '(uid=a)', attributes: { uid: string } } }
   maria: { uses: sql.query, on_failure: continue, timeout: 1s, with: { target: maria, sql: SELECT 1 AS one, columns: { one: int } } }
   postgres: { uses: sql.query, on_failure: continue, timeout: 1s, with: { target: postgres, sql: SELECT 1 AS one, columns: { one: int } } }
   get: { uses: http.get, on_failure: continue, timeout: 1s, with: { target: web, path: [a] } }
   query: { uses: prometheus.query, on_failure: continue, timeout: 1s, with: { target: metrics, query: up } }
+  alerts: { uses: alertmanager.alerts, on_failure: continue, timeout: 1s, with: { target: alerts, match: [a=b] } }
+  silence: { uses: alertmanager.silence, on_failure: continue, timeout: 1s, undo: none, with: { target: alerts, match: [a=b], for: 1h, comment: a } }
   post: { uses: http.request, on_failure: continue, timeout: 1s, undo: none, with: { target: web, method: POST, path: [a], json: { a: 1 } } }
   mail: { uses: mail.send, on_failure: continue, timeout: 1s, undo: none, with: { target: post, to: [admins], subject: a, text: b } }
 ";
@@ -123,6 +135,10 @@ fn environment(port: u16, directory: &str, reader: &str, secret: &Value) -> Valu
         },
         "metrics": {
             "kind": "prometheus", "url": format!("http://127.0.0.1:{port}/"), "networks": networks, "read_as": basic,
+        },
+        "alerts": {
+            "kind": "alertmanager", "url": format!("http://127.0.0.1:{port}/"), "networks": networks,
+            "read_as": { "bearer": secret }, "write_as": basic,
         },
         "post": {
             "kind": "mail", "url": format!("smtp://127.0.0.1:{port}"), "from": "farrier@example.org",
@@ -148,7 +164,8 @@ fn keeps_to_itself(project: &Project, when: &str) {
 
 #[test]
 fn passwords_are_found_nowhere_however_their_targets_fail() {
-    for manner in [Manner::Refuses, Manner::HangsUp, Manner::Garbles, Manner::Cuts, Manner::NeverAnswers] {
+    use Manner::{Cuts, Echoes, Garbles, HangsUp, NeverAnswers, Refuses};
+    for manner in [Refuses, HangsUp, Garbles, Cuts, Echoes, NeverAnswers] {
         let project = Project::new();
         let secret = project.secret("canary.secret", CANARY);
         project.write("runbooks/leaky.yaml", STEPS);
@@ -164,4 +181,87 @@ fn passwords_are_found_nowhere_however_their_targets_fail() {
     project.write("runbooks/leaky.yaml", STEPS);
     project.environment(&environment(server(Manner::Refuses), &slapd.url(), &slapd.reader_dn, &secret));
     keeps_to_itself(&project, "a wrong password");
+}
+
+/// What can be planned without a look, so that a plan can be saved.
+const BLIND: &str = "runbook: blind
+summary: Tells everyone
+owner: tests
+risk: recoverable
+targets: { web: http, post: mail }
+steps:
+  post: { uses: http.request, on_failure: continue, timeout: 1s, undo: none, with: { target: web, method: POST, path: [a], json: { a: 1 } } }
+  mail: { uses: mail.send, on_failure: continue, timeout: 1s, undo: none, with: { target: post, to: [admins], subject: a, text: b } }
+";
+
+#[test]
+fn a_saved_plan_holds_no_password_and_neither_does_its_run() {
+    let project = Project::new();
+    let secret = project.secret("canary.secret", CANARY);
+    project.write("runbooks/blind.yaml", BLIND);
+    let port = server(Manner::Echoes);
+    project.environment(&environment(port, &format!("ldap://127.0.0.1:{port}"), "cn=reader", &secret));
+    watched(&project, &["plan", "blind", "--env", "test", "--out", "plan.json"]).expect_one_of(&[0, 2, 3]);
+    assert!(project.path("plan.json").exists());
+    search(&project.path(""));
+    watched(&project, &["apply", "plan.json", "--yes"]).expect_one_of(&[12, 13]);
+    search(&project.path(""));
+}
+
+/// A password in the memory of a process that dies is not to end up in a file.
+#[test]
+fn a_process_that_dies_leaves_no_core_file() {
+    let project = Project::new();
+    project.write(
+        "runbooks/waits.yaml",
+        "runbook: waits\nsummary: Waits\nowner: tests\nrisk: destructive\ntargets: { here: host }\nsteps:\n  one: { uses: \
+         host.run, needs: [], undo: none, with: { target: here, argv: [sh, -c, 'touch begun; sleep 600'] } }\n",
+    );
+    project.environment(&json!({ "here": { "kind": "host", "local": true } }));
+    let begun = project.path("begun").display().to_string();
+    let text = project.read("runbooks/waits.yaml").replace("touch begun", &format!("touch {begun}"));
+    project.write("runbooks/waits.yaml", &text);
+    let ours = project.command(&["run", "waits", "--env", "test", "--yes"]);
+    let mut command = std::process::Command::new("prlimit");
+    command.args(["--core=unlimited:unlimited", "--"]).arg(ours.get_program()).args(ours.get_args());
+    command.current_dir(project.path(""));
+    let mut started = Started::from(command);
+    wait_until("a step is at work", || project.path("begun").exists());
+    let limits = fs::read_to_string(format!("/proc/{}/limits", started.child.id())).unwrap();
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
+    started.child.kill().unwrap();
+    started.end();
+}
+
+/// Whoever searches and finds nothing may have searched nowhere. So here are leaks, and each is found.
+#[test]
+fn the_search_finds_what_is_planted() {
+    let project = Project::new();
+    for (place, form) in FORMS.iter().enumerate() {
+        let file = format!("data/planted-{place}");
+        project.write(&file, &format!("some text before it {form} and after it"));
+        let folder = project.path("");
+        let found = std::panic::catch_unwind(|| search(&folder));
+        assert!(found.is_err(), "`{form}` was not found");
+        fs::remove_file(project.path(&file)).unwrap();
+    }
+    // A runbook that writes a password into its own text: it is shown, logged and stored, and each of them is looked at.
+    let leaky = format!(
+        "runbook: leaky\nsummary: Leaks\nowner: tests\nrisk: read_only\nsteps:\n  one: {{ uses: data.let, with: {{ value: \
+         '{CANARY}' }} }}\n"
+    );
+    project.write("runbooks/leaky.yaml", &leaky);
+    project.environment(&json!({}));
+    project.farrier(&["run", "leaky", "--env", "test", "--yes"]).expect(0);
+    fs::remove_file(project.path("runbooks/leaky.yaml")).unwrap();
+    let run = project.last_run();
+    let looks: [(&str, &dyn Fn()); 2] = [
+        ("the store", &|| search(&project.path("data"))),
+        ("the journal", &|| drop(watched(&project, &["logs", &run, "-o", "json"]))),
+    ];
+    for (what, look) in looks {
+        let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(look));
+        assert!(found.is_err(), "a password in {what} was not found");
+    }
 }

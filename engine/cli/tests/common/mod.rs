@@ -7,6 +7,8 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests may panic as tests do")]
 
+pub mod small_disk;
+
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
@@ -161,10 +163,16 @@ pub struct Started {
 
 impl Started {
     #[track_caller]
-    pub fn from(mut command: Command) -> Started {
+    pub fn from(command: Command) -> Started {
+        Started::typing(command, Stdio::null())
+    }
+
+    /// The same with something on its standard input.
+    #[track_caller]
+    pub fn typing(mut command: Command, input: Stdio) -> Started {
         let words = format!("{command:?}");
         let mut child = command
-            .stdin(Stdio::null())
+            .stdin(input)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()

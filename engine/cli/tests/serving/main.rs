@@ -5,10 +5,17 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod alertmanager;
 mod demo;
+mod edges;
+mod exporter;
 mod hostile;
 mod lives;
+mod logins;
 mod rights;
 mod service;
 mod stores;
 mod through;
+mod tls;
+mod units;
+mod worker;

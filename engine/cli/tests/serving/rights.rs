@@ -1,10 +1,14 @@
 //! Every route with every role, and every spelling of every route.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+
+use std::io::{Read as _, Write as _};
+
 use farrier_server::rights::Role;
 use farrier_server::routes::{Needs, TABLE};
 use serde_json::json;
 
-use crate::service::{PEOPLE, Serving};
+use crate::service::{PEOPLE, Serving, project, request};
 
 /// What each route needs, as it was agreed on. A route that is added or changed is written here too, by hand.
 const POLICY: &str = "\
@@ -14,6 +18,7 @@ GET /metrics: viewer somewhere
 GET /api/v1/openapi.json: nothing
 GET /api/v1/session: anyone
 POST /api/v1/login: nothing
+POST /api/v1/logout: anyone
 GET /api/v1/runbooks: viewer somewhere
 GET /api/v1/runbooks/{runbook}: viewer there
 POST /api/v1/runbooks/{runbook}/plan: operator there
@@ -87,7 +92,7 @@ fn every_route_with_every_role() {
         let (route, policy) = line.split_once(": ").unwrap();
         let (method, path) = route.split_once(' ').unwrap();
         let path = path.replace("{runbook}", "waits").replace("{run}", &run).replace("{receiver}", "main");
-        // A stream would not end by itself: from its end on, it does.
+        // A stream does not end by itself, and has a test of its own.
         let path = if path.ends_with("/events") { continue } else { path };
         let callers = PEOPLE.iter().map(|(name, _)| *name).chain(["nobody", "stranger", "main"]);
         for who in callers {
@@ -128,19 +133,106 @@ fn every_route_with_every_role() {
     serving.until(&run, "waiting");
 }
 
-/// Streams too: refused by status, and open for those who may.
+/// Streams too: each cell, by the head of the answer, since what follows does not end by itself.
 #[test]
 fn streams_are_guarded_as_everything_else() {
     let serving = Serving::start();
     let run = serving.waiting_run();
+    for path in [format!("/api/v1/runs/{run}/events"), "/api/v1/events".to_owned()] {
+        let policy = if path == "/api/v1/events" { "viewer somewhere" } else { "viewer there" };
+        for who in PEOPLE.iter().map(|(name, _)| *name).chain(["nobody", "main"]) {
+            let token = (who != "nobody").then(|| serving.token(who));
+            for method in ["GET", "HEAD"] {
+                let head = head_of(&serving, method, &path, token);
+                let expected = match (may(who, policy), who) {
+                    (true, _) => "200",
+                    (false, "nobody" | "main") => "401",
+                    (false, _) => "403",
+                };
+                assert!(
+                    head.starts_with(&format!("HTTP/1.1 {expected} ")),
+                    "{method} {path} as {who}: {head}"
+                );
+            }
+        }
+    }
     serving.post(&format!("/api/v1/runs/{run}/cancel"), "operator", &json!({})).expect(200);
     serving.until(&run, "cancelled");
-    let path = format!("/api/v1/runs/{run}/events");
-    serving.ask("GET", &path, None, None).expect(401);
-    serving.get(&path, "elsewhere").expect(403);
-    let whole = serving.get(&path, "viewer").expect(200);
+    let whole = serving.get(&format!("/api/v1/runs/{run}/events"), "viewer").expect(200);
     assert!(whole.body.contains("event: created") && whole.body.contains("event: finished"), "{whole:?}");
-    serving.ask("GET", "/api/v1/events", None, None).expect(401);
+}
+
+/// The head of an answer; the connection is dropped then.
+fn head_of(serving: &Serving, method: &str, path: &str, token: Option<&str>) -> String {
+    let mut stream = std::net::TcpStream::connect(serving.address).unwrap();
+    stream.set_read_timeout(Some(farrier_testkit::DEADLINE)).unwrap();
+    let asked = request(&serving.address.to_string(), method, path, token, None, "");
+    stream.write_all(asked.as_bytes()).unwrap();
+    let (mut head, mut byte) = (Vec::new(), [0]);
+    while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).unwrap() == 1 {
+        head.push(byte[0]);
+    }
+    String::from_utf8(head).unwrap()
+}
+
+/// Guards "a page of another site changes nothing": whatever changes something, for whoever may, however a browser says where
+/// the page is from. Reading is left to whoever has the token.
+#[test]
+fn nothing_that_changes_is_taken_from_other_sites() {
+    let serving = Serving::start();
+    let run = serving.waiting_run();
+    let own = format!("Origin: http://{}", serving.address);
+    for route in TABLE.iter() {
+        let path =
+            route.path.replace("{runbook}", "waits").replace("{run}", &run).replace("{receiver}", "main");
+        if route.method == "GET" {
+            continue;
+        }
+        let token = serving.token(if route.needs == Needs::Receiver { "main" } else { "admin" });
+        for marks in [
+            "Origin: null",
+            "Origin: https://evil.example",
+            "Origin: https://evil.example\r\nSec-Fetch-Site: same-origin",
+            "Sec-Fetch-Site: cross-site",
+            "Sec-Fetch-Site: same-site",
+            "Sec-Fetch-Site: something-new",
+        ] {
+            for kind in ["text/plain", "application/x-www-form-urlencoded", "application/json"] {
+                let more = format!("{marks}\r\nContent-Type: {kind}\r\n");
+                let answered = serving.ask_with("POST", &path, Some(token), Some("{}"), &more);
+                assert_eq!(answered.status, 403, "POST {path}, {marks}, {kind}: {answered:?}");
+                assert_eq!(answered.json()["error"]["code"], "cross_site");
+            }
+        }
+        // What an old browser sends for a form of another site: it says nothing of where that is, and only sends simple kinds.
+        let answered =
+            serving.ask_with("POST", &path, Some(token), Some("{}"), "Content-Type: text/plain\r\n");
+        assert_eq!(answered.status, 415, "POST {path}: {answered:?}");
+        let more = format!("{own}\r\nSec-Fetch-Site: same-origin\r\n");
+        let answered = serving.ask_with("POST", &path, Some(token), Some("[]"), &more);
+        assert!(!matches!(answered.status, 403 | 415), "POST {path} of our own: {answered:?}");
+    }
+    assert_eq!(serving.runs(), 1);
+    serving.until(&run, "waiting");
+}
+
+/// `open_metrics` opens the metrics, whole and for everybody, and nothing else.
+#[test]
+fn open_metrics_open_nothing_else() {
+    let serving = Serving::start_in(project(), "open_metrics: true\n");
+    for method in ["GET", "HEAD"] {
+        serving.ask(method, "/metrics", None, None).expect(200);
+    }
+    // A token that is wrong is wrong all the same.
+    serving.ask("GET", "/metrics", Some("farrier_0"), None).expect(401);
+    for path in
+        ["/metrics/", "/metrics%2F", "/Metrics", "/metrics;x", "//metrics", "/configs", "/static/", "/debug"]
+    {
+        serving.ask("GET", path, None, None).expect(404);
+    }
+    for path in ["/api/v1/runs", "/api/v1/events", "/api/v1/audit", "/api/v1/session"] {
+        serving.ask("GET", path, None, None).expect(401);
+    }
 }
 
 /// Guards "one spelling only": what is not exactly a route is nothing, for an admin too.

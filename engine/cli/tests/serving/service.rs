@@ -3,7 +3,7 @@
 #![allow(unreachable_pub, reason = "a module of a test binary")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
-use std::io::{Read as _, Write as _};
+use std::io::{Read, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -74,7 +74,25 @@ pub fn project() -> Project {
 impl Serving {
     /// A service in such a project, on a free port.
     pub fn start() -> Serving {
-        let project = project();
+        Serving::start_in(project(), "")
+    }
+
+    /// The same in a project of one's own, with more in its service file.
+    pub fn start_in(project: Project, more: &str) -> Serving {
+        Serving::start_with(project, |file| file.to_owned() + more)
+    }
+
+    /// The same with more on its command line.
+    pub fn start_serving(project: Project, args: &[&str]) -> Serving {
+        Serving::begin(project, ToOwned::to_owned, args)
+    }
+
+    /// The same with another service file, made of the usual one.
+    pub fn start_with(project: Project, edit: impl FnOnce(&str) -> String) -> Serving {
+        Serving::begin(project, edit, &[])
+    }
+
+    fn begin(project: Project, edit: impl FnOnce(&str) -> String, args: &[&str]) -> Serving {
         let tokens: Vec<(&str, Token)> =
             PEOPLE.iter().map(|(name, _)| (*name, Token::new())).chain([("main", Token::new())]).collect();
         let mut file = "users:\n".to_owned();
@@ -86,8 +104,8 @@ impl Serving {
             "receivers: {{ main: {{ tokens: ['{}'] }} }}\n",
             tokens[PEOPLE.len()].1.hash()
         ));
-        project.write("serve.yaml", &file);
-        let (child, address) = spawn(&project, &[]);
+        project.write("serve.yaml", &edit(&file));
+        let (child, address) = spawn(&project, args);
         Serving { project, address, child, tokens }
     }
 
@@ -118,20 +136,7 @@ impl Serving {
         body: Option<&str>,
         more: &str,
     ) -> Answered {
-        let mut request =
-            format!("{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n{more}", self.address);
-        if let Some(token) = token {
-            request.push_str(&format!("Authorization: Bearer {token}\r\n"));
-        }
-        if let Some(body) = body {
-            if !more.to_lowercase().contains("content-type") {
-                request.push_str("Content-Type: application/json\r\n");
-            }
-            request.push_str(&format!("Content-Length: {}\r\n", body.len()));
-        }
-        request.push_str("\r\n");
-        request.push_str(body.unwrap_or_default());
-        self.raw(request.as_bytes())
+        self.raw(request(&self.address.to_string(), method, path, token, body, more).as_bytes())
     }
 
     pub fn get(&self, path: &str, who: &str) -> Answered {
@@ -174,6 +179,18 @@ impl Serving {
     /// How many runs there are.
     pub fn runs(&self) -> usize {
         self.get("/api/v1/runs?limit=500", "admin").expect(200).json()["runs"].as_array().unwrap().len()
+    }
+
+    /// Ends it at once, wherever it is.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Starts it again at the address of before.
+    pub fn start_again(&mut self) {
+        let address = self.address.to_string();
+        (self.child, self.address) = spawn(&self.project, &["--listen", &address]);
     }
 
     pub fn signal(&self, name: &str) {
@@ -221,7 +238,10 @@ impl Drop for Serving {
 /// Starts the binary in a project, and waits until it listens.
 pub fn spawn(project: &Project, more: &[&str]) -> (Child, SocketAddr) {
     let err = project.path("serve.err");
-    let mut command = project.command(&["serve", "--listen", "127.0.0.1:0"]);
+    let mut command = project.command(&["serve"]);
+    if !more.contains(&"--listen") {
+        command.args(["--listen", "127.0.0.1:0"]);
+    }
     command
         .args(more)
         .stdin(Stdio::null())
@@ -231,20 +251,48 @@ pub fn spawn(project: &Project, more: &[&str]) -> (Child, SocketAddr) {
         clippy::zombie_processes,
         reason = "whoever asked for it waits for it; a test that fails here ends everything"
     )]
-    let child = command.spawn().unwrap_or_else(|error| panic!("{FARRIER}: {error}"));
+    let mut child = command.spawn().unwrap_or_else(|error| panic!("{FARRIER}: {error}"));
     let begun = Instant::now();
     loop {
         let said = std::fs::read_to_string(&err).unwrap_or_default();
-        if let Some(address) = said.lines().find_map(|line| line.strip_prefix("listening on http://")) {
+        let listens = |line: &'_ str| {
+            line.strip_prefix("listening on http").map(|rest| rest.rsplit('/').next().unwrap().to_owned())
+        };
+        if let Some(address) = said.lines().find_map(listens) {
             return (child, address.parse().unwrap());
         }
-        assert!(begun.elapsed() < DEADLINE, "it does not listen: {said}");
+        let ended = child.try_wait().unwrap();
+        assert!(ended.is_none() && begun.elapsed() < DEADLINE, "it does not listen: {ended:?} {said}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
 
+/// A request as it is sent, with more headers, each ended by a line break.
+pub fn request(
+    host: &str,
+    method: &str,
+    path: &str,
+    token: Option<&str>,
+    body: Option<&str>,
+    more: &str,
+) -> String {
+    let mut request = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{more}");
+    if let Some(token) = token {
+        request.push_str(&format!("Authorization: Bearer {token}\r\n"));
+    }
+    if let Some(body) = body {
+        if !more.to_lowercase().contains("content-type") {
+            request.push_str("Content-Type: application/json\r\n");
+        }
+        request.push_str(&format!("Content-Length: {}\r\n", body.len()));
+    }
+    request.push_str("\r\n");
+    request.push_str(body.unwrap_or_default());
+    request
+}
+
 /// What comes until the other end closes.
-pub fn answer(stream: &mut TcpStream) -> Answered {
+pub fn answer(stream: &mut impl Read) -> Answered {
     let mut bytes = Vec::new();
     // A connection that is reset after its answer has been sent is as good as closed.
     let _ = stream.read_to_end(&mut bytes);

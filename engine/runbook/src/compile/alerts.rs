@@ -126,6 +126,7 @@ fn check_policy(alert: &AlertTrigger, out: &mut Diagnostics) -> Option<Policy> {
     let every = read(alert.limit.as_ref().map(|limit| &limit.every), usual.rate.every, false, out);
     let within =
         read(alert.fuse.as_ref().and_then(|fuse| fuse.within.as_ref()), usual.fuse.within, false, out);
+    let max_age = read(alert.max_age.as_ref(), usual.max_age, false, out);
     let mut positive = |number: Option<&At<u32>>, usual: u32, out: &mut Diagnostics| {
         let Some(number) = number else { return usual };
         if number.value == 0 {
@@ -158,5 +159,6 @@ fn check_policy(alert: &AlertTrigger, out: &mut Diagnostics) -> Option<Policy> {
         max_active,
         rate: Rate { burst, every },
         fuse: Fuse { runs, failures, within },
+        max_age,
     })
 }

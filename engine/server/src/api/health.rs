@@ -29,7 +29,15 @@ pub(crate) async fn healthz(State(app): State<App>) -> Response {
     if app.0.store.due(1).await.is_err() {
         problems.push("the store cannot be read".to_owned());
     }
-    answer(problems)
+    let mut notes = Vec::new();
+    // What it is that is wrong is for those who may look at the log.
+    if app.trouble().is_some() {
+        notes.push("the service file or the certificates on disk are not those in use".to_owned());
+    }
+    if app.0.sets.trouble().is_some() {
+        notes.push("the project's files on disk are not those in use".to_owned());
+    }
+    answer(problems, notes)
 }
 
 pub(crate) async fn readyz(State(app): State<App>) -> Response {
@@ -40,12 +48,12 @@ pub(crate) async fn readyz(State(app): State<App>) -> Response {
     if app.0.store.fatal().is_some() || app.0.store.is_full() {
         problems.push("the store takes nothing new".to_owned());
     }
-    answer(problems)
+    answer(problems, Vec::new())
 }
 
-fn answer(problems: Vec<String>) -> Response {
+fn answer(problems: Vec<String>, notes: Vec<String>) -> Response {
     let status = if problems.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(HealthView { ok: problems.is_empty(), problems })).into_response()
+    (status, Json(HealthView { ok: problems.is_empty(), problems, notes })).into_response()
 }
 
 pub(crate) async fn metrics(State(app): State<App>, headers: HeaderMap) -> Result<Response, ApiError> {
@@ -66,21 +74,20 @@ impl App {
         let live =
             [RunState::Queued, RunState::Running, RunState::Waiting, RunState::Undoing, RunState::Parked];
         let count = |state| found.iter().find(|(other, _)| *other == state).map_or(0, |(_, count)| *count);
-        let stale = self
-            .0
-            .sets
-            .trouble()
-            .map_or(0.0, |trouble| self.now().duration_since(trouble.since).as_secs_f64().max(0.0));
+        let stale = |trouble: Option<farrier_project::Trouble>| {
+            trouble.map_or(0.0, |trouble| self.now().duration_since(trouble.since).as_secs_f64().max(0.0))
+        };
         let open = IncidentFilter { open: true, limit: Some(INCIDENTS), ..IncidentFilter::default() };
         self.0.metrics.incidents_open(self.0.store.incidents(open).await?.len() as i64);
         self.0.metrics.states(&States {
             runs: live.into_iter().map(|state| (state.name(), count(state))).collect(),
-            due: self.0.store.due(DUE).await?.runs.len() as i64,
+            due: self.0.store.due_in(self.0.only.as_deref(), DUE).await?.runs.len() as i64,
             full: self.0.store.is_full(),
             followers: self.0.live.followers(),
             set: self.set().number,
             reload_failures: self.0.sets.failures(),
-            stale_seconds: stale,
+            stale_seconds: stale(self.0.sets.trouble()),
+            service_stale_seconds: stale(self.trouble()),
         });
         Ok(())
     }

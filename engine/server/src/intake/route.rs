@@ -102,7 +102,9 @@ fn lead(
         destructive: graph.risk == Risk::Destructive,
         writes: graph.risk != Risk::ReadOnly,
         frozen: site.environment.freeze,
-    };
+        doubt: None,
+    }
+    .judging(alert.since(), now);
     let routed = |key| Routed { environment: environment.clone(), runbook: route.runbook.clone(), key, rule };
     if alert.status == Status::Resolved {
         if let Some(flaw) = &alert.flaw {

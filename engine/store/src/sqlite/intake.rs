@@ -239,7 +239,7 @@ impl Writer {
         let mut decision = decide(arrival.status, times, &routed.rule, &facts, now);
         let mut outcome = Outcome {
             decision: decision.name(),
-            why: decision.to_string(),
+            why: routed.rule.why(&decision),
             incident: desk.incidents.get(&identity).map(|incident| incident.id),
             run: None,
             stops: None,

@@ -166,8 +166,8 @@ fn judge(
         126 if said.starts_with("env: ") => {
             return Err(Failure::new(FailureKind::Denied, format!("cannot start `{name}`: {}", said.trim())));
         }
-        // By the signals that end it: TERM, or KILL when it does not obey.
-        143 | 137 if late => Ended::Late,
+        // What `timeout` says when it has ended it with TERM, or with KILL when that is not obeyed.
+        124 | 137 if late => Ended::Late,
         code => Ended::Code(code),
     };
     Ok(Finished { ended, stdout, stderr })

@@ -48,16 +48,43 @@ impl Deref for Connection {
 #[derive(Debug)]
 struct Open(Session);
 
-impl Drop for Open {
-    fn drop(&mut self) {
-        // A hello and an order to end, in the words of OpenSSH's PROTOCOL.mux. One that is gone needs none.
+impl Open {
+    /// Orders `ssh` to end the connection. None when it is gone already.
+    fn end(&self) -> Option<Ending> {
+        // A hello and an order to end, in the words of OpenSSH's PROTOCOL.mux.
         let order: [u32; 6] = [8, 0x0000_0001, 4, 8, 0x1000_0005, 0];
         let bytes: Vec<u8> = order.iter().flat_map(|number| number.to_be_bytes()).collect();
-        if let Ok(mut socket) = UnixStream::connect(self.0.control_socket()) {
-            let _ = socket.set_read_timeout(Some(Duration::from_secs(1)));
-            // What it answers tells that it has read the order.
-            let _ = socket.write_all(&bytes).and_then(|()| socket.read_exact(&mut [0; 24]));
-        }
+        let mut socket = UnixStream::connect(self.0.control_socket()).ok()?;
+        socket.set_read_timeout(Some(Duration::from_secs(1))).ok()?;
+        socket.write_all(&bytes).ok()?;
+        Some(Ending(socket))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        drop(self.end());
+    }
+}
+
+/// An order to end that `ssh` may not have read yet. It would not read it any more when nobody were there for its answer.
+struct Ending(UnixStream);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        // What it answers tells that it has read the order.
+        let _ = self.0.read_exact(&mut [0; 24]);
+    }
+}
+
+impl Drop for Pool {
+    /// Ends all connections at once: one after the other, many hosts would take long to leave.
+    fn drop(&mut self) {
+        let hosts = self.hosts.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let connections: Vec<Connection> =
+            hosts.values().filter_map(|slot| slot.session.try_lock().ok()?.clone()).collect();
+        let ending: Vec<Ending> = connections.iter().filter_map(|connection| connection.0.end()).collect();
+        drop(ending);
     }
 }
 

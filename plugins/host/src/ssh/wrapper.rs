@@ -29,7 +29,7 @@ LC_ALL=C PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 mark=$1 limit=$2 size=$3 folder=$4
 shift 4
 stop() { echo "$mark stop $*" >&2; exit 125; }
-for tool in setsid timeout head env cat sleep; do command -v $tool >/dev/null || stop "there is no $tool"; done
+for tool in setsid timeout head env sleep; do command -v $tool >/dev/null || stop "there is no $tool"; done
 exec 3<&0 </dev/null
 if [ "$size" -gt 0 ]; then
     input=$(head -c "$size" <&3; echo x)
@@ -41,19 +41,17 @@ set -- env -i "HOME=$HOME" "USER=$USER" "LOGNAME=$LOGNAME" "$@"
 echo "$mark begin"
 echo "$mark begin" >&2
 if [ "$size" -gt 0 ]; then
-    printf %s "$input" 2>/dev/null 3<&- | setsid "$@" 3<&- &
+    printf %s "$input" 2>/dev/null 3<&- | setsid timeout -k 5 "$limit" "$@" 3<&- &
 else
-    setsid "$@" </dev/null 3<&- &
+    setsid timeout -k 5 "$limit" "$@" </dev/null 3<&- &
 fi
 command=$!
-setsid sh -c 'timeout --foreground "$2" cat; kill -s TERM -- "-$1"; sleep 5; kill -s KILL -- "-$1"' sh "$command" "$limit" \
-    <&3 >/dev/null 2>&1 3<&- &
+(read -r _; kill -s TERM -- "-$command"; sleep 5; kill -s KILL -- "-$command") <&3 >/dev/null 2>&1 3<&- &
 watch=$!
 exec 3<&-
 wait "$command"
 code=$?
 kill -s KILL -- "-$command" 2>/dev/null
-kill -s KILL -- "-$watch" 2>/dev/null
 kill -s KILL "$watch" 2>/dev/null
 echo "$mark end $code"
 echo "$mark end $code" >&2

@@ -3,8 +3,8 @@
 //! Read first: [`LdifDirectory`], then [`tree::Tree`] (what a directory holds and refuses) and [`ldif`] (the files).
 //!
 //! It knows scopes, filters, operational attributes on request, `memberOf`, size limits, the Assertion control, and of
-//! the schema as much as keeps a runbook honest (see [`rules`]). It has no accounts and no access rules, and it does
-//! not know which attributes a server's schema lacks or that one character can be written in several ways. One suite runs against it and against OpenLDAP.
+//! the schema as much as keeps a runbook honest (see [`rules`]). It has no access rules; its accounts are the
+//! plain `userPassword`s in the files, by which people log in. It does not know which attributes a server's schema lacks or that one character can be written in several ways. One suite runs against it and against OpenLDAP.
 //!
 //! **Rules.** The files are the truth: each operation sees what is in them now. A write holds a lock on the folder,
 //! and replaces a file whole, or not at all; the other records of the file keep their bytes and comments.
@@ -21,9 +21,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
-use farrier_model::{Failure, FailureKind};
+use farrier_model::{Failure, FailureKind, Secret};
 
-use crate::directory::{Attribute, Directory, Each, Edit, Query, Refusal, WritableDirectory, code};
+use crate::directory::{Attribute, Directory, Each, Edit, Query, Refusal, WritableDirectory, code, fetch};
 use crate::dn::Dn;
 use crate::filter::Filter;
 use tree::{Tree, Written};
@@ -100,6 +100,15 @@ impl Directory for LdifDirectory {
     async fn search(&self, query: &Query, each: &mut Each<'_>) -> Result<(), Refusal> {
         let tree = self.current().await?;
         tree.search(query, each)
+    }
+
+    /// Passwords stand in the files as they are. What is hashed there opens nothing, and neither does an account that is locked.
+    async fn accepts(&self, dn: &Dn, password: &Secret) -> Result<bool, Failure> {
+        let wanted = ["userPassword", "pwdAccountLockedTime"].map(ToOwned::to_owned).to_vec();
+        let Some(entry) = fetch(self, dn, wanted).await? else { return Ok(false) };
+        let is_theirs = |value: &Vec<u8>| !value.starts_with(b"{") && value == password.reveal().as_bytes();
+        let is_locked = !entry.values("pwdAccountLockedTime").is_empty();
+        Ok(!is_locked && !password.reveal().is_empty() && entry.values("userPassword").iter().any(is_theirs))
     }
 }
 

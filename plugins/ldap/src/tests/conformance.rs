@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 
 use super::Place;
-use crate::directory::{Attribute, Edit, Entry, Query, Scope, WritableDirectory, code};
+use crate::compare::{VERSION, unchanged};
+use crate::directory::{Attribute, Edit, Entry, Query, Scope, WritableDirectory, code, fetch};
 use crate::dn::Dn;
 use crate::filter::Filter;
 
 const ALICE: &str = "uid=alice,ou=people,dc=wikimedia,dc=org";
+const BOB: &str = "uid=bob,ou=people,dc=wikimedia,dc=org";
 const ONE: &str = "cn=tools.one,ou=servicegroups,dc=wikimedia,dc=org";
 const ONE_USER: &str = "uid=tools.one,ou=people,ou=servicegroups,dc=wikimedia,dc=org";
 
@@ -361,4 +363,33 @@ async fn assertions(directory: &dyn WritableDirectory) {
     assert_eq!(values(directory, ONE_USER, "loginShell").await, ["/bin/sh"]);
     directory.delete(&one, Some(&version().await)).await.unwrap();
     assert_eq!(found(directory, &Query::entry(&one, vec![])).await, Err(Some(code::NO_SUCH_OBJECT)));
+
+    // What a group's members are told follows writes that are tied to what was read, and only those that happen.
+    let group = dn("cn=tied,ou=servicegroups,dc=wikimedia,dc=org");
+    let attributes = [
+        attribute("objectClass", &["groupOfNames"]),
+        attribute("cn", &["tied"]),
+        attribute("member", &[ALICE]),
+    ];
+    directory.add(&group, &attributes).await.unwrap();
+    let is_told = async |person: &str| {
+        values(directory, person, "memberOf").await.iter().any(|name| name.starts_with("cn=tied,"))
+    };
+    let read = async || {
+        let entry = fetch(directory, &group, vec![VERSION.to_owned()]).await.unwrap().unwrap();
+        unchanged(directory, &entry, &group).unwrap()
+    };
+    let before = read().await;
+    let members = [Edit::Add(attribute("member", &[BOB])), Edit::Delete(attribute("member", &[ALICE]))];
+    directory.modify(&group, &members, Some(&before)).await.unwrap();
+    assert!(is_told(BOB).await && !is_told(ALICE).await);
+    let again = [Edit::Add(attribute("member", &[ALICE]))];
+    for result in
+        [directory.modify(&group, &again, Some(&before)).await, directory.delete(&group, Some(&before)).await]
+    {
+        assert_eq!(result.unwrap_err().code, Some(code::ASSERTION_FAILED));
+    }
+    assert!(is_told(BOB).await && !is_told(ALICE).await);
+    directory.delete(&group, Some(&read().await)).await.unwrap();
+    assert!(!is_told(BOB).await);
 }

@@ -3,6 +3,7 @@
 mod conformance;
 mod faults;
 mod laws;
+mod login;
 mod proxy;
 mod races;
 mod tls;

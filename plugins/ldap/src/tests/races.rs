@@ -26,6 +26,14 @@ impl Directory for Meddled<'_> {
     async fn search(&self, query: &Query, each: &mut Each<'_>) -> Result<(), Refusal> {
         self.directory.search(query, each).await
     }
+
+    async fn accepts(
+        &self,
+        dn: &Dn,
+        password: &farrier_model::Secret,
+    ) -> Result<bool, farrier_model::Failure> {
+        self.directory.accepts(dn, password).await
+    }
 }
 
 #[async_trait]

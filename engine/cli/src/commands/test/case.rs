@@ -71,6 +71,8 @@ pub(super) struct Came {
     pub(super) crashed: bool,
     /// Nodes that read or changed something.
     pub(super) acted: Vec<NodeName>,
+    /// How often the store was written from the run's beginning to its end.
+    pub(super) writes: u64,
 }
 
 /// What is left of a run after its process has died, and what is still to come.
@@ -237,6 +239,7 @@ impl Course<'_> {
             if self.case.test.expect.is_none() {
                 return Ok(End::Over);
             }
+            self.came.writes = self.store.writes();
             if let Some((nth, fault)) = self.trouble.crash {
                 self.store.inject(nth, fault);
             }
@@ -246,6 +249,7 @@ impl Course<'_> {
             Ok(End::Over) => {
                 // A fault that the run never met must not meet what looks at it.
                 self.came.crashed = self.store.pending_faults() == 0;
+                self.came.writes = self.store.writes() - self.came.writes;
                 self.judge(&start).await?;
                 Ok(End::Over)
             }

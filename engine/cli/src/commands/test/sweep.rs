@@ -20,6 +20,12 @@ pub(super) enum Sweep {
 
 /// More writes than any case of a test should need.
 const MAX_WRITES: u64 = 5000;
+/// Which of `count` places are tried when only `tries` of them can be: evenly spread, the last one among them.
+fn spread(count: u64, tries: Option<u64>) -> impl Iterator<Item = u64> {
+    let tries = tries.map_or(count, |tries| tries.min(count));
+    (1..=tries).map(move |at| at * count / tries)
+}
+
 /// Differences that are told of one sweep.
 const TOLD: usize = 3;
 
@@ -33,17 +39,22 @@ pub(super) struct Swept {
 }
 
 impl Swept {
-    /// Sweeps over a case whose undisturbed execution came to `came`.
-    pub(super) fn over(case: &Case, came: &Came, sweeps: &[Sweep]) -> Result<Swept, Problem> {
+    /// Sweeps over a case whose undisturbed execution came to `came`, with so many tries for each kind of trouble.
+    pub(super) fn over(
+        case: &Case,
+        came: &Came,
+        sweeps: &[Sweep],
+        tries: Option<u64>,
+    ) -> Result<Swept, Problem> {
         let mut swept = Swept::default();
         if came.state.is_none() || !came.differences.is_empty() {
             return Ok(swept);
         }
         if sweeps.contains(&Sweep::Failures) {
-            swept.failures(case, came)?;
+            swept.failures(case, came, tries)?;
         }
         if sweeps.contains(&Sweep::Crashes) {
-            swept.crashes(case)?;
+            swept.crashes(case, came, tries)?;
         }
         if swept.untold > 0 {
             swept.differences.push(format!("and {} more in sweeps", swept.untold));
@@ -61,8 +72,9 @@ impl Swept {
         }
     }
 
-    fn failures(&mut self, case: &Case, came: &Came) -> Result<(), Problem> {
-        for node in &came.acted {
+    fn failures(&mut self, case: &Case, came: &Came, tries: Option<u64>) -> Result<(), Problem> {
+        for at in spread(came.acted.len() as u64, tries) {
+            let Some(node) = usize::try_from(at - 1).ok().and_then(|at| came.acted.get(at)) else { continue };
             for for_good in [false, true] {
                 self.failures += 1;
                 let failing = Some(Failing { node: node.clone(), for_good });
@@ -91,7 +103,7 @@ impl Swept {
         Ok(())
     }
 
-    fn crashes(&mut self, case: &Case) -> Result<(), Problem> {
+    fn crashes(&mut self, case: &Case, came: &Came, tries: Option<u64>) -> Result<(), Problem> {
         // A case that crashes by itself says by itself what follows.
         let own = case
             .test
@@ -102,7 +114,9 @@ impl Swept {
             return Ok(());
         }
         for fault in [Fault::CrashBefore, Fault::CrashAfter] {
-            for nth in 1..=MAX_WRITES {
+            // Without a limit it goes on until no write is left: there can be more of them than without any trouble.
+            let count = if tries.is_some() { came.writes } else { MAX_WRITES };
+            for nth in spread(count, tries) {
                 let again = case.execute(&Trouble { crash: Some((nth, fault)), ..Trouble::default() })?;
                 if !again.crashed {
                     break;
@@ -113,5 +127,19 @@ impl Swept {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::spread;
+
+    #[test]
+    fn tries_are_spread_evenly_and_reach_the_end() {
+        assert_eq!(spread(5, None).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
+        assert_eq!(spread(5, Some(9)).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
+        assert_eq!(spread(100, Some(4)).collect::<Vec<_>>(), [25, 50, 75, 100]);
+        assert_eq!(spread(7, Some(3)).collect::<Vec<_>>(), [2, 4, 7]);
+        assert_eq!(spread(0, Some(3)).count(), 0);
     }
 }

@@ -1,0 +1,16 @@
+//! The life of tools on real servers: OpenLDAP, MariaDB, homes on disk that belong to their accounts; Kubernetes is the
+//! embedded one. As the superuser, since homes belong to other accounts.
+//!
+//! Read first: `site.rs` (the servers, and tools on them), then `whole.rs` (a life from its beginning to its end), `kills.rs`
+//! (T39: deaths while a tool is archived and deleted).
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+
+#[path = "../chaos/blows.rs"]
+mod blows;
+#[path = "../common/mod.rs"]
+mod common;
+
+mod kills;
+mod site;
+mod whole;
