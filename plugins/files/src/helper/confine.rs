@@ -104,7 +104,7 @@ mod tests {
             // Files are part of every Landlock; the network is not.
             Confined::Partly => assert_eq!(outer, [denied; 3]),
             Confined::Not => {
-                assert_eq!(outer, [Ok(()); 3], "the kernel has no Landlock, and yet something is denied")
+                assert_eq!(outer, [Ok(()); 3], "the kernel has no Landlock, and yet something is denied");
             }
         }
     }

@@ -29,26 +29,29 @@ pub(crate) fn admit(world: &World, key: &Key, object: &Json) -> Result<(), Refus
             return Err(refuse(format!("failed quota: {}: must specify {}", quota.name, missing.join("; "))));
         }
         let used = used(world, &key.namespace);
-        let mut over: Vec<(&str, i128, i128, &str)> = hard
+        // Name, what is asked for, what is used and what is allowed, as texts.
+        let mut over: Vec<[String; 4]> = hard
             .iter()
             .filter_map(|(name, limit)| {
                 let (limit, asked) = (limit.as_str()?, *asked.get(name)?);
                 let used = used.get(name).copied().unwrap_or_default();
-                (asked > 0 && used + asked > amount(limit)?).then_some((name.as_str(), asked, used, limit))
+                let over = asked > 0 && used + asked > amount(limit)?;
+                over.then(|| [name.clone(), shown(name, asked), shown(name, used), limit.to_owned()])
             })
             .collect();
         over.sort_unstable();
         if !over.is_empty() {
-            let list = |text: &dyn Fn(&(&str, i128, i128, &str)) -> String| {
-                let each: Vec<String> = over.iter().map(|one| format!("{}={}", one.0, text(one))).collect();
+            let list = |column: usize| {
+                let each: Vec<String> =
+                    over.iter().map(|row| format!("{}={}", row[0], row[column])).collect();
                 each.join(",")
             };
-            let requested = list(&|(name, asked, _, _)| shown(name, *asked));
-            let used = list(&|(name, _, used, _)| shown(name, *used));
-            let limited = list(&|(_, _, _, limit)| (*limit).to_owned());
             return Err(refuse(format!(
-                "exceeded quota: {}, requested: {requested}, used: {used}, limited: {limited}",
-                quota.name
+                "exceeded quota: {}, requested: {}, used: {}, limited: {}",
+                quota.name,
+                list(1),
+                list(2),
+                list(3)
             )));
         }
     }

@@ -11,7 +11,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, ResourceQuota};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, PropagationPolicy, WatchParams};
-use kube::{Api, Client, Error, ResourceExt as _};
+use kube::{Api, Client, Error, ResourceExt};
 use proptest::prelude::*;
 use serde_json::{Value as Json, json};
 
@@ -385,7 +385,7 @@ async fn cron_jobs_make_jobs_when_they_are_due() {
     };
     let jobs = async |name: &str| {
         let all = cluster.api::<Job>().list(&ListParams::default()).await.unwrap().items;
-        let names = all.iter().map(|job| job.name_any()).filter(|job| job.starts_with(name));
+        let names = all.iter().map(ResourceExt::name_any).filter(|job| job.starts_with(name));
         names.collect::<Vec<String>>()
     };
     add("five", "*/5 * * * *", "succeeded after 30s").await;
