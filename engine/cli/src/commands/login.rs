@@ -45,7 +45,6 @@ impl Login {
 pub(super) struct Logout {}
 
 impl Logout {
-    #[expect(clippy::unused_self, reason = "as every command")]
     pub(super) async fn run(&self, app: &App) -> Result<Exit, Problem> {
         let url = client::address(app)?.ok_or_else(nowhere)?;
         let Some(login) = logins::find(&url).map_err(Problem::Other)? else {

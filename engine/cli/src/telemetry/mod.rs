@@ -34,7 +34,7 @@ struct Ended {
     parent: Option<[u8; 8]>,
     name: String,
     began: SystemTime,
-    ended: SystemTime,
+    over: SystemTime,
     fields: Vec<(&'static str, String)>,
     failure: Option<String>,
 }
@@ -148,7 +148,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Spans {
             _ => of("runbook").to_owned(),
         };
         let fields = said.0.into_iter().filter(|(field, _)| *field != "failure").collect();
-        let ended = SystemTime::now();
-        self.put(Ended { trace: place.trace, id: place.id, parent, name, began, ended, fields, failure });
+        let over = SystemTime::now();
+        self.put(Ended { trace: place.trace, id: place.id, parent, name, began, over, fields, failure });
     }
 }

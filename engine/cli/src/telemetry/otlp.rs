@@ -34,7 +34,7 @@ fn span(span: &Ended) -> Value {
         "name": span.name,
         "kind": INTERNAL,
         "startTimeUnixNano": nanoseconds(span.began),
-        "endTimeUnixNano": nanoseconds(span.ended),
+        "endTimeUnixNano": nanoseconds(span.over),
         "attributes": attributes.collect::<Vec<Value>>(),
     });
     if let Some(parent) = &span.parent {
