@@ -38,27 +38,31 @@ fn disabling_and_marking_a_tool_survives_every_crash_and_every_failure() {
     }
 }
 
-/// Runbooks of which a full sweep takes long: each of their cases, with a few places of each kind of trouble.
+/// A runbook of which a full sweep takes long: each of its cases, with a few places of each kind of trouble.
+#[track_caller]
 fn survives_some(runbook: &str, tries: &str) {
+    let project = Project::demo();
     let args = ["test", runbook, "--sweep", "failures,crashes", "--tries", tries];
-    let tests = Project::demo().farrier(&args).expect(0);
-    let swept = tests.out.lines().filter(|line| line.contains(" crashes, ") && line.contains(" failures)"));
-    assert!(swept.count() >= 3 && tests.out.ends_with(" passed, 0 failed\n"), "{}", tests.out);
+    // As long as it takes: it is hundreds of runs, and more than the usual patience on a busy machine.
+    let output = project.command(&args).output().unwrap();
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let swept = out.lines().filter(|line| line.contains(" crashes, ") && line.contains(" failures)")).count();
+    assert!(output.status.success() && swept >= 3 && out.ends_with(" passed, 0 failed\n"), "{out}{err}");
 }
 
 #[test]
 fn archiving_and_deleting_tools_survives_crashes_and_failures() {
-    survives_some("tools-archive-and-delete", "4");
+    survives_some("tools-archive-and-delete", "2");
 }
 
 #[test]
 fn draining_and_rebooting_a_worker_survives_crashes_and_failures() {
-    survives_some("worker-d-processes", "5");
+    survives_some("worker-d-processes", "2");
 }
 
 #[test]
 fn making_database_accounts_survives_crashes_and_failures() {
-    survives_some("maintain-dbusers-populate", "10");
+    survives_some("maintain-dbusers-populate", "4");
 }
 
 /// A command whose connection is cut after it has done its work: only a person can tell.
@@ -91,7 +95,7 @@ fn a_case_can_answer_for_a_step_in_doubt() {
     let case = |name: &str, answer: &str, expect: &str| {
         format!(
             "  - name: {name}\n    environment: ../environments/doubt.yaml\n    events:\n      - {{ at: 1h, resolve: touch, \
-             {answer}, by: ada, reason: I have looked }}\n      - {{ at: 2h, resume: true, by: ada }}\n    \
+             {answer}, by: ada, reason: I have looked }}\n    \
              expect: {expect}\n"
         )
     };

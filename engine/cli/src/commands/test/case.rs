@@ -71,6 +71,10 @@ pub(super) struct Came {
     pub(super) crashed: bool,
     /// Nodes that read or changed something.
     pub(super) acted: Vec<NodeName>,
+    /// Nodes that failed.
+    pub(super) failed: Vec<NodeName>,
+    /// Nodes in doubt for which a person has answered.
+    pub(super) answered: Vec<NodeName>,
     /// How often the store was written from the run's beginning to its end.
     pub(super) writes: u64,
 }
@@ -488,6 +492,7 @@ impl Course<'_> {
             for node in run.nodes().filter(|node| run.node(*node).state == NodeState::InDoubt) {
                 let node = run.name(node);
                 let applied = self.between.happened(&node);
+                self.came.answered.push(node.clone());
                 // Where the environment wants approvals, a second person has to say the same.
                 for by in ["operator", "second operator"] {
                     let reason = "looked at the world after a crash".to_owned();
@@ -517,6 +522,8 @@ impl Course<'_> {
         let journal = self.store.journal(row.id).await?;
         let run = self.replay(row.id, start).await?;
         self.came.state = Some(run.state);
+        let failed = run.nodes().filter(|node| run.node(*node).state == NodeState::Failed);
+        self.came.failed = failed.map(|node| run.name(node)).collect();
         self.came.acted = acted(&run, journal.iter().map(|entry| &entry.event));
         let report = farrier_store::fsck(&self.store).await?;
         self.differences.extend(report.violations.iter().map(|violation| format!("journal: {violation}")));

@@ -122,6 +122,10 @@ impl Swept {
                     break;
                 }
                 self.crashes += 1;
+                // A step that fails here, and of which a person says after the crash that it has happened, leads elsewhere.
+                if again.answered.iter().any(|node| came.failed.contains(node)) {
+                    continue;
+                }
                 let when = if fault == Fault::CrashBefore { "before" } else { "after" };
                 self.found(&format!("with the process dying {when} write {nth}"), again.differences);
             }
