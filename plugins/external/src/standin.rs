@@ -5,16 +5,19 @@
 //! do, drift is drift, undo brings back, and a probe can tell. A real program has no say in a stand-in.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Write as _};
+use std::fs::OpenOptions;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use farrier_action::ConnectCx;
+use farrier_action::{ConnectCx, world_file};
 use farrier_model::{Change, Failure, FailureKind, Fidelity, Value};
-use rustix::fs::{FlockOperation, flock};
 use serde::Deserialize;
 
 use crate::wire::{Applied, Ask, Plan, Probed, Said, Undone};
+
+/// How long another process may hold the state.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The whole file.
 #[derive(Debug, Deserialize)]
@@ -127,10 +130,10 @@ impl StandIn {
             let shown = self.state.display();
             Failure::new(FailureKind::Unreachable, format!("the stand-in's state in {shown}: {error}"))
         };
-        let folder = self.state.parent().unwrap_or(Path::new("/"));
-        let lock = File::open(folder).map_err(|error| broken(&error))?;
-        flock(&lock, FlockOperation::LockExclusive).map_err(|error| broken(&error))?;
+        let _lock = world_file::lock(&self.state, PATIENCE)?;
         let state: State = match std::fs::read_to_string(&self.state) {
+            // Made, and not written to before a crash.
+            Ok(text) if text.is_empty() => State::new(),
             Ok(text) => serde_json::from_str(&text).map_err(|error| broken(&error))?,
             Err(error) if error.kind() == ErrorKind::NotFound => State::new(),
             Err(error) => return Err(broken(&error)),
@@ -138,7 +141,9 @@ impl StandIn {
         let (said, next) = work(&state)?;
         if let Some(next) = next {
             let text = serde_json::to_string(&next).map_err(|error| broken(&error))?;
-            replace(&self.state, text.as_bytes()).map_err(|error| broken(&error))?;
+            let made = OpenOptions::new().append(true).create(true).open(&self.state);
+            made.map_err(|error| broken(&error))?;
+            world_file::replace(&self.state, &text).map_err(|error| broken(&error))?;
         }
         Ok(said)
     }
@@ -161,15 +166,4 @@ fn moved(
         next.insert((*change.object).to_owned(), to.clone());
     }
     Ok(next)
-}
-
-fn replace(path: &Path, content: &[u8]) -> std::io::Result<()> {
-    let mut next = path.as_os_str().to_owned();
-    next.push(".next");
-    let next = PathBuf::from(next);
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&next)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    std::fs::rename(&next, path)?;
-    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
 }
