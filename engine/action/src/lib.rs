@@ -9,12 +9,14 @@
 
 mod action;
 mod context;
+pub mod duration;
 pub mod harness;
 mod registry;
 pub mod rest;
 mod secrets;
 mod target;
 pub mod text;
+pub mod world_file;
 
 pub use action::{Action, Planned, Probe, WaitFor};
 pub use context::{NodeInfo, ReadCx, WriteCx};

@@ -56,6 +56,10 @@ impl Jobs for Many {
     fn watched(&self) -> Vec<Watch> {
         Vec::new()
     }
+
+    fn told(&self) -> Vec<Text> {
+        Vec::new()
+    }
 }
 
 #[derive(Default)]

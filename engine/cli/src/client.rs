@@ -84,18 +84,22 @@ pub fn named(app: &App) -> Result<Option<Client>, Problem> {
 
 /// The address of the server that the command line names, if a token may travel there.
 pub fn address(app: &App) -> Result<Option<Url>, Problem> {
-    let Some(text) = &app.server else { return Ok(None) };
+    app.server.as_deref().map(|text| private(text, "--server")).transpose()
+}
+
+/// An address on the way to which nobody reads along; `place` is where it is written.
+pub fn private(text: &str, place: &str) -> Result<Url, Problem> {
     let usage = |message: String| Problem::Usage(message);
     let url =
-        Url::parse(text).map_err(|error| usage(format!("`--server {text}` is not an address: {error}")))?;
+        Url::parse(text).map_err(|error| usage(format!("`{place} {text}` is not an address: {error}")))?;
     let is_local = matches!(url.host(), Some(url::Host::Ipv4(ip)) if ip.is_loopback())
         || matches!(url.host(), Some(url::Host::Ipv6(ip)) if ip.is_loopback())
         || url.host_str() == Some("localhost");
     match url.scheme() {
-        "https" => Ok(Some(url)),
-        "http" if is_local => Ok(Some(url)),
-        "http" => Err(usage(format!("the token would travel to {text} in plain text; use `https://`"))),
-        _ => Err(usage(format!("`--server {text}` is neither `https://` nor `http://`"))),
+        "https" => Ok(url),
+        "http" if is_local => Ok(url),
+        "http" => Err(usage(format!("`{place} {text}` would be reached in plain text; use `https://`"))),
+        _ => Err(usage(format!("`{place} {text}` is neither `https://` nor `http://`"))),
     }
 }
 
@@ -213,6 +217,38 @@ impl Client {
                 exchange(stream, request, body).await
             }
         }
+    }
+}
+
+/// Requests without a token, to somebody who is no service of ours.
+pub struct Plain(Option<tokio_rustls::TlsConnector>);
+
+impl Plain {
+    /// Over TLS where the address says so.
+    pub fn to(url: &Url, authorities: Option<&Path>) -> Result<Plain, Problem> {
+        (url.scheme() == "https").then(|| connector(authorities)).transpose().map(Plain)
+    }
+
+    /// Posts JSON; the answer's body is not read.
+    pub async fn post(&self, url: &Url, body: Bytes) -> Result<http::StatusCode, String> {
+        let host = url.host_str().unwrap_or_default();
+        let port = url.port_or_known_default().unwrap_or(443);
+        let request = Request::builder().method(Method::POST).uri(url.path());
+        let request = request.header(HOST, format!("{host}:{port}")).header(CONTENT_TYPE, "application/json");
+        let address = host.trim_start_matches('[').trim_end_matches(']');
+        let stream = TcpStream::connect((address, port)).await.map_err(|error| error.to_string())?;
+        let answered = match &self.0 {
+            None => exchange(stream, request, body).await,
+            Some(tls) => {
+                let name = rustls::pki_types::ServerName::try_from(address.to_owned());
+                let name = name.map_err(|error| error.to_string())?;
+                let stream = tls.connect(name, stream).await.map_err(|error| error.to_string())?;
+                exchange(stream, request, body).await
+            }
+        };
+        answered.map(|response| response.status()).map_err(|problem| {
+            std::error::Error::source(&problem).map_or_else(|| problem.to_string(), ToString::to_string)
+        })
     }
 }
 

@@ -18,14 +18,20 @@ mod plugins;
 mod progress;
 mod render;
 mod stores;
+mod telemetry;
 
 use std::process::ExitCode;
 
 use clap::Parser;
+use tracing_subscriber::filter::{EnvFilter, LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{Layer as _, fmt};
 
 use crate::commands::{Cli, LogFormat, Problem};
 use crate::exit::Exit;
 use crate::render::style::Style;
+use crate::telemetry::Spans;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -41,8 +47,9 @@ fn main() -> ExitCode {
             return exit.into();
         }
     };
-    start_logging(cli.log.as_deref(), cli.log_format);
-    match commands::dispatch(cli) {
+    let spans = cli.serves().then(Spans::default);
+    start_logging(cli.log.as_deref(), cli.log_format, spans.clone());
+    match commands::dispatch(cli, spans) {
         Ok(exit) => exit.into(),
         Err(problem) => {
             report(&problem);
@@ -74,21 +81,23 @@ fn report(problem: &Problem) {
     }
 }
 
-fn start_logging(filter: Option<&str>, format: LogFormat) {
+fn start_logging(filter: Option<&str>, format: LogFormat, spans: Option<Spans>) {
     let filter = filter.map(str::to_owned).or_else(|| std::env::var("FARRIER_LOG").ok());
-    if format == LogFormat::Json {
-        let _ = tracing_subscriber::fmt()
-            .json()
-            .flatten_event(true)
-            .with_env_filter(tracing_subscriber::EnvFilter::new(filter.unwrap_or_else(|| "info".into())))
-            .with_writer(std::io::stderr)
-            .try_init();
+    let log = match format {
+        LogFormat::Json => {
+            let filter = EnvFilter::new(filter.unwrap_or_else(|| "info".into()));
+            let lines = fmt::layer().json().flatten_event(true).with_writer(std::io::stderr);
+            Some(lines.with_filter(filter).boxed())
+        }
+        LogFormat::Text => filter.map(|filter| {
+            let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(Style::stderr().has_colour());
+            lines.with_filter(EnvFilter::new(filter)).boxed()
+        }),
+    };
+    if log.is_none() && spans.is_none() {
         return;
     }
-    let Some(filter) = filter else { return };
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
-        .with_writer(std::io::stderr)
-        .with_ansi(Style::stderr().has_colour())
-        .try_init();
+    let of_runs = Targets::new().with_target("farrier_exec", LevelFilter::DEBUG);
+    let spans = spans.map(|spans| spans.with_filter(of_runs));
+    let _ = tracing_subscriber::registry().with(log).with(spans).try_init();
 }

@@ -153,7 +153,7 @@ fn the_tutorial_can_be_walked_through() {
     let ends = |line: &str, expected: Exit| {
         let place = ["farrier".to_owned(), "-C".to_owned(), folder.path().display().to_string()];
         let cli = Cli::try_parse_from(place.into_iter().chain(words(line))).unwrap();
-        let exit = dispatch(cli).unwrap_or_else(|problem| panic!("{line}: {problem}"));
+        let exit = dispatch(cli, None).unwrap_or_else(|problem| panic!("{line}: {problem}"));
         assert_eq!(exit, expected, "{line}");
     };
     ends("check", Exit::Ok);

@@ -9,6 +9,7 @@ use farrier_action::{ActionRegistry, RegistryError};
 pub fn registry() -> Result<ActionRegistry, RegistryError> {
     let mut registry = ActionRegistry::default();
     farrier_plugin_data::register(&mut registry)?;
+    farrier_plugin_external::register(&mut registry)?;
     farrier_plugin_files::register(&mut registry)?;
     farrier_plugin_flow::register(&mut registry)?;
     farrier_plugin_host::register(&mut registry)?;

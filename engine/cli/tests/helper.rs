@@ -12,6 +12,8 @@ use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 
 use common::Project;
+use farrier_testkit::sshd::{Options, Sshd};
+use farrier_testkit::wait_until;
 use serde_json::{Value, json};
 
 const FARRIER: &str = env!("CARGO_BIN_EXE_farrier");
@@ -191,4 +193,131 @@ fn roots_that_others_can_write_are_not_believed() {
     let (answer, code) = Helper::start(&project.path("roots")).hear();
     assert_eq!(answer, "");
     assert_ne!(code, Some(0));
+}
+
+/// A program in the helper's place: it calls the helper, except once, as `mode` says.
+fn in_between(project: &Project, mode: &str) -> PathBuf {
+    let script = format!(
+        "#!/usr/bin/python3
+import os, subprocess, sys
+folder, helper = {folder:?}, [{FARRIER:?}, 'files-helper', '--roots', {roots:?}]
+line = sys.stdin.buffer.readline()
+once = b'\"verb\":\"delete_tree\",\"phase\":\"apply\"' in line and not os.path.exists(folder + '/once')
+if once:
+    open(folder + '/once', 'w').close()
+    if {mode:?} == 'before':
+        open(folder + '/now', 'w').close()
+        sys.stdin.read()
+        sys.exit(1)
+running = subprocess.Popen(helper, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+running.stdin.write(line)
+running.stdin.flush()
+if once and {mode:?} == 'killed':
+    running.kill()
+answer = running.stdout.readline()
+running.stdin.close()
+running.wait()
+if once and {mode:?} == 'after':
+    open(folder + '/now', 'w').close()
+    sys.stdin.read()
+    sys.exit(1)
+sys.stdout.buffer.write(answer)
+",
+        folder = project.path("").display().to_string(),
+        roots = project.path("roots").display().to_string(),
+    );
+    let path = project.path("in-between");
+    fs::write(&path, script).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+/// The project with its files on another host, where `helper` is called.
+fn remote(sshd: &Sshd, project: &Project, helper: &Value) {
+    project.write("known_hosts", &sshd.known_hosts(&format!("[127.0.0.1]:{}", sshd.port())));
+    project.environment(&json!({ "homes": { "kind": "files", "via": {
+        "ssh": "127.0.0.1", "port": sshd.port(), "user": "root", "identity": sshd.identity(),
+        "known_hosts": project.path("known_hosts"), "helper": helper,
+    } } }));
+}
+
+fn is_archived_and_deleted(project: &Project) {
+    assert!(!project.path("world/homes/foxes").exists());
+    assert!(project.path("world/archives/foxes.tgz").exists());
+    assert_eq!(project.read("world/archives/foxes.txt"), "archived");
+}
+
+#[test]
+fn a_helper_on_another_host_does_the_same() {
+    let (project, sshd) = (project(), Sshd::start(Options::default()));
+    let helper = json!([FARRIER, "files-helper", "--roots", project.path("roots")]);
+    remote(&sshd, &project, &helper);
+    project.farrier(&["plan", "retire", "--env", "test"]).expect(0).says("archives/foxes.tgz");
+    assert!(project.path("world/homes/foxes/data/text").exists());
+    project.farrier(&["run", "retire", "--env", "test", "--yes"]).expect(0);
+    is_archived_and_deleted(&project);
+    assert!(sshd.logins() > 5, "it was not asked over SSH: {}", sshd.log());
+}
+
+#[test]
+fn a_host_with_another_key_is_not_asked() {
+    let (project, mut sshd) = (project(), Sshd::start(Options::default()));
+    let helper = json!([FARRIER, "files-helper", "--roots", project.path("roots")]);
+    remote(&sshd, &project, &helper);
+    sshd.change_host_key();
+    let run = project.farrier(&["run", "retire", "--env", "test", "--yes"]);
+    assert_ne!(run.code, Some(0));
+    assert!(
+        format!("{}{}", run.out, run.err).contains("Host key verification failed"),
+        "{}{}",
+        run.out,
+        run.err
+    );
+    assert_eq!(sshd.logins(), 0);
+    assert!(project.path("world/homes/foxes/data/text").exists());
+}
+
+/// The deletion is in doubt, since no answer came; the host is asked, and the run goes on to its end.
+#[test]
+fn a_connection_that_is_cut_leaves_a_doubt_that_the_host_dispels() {
+    for mode in ["before", "after"] {
+        let (project, sshd) = (project(), Sshd::start(Options::default()));
+        let between = in_between(&project, mode);
+        remote(&sshd, &project, &json!([between]));
+        let now = project.path("now");
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                wait_until("the deletion is at work", || now.exists());
+                sshd.cut();
+            });
+            project.farrier(&["run", "retire", "--env", "test", "--yes"]).expect(0);
+        });
+        is_archived_and_deleted(&project);
+        project.farrier(&["logs", &project.last_run(), "-o", "json"]).expect(0).says("in_doubt");
+    }
+}
+
+#[test]
+fn a_helper_that_is_killed_leaves_a_doubt_as_well() {
+    let project = project();
+    let between = in_between(&project, "killed");
+    project.environment(&json!({ "homes": { "kind": "files", "via": { "helper": [between] } } }));
+    project.farrier(&["run", "retire", "--env", "test", "--yes"]).expect(0);
+    is_archived_and_deleted(&project);
+    project.farrier(&["logs", &project.last_run(), "-o", "json"]).expect(0).says("in_doubt");
+}
+
+#[test]
+fn a_helper_gives_up_what_it_does_not_need_before_it_is_asked() {
+    let project = project();
+    let mut helper = Helper::start(&project.path("roots"));
+    let status = format!("/proc/{}/status", helper.child.id());
+    wait_until("the helper has no new privileges", || {
+        fs::read_to_string(&status).unwrap().contains("NoNewPrivs:\t1")
+    });
+    let limits = fs::read_to_string(format!("/proc/{}/limits", helper.child.id())).unwrap();
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
+    drop(helper.stdin.take());
+    helper.hear();
 }

@@ -24,6 +24,7 @@ use farrier_store::{Batch, Claim, Clock, Executed, NewRun, Store, StoreError};
 use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
+use tracing::Instrument as _;
 
 use crate::decide::{Decision, Input, Limits, Report, Work};
 use crate::escalation;
@@ -560,7 +561,14 @@ impl Driver {
             run.fold(&event, self.clock.now()).map_err(replay)?;
             self.store.append(claim, vec![event], Some(run.state)).await?;
         }
-        let outcome = self.drive(&mut run, start, Some((claim, &how)), how.confirm, how.depth).await;
+        let span = tracing::error_span!(
+            "run",
+            run_id = %id,
+            runbook = %run.graph.name,
+            environment = %start.world.environment,
+        );
+        let driven = self.drive(&mut run, start, Some((claim, &how)), how.confirm, how.depth);
+        let outcome = driven.instrument(span).await;
         let let_go = matches!(outcome, Err(DriverError::LetGo(_)));
         if run.state.is_final() || run.parked.is_some() || outcome.is_ok() || let_go {
             self.store.release(claim).await?;
@@ -909,11 +917,13 @@ fn spawn(
     let node = work.node;
     let name = run.name(node);
     let tasks = tasks.clone();
-    working.spawn(async move {
+    let performed = async move {
         let report = task::perform(tasks, name, work).await;
         // The receiver is gone only when the run is no longer ours.
         let _ = reports.send((node, report)).await;
-    })
+    };
+    // A task of its own, and a step of this run all the same.
+    working.spawn(performed.in_current_span())
 }
 
 fn until(now: Timestamp, then: Timestamp) -> Duration {

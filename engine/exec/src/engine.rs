@@ -11,7 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use farrier_model::event::ParkCause;
 use farrier_model::time::Timestamp;
-use farrier_model::{Event, RunId, RunState};
+use farrier_model::{Event, RunId, RunState, Text};
 use farrier_store::{Batch, Notice, RunRow};
 use tokio::task::JoinSet;
 
@@ -44,12 +44,20 @@ pub struct Engine {
     launcher: Arc<dyn Launcher>,
     /// Runs at once.
     limit: usize,
+    /// The environments whose runs are taken up; all without them.
+    environments: Option<Vec<Text>>,
 }
 
 impl Engine {
     /// An engine on a driver's store, for at most `limit` runs at once.
     pub fn new(driver: Driver, launcher: Arc<dyn Launcher>, limit: usize) -> Engine {
-        Engine { driver, launcher, limit: limit.max(1) }
+        Engine { driver, launcher, limit: limit.max(1), environments: None }
+    }
+
+    /// The same for runs of these environments alone; those of others stay as they are.
+    #[must_use]
+    pub fn within(self, environments: Vec<Text>) -> Engine {
+        Engine { environments: Some(environments), ..self }
     }
 
     /// Works until the process is to end, or, with `until_idle`, until nothing is due any more.
@@ -76,7 +84,10 @@ impl Engine {
                 match self
                     .driver
                     .store()
-                    .due(free + self.driver.pokes().count() + taken.len() + away.len())
+                    .due_in(
+                        self.environments.as_deref(),
+                        free + self.driver.pokes().count() + taken.len() + away.len(),
+                    )
                     .await
                 {
                     Ok(due) => {

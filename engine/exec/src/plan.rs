@@ -169,7 +169,8 @@ fn plan_step(run: &Run, step: StepIndex) -> PlanStep {
             .find(|item| matches!(item.state, PlanStepState::After(_) | PlanStepState::MaybeAfter(_)));
         shown.state = match (changes, open) {
             (false, Some(open)) => open.state.clone(),
-            _ if shown.items.is_empty() => shown.state,
+            // Its list is known, and nothing is in it; what else is known of the step itself comes first.
+            _ if shown.items.is_empty() && shown.state != PlanStepState::NotReached => shown.state,
             (true, _) => PlanStepState::Changes,
             (false, None) => PlanStepState::Done,
         };

@@ -12,6 +12,7 @@ use farrier_model::{Change, Effect, Failure, FailureKind, Fidelity, NodeName, Ru
 use farrier_runbook::graph::{Graph, Step, Undo, Uses, Verify};
 use futures_util::FutureExt;
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use crate::decide::{PlanReport, Report, Work, WorkKind};
 use crate::driver::{Children, Interpose, StandIn, Stillness};
@@ -27,8 +28,21 @@ pub(crate) struct TaskCx {
     pub(crate) children: Children,
 }
 
-/// Carries out `work` to its report.
+/// Carries out `work` to its report. What is logged on the way, by whomever, says of which run, step and attempt it is.
 pub(crate) async fn perform(cx: Arc<TaskCx>, name: NodeName, work: Work) -> Report {
+    // An error's span is there whatever is logged, so that a filter for a plugin does not take the names away.
+    let span = tracing::error_span!(
+        "step",
+        run_id = %cx.run,
+        runbook = %cx.graph.name,
+        node = %name,
+        attempt = work.attempt,
+        doing = work.kind.name(),
+    );
+    attempt(cx, name, work).instrument(span).await
+}
+
+async fn attempt(cx: Arc<TaskCx>, name: NodeName, work: Work) -> Report {
     let graph = cx.graph.clone();
     let step = graph.step(work.node.step);
     let kind = work.kind.clone();
@@ -45,7 +59,7 @@ pub(crate) async fn perform(cx: Arc<TaskCx>, name: NodeName, work: Work) -> Repo
         _ => task.guarded().await,
     };
     if let Report::Applied(Err(failure)) | Report::Planned(Err(failure)) = &result {
-        tracing::debug!(run_id = %cx.run, node = %name, attempt = work.attempt, failure = %failure, "attempt failed");
+        tracing::debug!(failure = %failure, "attempt failed");
     }
     result
 }

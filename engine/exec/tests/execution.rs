@@ -443,6 +443,28 @@ steps:
 }
 
 #[tokio::test]
+async fn an_empty_list_below_a_step_with_changes_is_known_to_change_nothing() {
+    let bench = Bench::new("empty_list");
+    let rest = "steps:
+  first: { uses: fake.set, with: { target: world, object: a, value: v }, undo: restore }
+  each:
+    uses: fake.set
+    needs: [first]
+    for_each: { in: \"${ [] }\", as: name, key: name }
+    with: { target: world, object: \"${ name }\", value: v }
+    undo: restore
+  last: { uses: fake.set, needs: [each], with: { target: world, object: b, value: v }, undo: restore }
+";
+    let start = bench.start(&[runbook("empty_list", "recoverable", rest)], Value::map::<&str>([]));
+    let plan = bench.driver().plan(&start).await.unwrap();
+    let states: Vec<&PlanStepState> = plan.steps.iter().map(|step| &step.state).collect();
+    assert_eq!(states, [&PlanStepState::Changes, &PlanStepState::Done, &PlanStepState::Changes], "{plan:#?}");
+    assert!(plan.is_certain());
+    let ended = bench.run(&start).await.unwrap();
+    assert_eq!((ended.state, bench.world.state().ledger.len()), (RunState::Succeeded, 2));
+}
+
+#[tokio::test]
 async fn child_runs_have_their_own_journal_and_their_changes_count_for_the_parent() {
     let bench = Bench::new("children");
     let parent = runbook(

@@ -1,16 +1,15 @@
 //! What an environment says of a place that is reached by HTTP: [`Endpoint`].
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use farrier_action::duration::Wait;
 use farrier_action::{ConnectCx, SecretRef};
 use farrier_model::{Failure, FailureKind, Secret};
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::de::Error as _;
-use serde::{Deserialize, Deserializer};
+use schemars::JsonSchema;
+use serde::Deserialize;
 use url::Url;
 
 use crate::client::{Client, Settings};
@@ -100,32 +99,6 @@ struct ClientCertificate {
     file: String,
     /// Where its private key (PEM) is.
     key: SecretRef,
-}
-
-/// A duration above zero such as `30s`.
-#[derive(Debug, Clone, Copy)]
-pub struct Wait(pub Duration);
-
-impl<'de> Deserialize<'de> for Wait {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Wait, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        match farrier_model::time::parse_duration(&text) {
-            Some(duration) if !duration.is_zero() => Ok(Wait(duration)),
-            _ => Err(D::Error::custom(format!("`{text}` is not a duration above zero such as `30s`"))),
-        }
-    }
-}
-
-impl JsonSchema for Wait {
-    fn inline_schema() -> bool {
-        true
-    }
-    fn schema_name() -> Cow<'static, str> {
-        "duration".into()
-    }
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "examples": ["30s"] })
-    }
 }
 
 impl Endpoint {

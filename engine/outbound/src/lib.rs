@@ -19,7 +19,7 @@ mod tls;
 
 pub use answer::{Answer, refused};
 pub use client::{Client, Web};
-pub use endpoint::{Account, Endpoint, Wait};
+pub use endpoint::{Account, Endpoint};
 pub use network::{Network, Networks};
 pub use record::RecordFile;
 pub use request::{Method, Query, Request, segment};

@@ -38,6 +38,8 @@ pub struct Service {
     pub receivers: BTreeMap<String, Receiver>,
     /// Roles of those who log in with a name and a password.
     pub login: Option<Login>,
+    /// Where the spans of runs and steps are sent.
+    pub telemetry: Option<Telemetry>,
     /// Runs at once.
     #[schemars(range(min = 1, max = 10_000))]
     pub runs: Option<At<u32>>,
@@ -62,6 +64,16 @@ pub struct Tls {
     pub key: String,
     /// Authorities whose client certificates are accepted, PEM.
     pub client_authorities: Option<String>,
+}
+
+/// A collector of OpenTelemetry.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Telemetry {
+    /// Where it takes traces over HTTP as JSON, such as `http://127.0.0.1:4318/v1/traces`. `http://` is taken for this machine alone.
+    pub traces: At<String>,
+    /// A file with the authorities (PEM) to trust, from the folder of this file; the machine's without it.
+    pub authorities: Option<String>,
 }
 
 /// What somebody may do. Each role may do what those before it may.

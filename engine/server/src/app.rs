@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use axum::response::Response;
 use bytes::Bytes;
 use farrier_exec::Driver;
+use farrier_model::Text;
 use farrier_model::time::Timestamp;
 use farrier_project::{Set, Watched};
 use farrier_store::{Act, Clock, SqliteStore, StoreError};
@@ -48,6 +49,8 @@ pub struct App(pub(crate) Arc<Inner>);
 pub(crate) struct Inner {
     pub(crate) store: SqliteStore,
     pub(crate) sets: Watched,
+    /// The environments whose runs are taken up; all without them.
+    pub(crate) only: Option<Vec<Text>>,
     pub(crate) driver: Driver,
     pub(crate) launcher: Stored,
     pub(crate) clock: Clock,
@@ -136,7 +139,6 @@ impl App {
     /// Records what somebody did, and was told.
     pub(crate) async fn record(&self, act: NewAct<'_>) -> Result<(), StoreError> {
         let NewAct { who, via, what, object, outcome, detail } = act;
-        let begun = Instant::now();
         let act = Act {
             id: Uuid::now_v7(),
             at: self.now(),
@@ -148,7 +150,6 @@ impl App {
             detail: detail.to_owned(),
         };
         self.0.store.record_act(act).await?;
-        self.0.metrics.committed(begun.elapsed().as_secs_f64());
         Ok(())
     }
 

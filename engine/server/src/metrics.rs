@@ -133,7 +133,7 @@ impl Metrics {
         let commit = add!(
             "store_commit",
             Unit::Seconds,
-            "From asking the store to record an act to its being durable",
+            "From the beginning of a transaction that writes to its being durable",
             Histogram::new(SHORT_SECONDS)
         );
         let full = add!("store_full", "1 while the disk of the store is full", Gauge::default());

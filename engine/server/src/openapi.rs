@@ -291,7 +291,7 @@ mod tests {
             for name in takes.into_iter().chain(answers) {
                 assert!(schemas.contains_key(name), "{name}");
             }
-            let takes_nothing = ["/api/v1/reload", "/webhooks/alertmanager/{receiver}"];
+            let takes_nothing = ["/api/v1/logout", "/api/v1/reload", "/webhooks/alertmanager/{receiver}"];
             assert!(
                 !route.changes() || takes.is_some() || takes_nothing.contains(&route.path),
                 "{}",

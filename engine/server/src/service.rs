@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use farrier_exec::{Driver, DriverError, Engine, Halt, Observer, Options, Post};
+use farrier_model::Text;
 use farrier_project::Watched;
 use farrier_store::{Clock, Pruned, SqliteStore};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -71,6 +72,8 @@ pub struct Settings {
     pub options: Options,
     /// Runs at once.
     pub runs: usize,
+    /// Runs of these environments are taken up; of all without them.
+    pub only: Option<Vec<Text>>,
     /// End when nothing is due any more.
     pub until_idle: bool,
     /// Start what the schedules of the served environments say.
@@ -110,6 +113,8 @@ impl Service {
         let Settings { store, sets, policy, read_policy, listeners, connections, options, runs, .. } =
             settings;
         let metrics = Metrics::new(env!("CARGO_PKG_VERSION"));
+        let counted = metrics.clone();
+        store.on_commit(move |took| counted.committed(took.as_secs_f64()));
         let live = Live::new();
         let observers: Vec<Arc<dyn Observer>> =
             vec![settings.observer, Arc::new(metrics.clone()), Arc::new(live.clone())];
@@ -137,6 +142,7 @@ impl Service {
             directory: std::sync::RwLock::default(),
             attempts: Attempts::default(),
             logging_in: Inner::logging_in(),
+            only: settings.only.clone(),
             access: std::sync::RwLock::default(),
             open_metrics: AtomicBool::new(false),
             trouble: std::sync::Mutex::default(),
@@ -157,6 +163,10 @@ impl Service {
         let limit = if connections == 0 { CONNECTIONS } else { connections };
         let server = Server::new(router, metrics, limit, stopping);
         let engine = Engine::new(driver, Arc::new(launcher), runs);
+        let engine = match settings.only {
+            None => engine,
+            Some(environments) => engine.within(environments),
+        };
         Service {
             app,
             server,

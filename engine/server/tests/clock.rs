@@ -19,7 +19,8 @@ use farrier_runbook::{Bundle, compile_bundle};
 use farrier_schedule::{Due, Overlap, ScheduleId, Spec};
 use farrier_server::clock::{ClockObserver, Clockwork, Job, Jobs, Poker, Watch};
 use farrier_store::{
-    Alarm, AlarmKind, Clock, FireRow, Ledger, NewSchedule, OpenOptions, ScheduleRow, SqliteStore, fsck,
+    Alarm, AlarmKind, Clock, FireRow, Ledger, NewSchedule, OpenOptions, Outbox as _, ScheduleRow,
+    SqliteStore, fsck,
 };
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -78,6 +79,10 @@ impl Jobs for Minutely {
             plan: None,
         };
         Some(Job { start: Ok(start), destructive: self.destructive, frozen: false })
+    }
+
+    fn told(&self) -> Vec<Text> {
+        vec!["e".into(), "f".into()]
     }
 
     fn watched(&self) -> Vec<Watch> {
@@ -220,6 +225,12 @@ async fn a_clock_that_jumps_while_nobody_is_there_stops_what_destroys() {
     assert_eq!(row.paused.unwrap().by, "farrier");
     assert!(bench.fires().await.iter().all(|fire| fire.decision == "skipped"));
     assert!(bench.heard.0.lock().unwrap().contains(&(true, AlarmKind::ClockJumped)));
+    // Whoever can be told is told, once, with the alarm.
+    let told = bench.store.notices(farrier_store::NoticeFilter::default()).await.unwrap();
+    let mut told: Vec<(&str, &str, &str)> =
+        told.iter().map(|row| (&*row.notice.environment, &*row.notice.to, &*row.notice.occasion)).collect();
+    told.sort_unstable();
+    assert_eq!(told, [("e", "*", "clock_jumped"), ("f", "*", "clock_jumped")]);
     bench.end().await;
 }
 
@@ -239,6 +250,8 @@ async fn a_clock_that_goes_back_fires_nothing_twice() {
     bench.pass(660);
     bench.until("the next run", async |bench| bench.fires().await.len() == 2).await;
     assert!(bench.heard.0.lock().unwrap().contains(&(false, AlarmKind::ClockBack)));
+    let told = bench.store.notices(farrier_store::NoticeFilter::default()).await.unwrap();
+    assert_eq!(told.iter().filter(|row| &*row.notice.occasion == "clock_back").count(), 2);
     bench.end().await;
 }
 

@@ -67,7 +67,7 @@ pub trait Ledger: Send + Sync {
         kind: AlarmKind,
         subject: &str,
         message: &str,
-        tell: Option<Notice>,
+        tell: Vec<Notice>,
     ) -> Result<bool, StoreError>;
 
     /// Takes an alarm back; false when there was none.

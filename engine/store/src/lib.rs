@@ -144,7 +144,12 @@ pub trait Store: Outbox {
 
     /// Runs that nobody works on and somebody should: queued, left by an owner that died, waiting until a moment that has
     /// come, or parked and asked for something. The longest due first, at most `limit`.
-    async fn due(&self, limit: usize) -> Result<Due, StoreError>;
+    async fn due(&self, limit: usize) -> Result<Due, StoreError> {
+        self.due_in(None, limit).await
+    }
+
+    /// The same in these environments alone; in all without them. The moment of the next may be that of another environment.
+    async fn due_in(&self, environments: Option<&[Text]>, limit: usize) -> Result<Due, StoreError>;
 
     /// How often something was executed since a moment.
     async fn executions(&self, of: &Executed, since: Timestamp) -> Result<u64, StoreError>;

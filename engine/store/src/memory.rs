@@ -561,7 +561,7 @@ impl Store for MemoryStore {
         Ok(tickets)
     }
 
-    async fn due(&self, limit: usize) -> Result<Due, StoreError> {
+    async fn due_in(&self, environments: Option<&[Text]>, limit: usize) -> Result<Due, StoreError> {
         let now = self.clock.now_ms();
         let shared = self.read()?;
         let lease_end = now - self.timing.grace.as_millis() as i64;
@@ -592,8 +592,16 @@ impl Store for MemoryStore {
             .collect();
         asked.sort_by_key(|run| (run.created_at, run.new.id));
         let next = shared.runs.values().filter(waits).filter_map(|run| run.head.not_before);
+        let is_within = |run: &&Run| environments.is_none_or(|names| names.contains(&run.new.environment));
         Ok(Due {
-            runs: waiting.into_iter().chain(unowned).chain(asked).take(limit).map(Run::row).collect(),
+            runs: waiting
+                .into_iter()
+                .chain(unowned)
+                .chain(asked)
+                .filter(is_within)
+                .take(limit)
+                .map(Run::row)
+                .collect(),
             next: next.filter(|at| *at > now).min().map(timestamp),
         })
     }

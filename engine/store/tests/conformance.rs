@@ -620,6 +620,17 @@ async fn a_suspended_run_is_a_row_with_a_moment(world: &mut World) {
     assert_eq!(due(world).await, [""; 0]);
     world.clock.advance_ms(5_000);
     assert_eq!(due(world).await, ["sweep 2", "sweep 1"]);
+    let environment = world.store().run(run_id(1)).await.unwrap().unwrap().environment;
+    for (names, found) in [
+        (vec![environment.clone()], 2),
+        (vec!["elsewhere".into(), environment], 2),
+        (vec!["elsewhere".into()], 0),
+        (Vec::new(), 0),
+    ] {
+        let due = world.store().due_in(Some(&names), 10).await.unwrap();
+        assert_eq!(due.runs.len(), found, "{names:?}");
+        world.saw(due);
+    }
     let claim = world.store().claim(run_id(2), "host:2").await.unwrap();
     assert_eq!(due(world).await, ["sweep 1"], "who is claimed is not due");
     world.store().release(&claim).await.unwrap();

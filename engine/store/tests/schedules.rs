@@ -452,9 +452,9 @@ async fn alarms_are_raised_once_and_taken_back() {
     use farrier_store::AlarmKind::{ClockBack, Overdue};
     let (dir, hands) = (tempfile::tempdir().unwrap(), Hands::new());
     let store = open(dir.path(), &hands).await;
-    assert!(store.raise(Overdue, "e/r", "no success for 10m", Some(tell())).await.unwrap());
-    assert!(!store.raise(Overdue, "e/r", "no success for 20m", Some(tell())).await.unwrap());
-    assert!(store.raise(ClockBack, "clock", "it went back", None).await.unwrap());
+    assert!(store.raise(Overdue, "e/r", "no success for 10m", vec![tell()]).await.unwrap());
+    assert!(!store.raise(Overdue, "e/r", "no success for 20m", vec![tell()]).await.unwrap());
+    assert!(store.raise(ClockBack, "clock", "it went back", Vec::new()).await.unwrap());
     let told = store.notices(NoticeFilter::default()).await.unwrap();
     assert_eq!(told.len(), 1, "an alarm is told once");
     let alarms = store.alarms().await.unwrap();

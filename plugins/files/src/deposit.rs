@@ -130,6 +130,16 @@ impl Receipt {
         FilePlace { root: self.file.root.clone(), path: self.file.path.clone() }
     }
 
+    /// As plans name it.
+    pub(crate) fn shown(&self) -> String {
+        self.place().to_string()
+    }
+
+    /// The step that made it.
+    pub(crate) fn effect(&self) -> &str {
+        &self.effect
+    }
+
     fn is_file(&self, stat: &Stat) -> bool {
         (stat.st_dev, stat.st_ino, stat.st_size as u64) == (self.device, self.inode, self.file.bytes)
     }
@@ -227,45 +237,44 @@ pub async fn deposit(
 
 /// Takes back what [`deposit`] did: the file goes if it is the one that was made, then the folders made for it.
 pub async fn withdraw(files: Arc<Files>, into: Destination, effect: String) -> Result<(), Failure> {
-    do_blocking(move |work| {
-        let root = files.open(&into.root)?;
-        let Some(own) = own_folder(&root, &effect)? else { return Ok(()) };
-        crate::strict::lock(work, &own, format_args!("the making of `{}`", into.shown()))?;
-        let cannot = |error| failed(format_args!("cannot remove `{}`", into.shown()), error);
-        if let Some(receipt) = read_record::<Receipt>(&own, RECEIPT)? {
-            if let Some((folder, name)) = existing_folder(&root, &receipt.place())?
-                && look(&folder, name.as_str()).map_err(cannot)?.is_some_and(|stat| receipt.is_file(&stat))
-            {
-                // Moved first and looked at again, so that no other file is removed that took the name in between.
-                renameat_with(&folder, name.as_str(), &own, PART, RenameFlags::NOREPLACE).map_err(cannot)?;
-                if !look(&own, PART).map_err(cannot)?.is_some_and(|stat| receipt.is_file(&stat)) {
-                    renameat_with(&own, PART, &folder, name.as_str(), RenameFlags::NOREPLACE)
-                        .map_err(cannot)?;
-                    let message =
-                        format!("`{}` was replaced while it was to be removed; it stays", into.shown());
-                    return Err(Failure::new(FailureKind::Drift, message));
-                }
-                fsync(&folder).map_err(cannot)?;
+    do_blocking(move |work| take_away(work, &files.open(&into.root)?, &effect, &into.shown())).await
+}
+
+/// Removes what the effect made, shown as `shown`, and what is known of it.
+pub(crate) fn take_away(work: &Work, root: &OwnedFd, effect: &str, shown: &str) -> Result<(), Failure> {
+    let Some(own) = own_folder(root, effect)? else { return Ok(()) };
+    crate::strict::lock(work, &own, format_args!("the making of `{shown}`"))?;
+    let cannot = |error| failed(format_args!("cannot remove `{shown}`"), error);
+    if let Some(receipt) = read_record::<Receipt>(&own, RECEIPT)? {
+        if let Some((folder, name)) = existing_folder(root, &receipt.place())?
+            && look(&folder, name.as_str()).map_err(cannot)?.is_some_and(|stat| receipt.is_file(&stat))
+        {
+            // Moved first and looked at again, so that no other file is removed that took the name in between.
+            renameat_with(&folder, name.as_str(), &own, PART, RenameFlags::NOREPLACE).map_err(cannot)?;
+            if !look(&own, PART).map_err(cannot)?.is_some_and(|stat| receipt.is_file(&stat)) {
+                renameat_with(&own, PART, &folder, name.as_str(), RenameFlags::NOREPLACE).map_err(cannot)?;
+                let message = format!("`{shown}` was replaced while it was to be removed; it stays");
+                return Err(Failure::new(FailureKind::Drift, message));
             }
-            for made in receipt.folders.iter().rev() {
-                // One that holds something by now stays.
-                let _ = unlinkat(&root, made.as_str(), AtFlags::REMOVEDIR);
-            }
-            let digest = by_digest(&receipt.file.sha256);
-            if with_name(&root, &digest)?.is_some_and(|known| known.effect == effect)
-                && let Some(deposits) = open_private(&root, DEPOSITS)?
-            {
-                remove(&deposits, &digest)?;
-            }
+            fsync(&folder).map_err(cannot)?;
         }
-        remove(&own, PART)?;
-        remove(&own, RECEIPT)?;
-        let Some(deposits) = open_private(&root, DEPOSITS)? else { return Ok(()) };
-        unlinkat(&deposits, effect.as_str(), AtFlags::REMOVEDIR)
-            .and_then(|()| fsync(&deposits))
-            .map_err(|error| failed("cannot tidy the private folder", error))
-    })
-    .await
+        for made in receipt.folders.iter().rev() {
+            // One that holds something by now stays.
+            let _ = unlinkat(root, made.as_str(), AtFlags::REMOVEDIR);
+        }
+        let digest = by_digest(&receipt.file.sha256);
+        if with_name(root, &digest)?.is_some_and(|known| known.effect == effect)
+            && let Some(deposits) = open_private(root, DEPOSITS)?
+        {
+            remove(&deposits, &digest)?;
+        }
+    }
+    remove(&own, PART)?;
+    remove(&own, RECEIPT)?;
+    let Some(deposits) = open_private(root, DEPOSITS)? else { return Ok(()) };
+    unlinkat(&deposits, effect, AtFlags::REMOVEDIR)
+        .and_then(|()| fsync(&deposits))
+        .map_err(|error| failed("cannot tidy the private folder", error))
 }
 
 /// The file with this digest, read again to its last byte where it lies.
@@ -273,38 +282,52 @@ pub async fn withdraw(files: Arc<Files>, into: Destination, effect: String) -> R
 /// A digest that no deposit beneath this root has, and a file that is gone or is another one by now, are failures.
 pub async fn with_digest(files: Arc<Files>, shelf: Shelf, sha256: String) -> Result<Receipt, Failure> {
     do_blocking(move |work| {
-        let refused = |message: String| Failure::new(FailureKind::Refused, message);
-        if !crate::archive::is_digest(&sha256) {
-            return Err(Failure::new(
-                FailureKind::Input,
-                format!("`{}` is not a SHA-256 in hexadecimal digits", sha256.escape_debug()),
-            ));
-        }
-        let sha256 = sha256.to_ascii_lowercase();
-        let root = files.open(&shelf.root)?;
-        let Some(receipt) = with_name(&root, &by_digest(&sha256))? else {
-            return Err(refused(format!(
-                "no file beneath `{}` was made with the digest {sha256}",
-                shelf.root
-            )));
-        };
-        let place = receipt.place();
-        let (folder, name) = existing_folder(&root, &place)?
-            .ok_or_else(|| refused(format!("`{place}`, which was made, is not there any more")))?;
-        let file = open_strict(&folder, name.as_str(), OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW)
-            .map_err(|error| match error {
-                Errno::NOENT => refused(format!("`{place}`, which was made, is not there any more")),
-                error => failed(format_args!("cannot open `{place}`"), error),
-            })?;
-        let (found, _) = file_digest(work, File::from(file), &place.to_string())?;
-        if found != sha256 {
-            let message =
-                format!("`{place}` is not what was written: its digest is {found}, and was {sha256}");
-            return Err(Failure::new(FailureKind::Drift, message));
-        }
-        Ok(receipt)
+        made(work, &files.open(&shelf.root)?, &shelf.root, &sha256)?
+            .map_err(|gone| Failure::new(FailureKind::Refused, gone))
     })
     .await
+}
+
+/// The file with this digest, or why there is none any more.
+pub(crate) fn made(
+    work: &Work,
+    root: &OwnedFd,
+    name_of_root: &str,
+    sha256: &str,
+) -> Result<Result<Receipt, String>, Failure> {
+    if !crate::archive::is_digest(sha256) {
+        return Err(Failure::new(
+            FailureKind::Input,
+            format!("`{}` is not a SHA-256 in hexadecimal digits", sha256.escape_debug()),
+        ));
+    }
+    let sha256 = sha256.to_ascii_lowercase();
+    let Some(receipt) = with_name(root, &by_digest(&sha256))? else {
+        return Ok(Err(format!("no file beneath `{name_of_root}` was made with the digest {sha256}")));
+    };
+    let place = receipt.place();
+    let gone = || format!("`{place}`, which was made, is not there any more");
+    let Some((folder, name)) = existing_folder(root, &place)? else { return Ok(Err(gone())) };
+    let file = match open_strict(&folder, name.as_str(), OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW)
+    {
+        Ok(file) => File::from(file),
+        Err(Errno::NOENT) => return Ok(Err(gone())),
+        Err(error) => return Err(failed(format_args!("cannot open `{place}`"), error)),
+    };
+    let (found, _) = file_digest(work, file, &place.to_string())?;
+    if found != sha256 {
+        let message = format!("`{place}` is not what was written: its digest is {found}, and was {sha256}");
+        return Err(Failure::new(FailureKind::Drift, message));
+    }
+    Ok(Ok(receipt))
+}
+
+/// Whether the very file that was made has its place still, and not a copy of it.
+pub(crate) fn in_place(root: &OwnedFd, receipt: &Receipt) -> Result<bool, Failure> {
+    let Some((folder, name)) = existing_folder(root, &receipt.place())? else { return Ok(false) };
+    let found = look(&folder, name.as_str())
+        .map_err(|error| failed(format_args!("cannot look at `{}`", receipt.place()), error))?;
+    Ok(found.is_some_and(|stat| receipt.is_file(&stat)))
 }
 
 fn by_digest(sha256: &str) -> String {

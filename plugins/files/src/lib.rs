@@ -20,6 +20,7 @@ mod check_archive;
 mod count;
 mod delete_tree;
 pub mod deposit;
+mod discard;
 pub mod helper;
 mod manifest;
 mod pack;
@@ -42,6 +43,7 @@ mod write;
 pub use archive::{Archive, Archived};
 pub use check_archive::{CheckArchive, Checked};
 pub use delete_tree::{DeleteTree, DeletedTree};
+pub use discard::{Discard, Discarded};
 pub use manifest::{Manifest, NotStored};
 pub use place::FilePlace;
 pub use read_many::{Lines, Note, ReadMany, Texts, Timeout};
@@ -62,6 +64,7 @@ pub fn register(registry: &mut ActionRegistry) -> Result<(), RegistryError> {
     registry.action::<Through<Archive>>()?;
     registry.action::<Through<CheckArchive>>()?;
     registry.action::<Through<DeleteTree>>()?;
+    registry.action::<Discard>()?;
     registry.action::<ReadMany>()?;
     registry.action::<Through<Usage>>()?;
     registry.action::<Through<Write>>()

@@ -7,11 +7,10 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use farrier_model::time::parse_duration;
+use farrier_action::duration::Length;
 use farrier_model::{Failure, FailureKind};
 use futures_util::future::join_all;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
 /// So many hosts at once unless the step says otherwise.
@@ -68,31 +67,6 @@ impl JsonSchema for Share {
     }
 }
 
-/// A duration such as `30s`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Wait(pub(crate) Duration);
-
-impl<'de> Deserialize<'de> for Wait {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Wait, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        parse_duration(&text)
-            .map(Wait)
-            .ok_or_else(|| D::Error::custom(format!("`{text}` is not a duration such as `30s`")))
-    }
-}
-
-impl JsonSchema for Wait {
-    fn inline_schema() -> bool {
-        true
-    }
-    fn schema_name() -> Cow<'static, str> {
-        "duration".into()
-    }
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "pattern": "^([0-9]+(w|d|h|m|s|ms))+$" })
-    }
-}
-
 /// How work is spread over hosts, for a certain number of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Pace {
@@ -108,7 +82,7 @@ impl Pace {
         total: usize,
         batch: Option<Share>,
         whole_batches: bool,
-        pause: Option<Wait>,
+        pause: Option<Length>,
         must_succeed: Option<Share>,
     ) -> Result<Pace, Failure> {
         let at_once = match batch {
@@ -199,7 +173,7 @@ mod tests {
     }
 
     fn pace(total: usize, batch: Share, whole: bool, pause: u64, must: Share) -> Pace {
-        Pace::new(total, Some(batch), whole, Some(Wait(Duration::from_secs(pause))), Some(must)).unwrap()
+        Pace::new(total, Some(batch), whole, Some(Length(Duration::from_secs(pause))), Some(must)).unwrap()
     }
 
     /// When each host began, in seconds, with work of `seconds`.

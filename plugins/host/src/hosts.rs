@@ -178,7 +178,7 @@ impl Parser<'_> {
 }
 
 /// Adds what is not there yet.
-fn join(all: &mut Vec<String>, more: Vec<String>) -> Result<(), String> {
+pub(crate) fn join(all: &mut Vec<String>, more: Vec<String>) -> Result<(), String> {
     let mut known: HashSet<String> = all.iter().cloned().collect();
     all.extend(more.into_iter().filter(|host| known.insert(host.clone())));
     if all.len() > MOST {

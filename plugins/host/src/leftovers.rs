@@ -72,6 +72,21 @@ pub fn end(is_ours: impl Fn(&str) -> bool) -> io::Result<Vec<Leftover>> {
     }
 }
 
+/// The living children of this process. It does not wait for any, so their ids stay theirs as long as it does not.
+///
+/// # Errors
+/// `/proc` cannot be read.
+pub fn children() -> io::Result<Vec<Pid>> {
+    let own = getpid().as_raw_nonzero().get().cast_unsigned();
+    let mut children = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let id = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok());
+        let child = id.filter(|id| Status::of(*id).is_some_and(|status| status.parent == own));
+        children.extend(child.and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw));
+    }
+    Ok(children)
+}
+
 /// A living process of one of the runs.
 struct Marked {
     id: u32,

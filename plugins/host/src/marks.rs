@@ -13,14 +13,15 @@ pub(crate) const RESERVED: &str = "FARRIER_";
 
 /// The marks of one node's commands.
 #[derive(Debug, Clone)]
-pub(crate) struct Marks {
+pub struct Marks {
     run: String,
     node: String,
     effect: String,
 }
 
 impl Marks {
-    pub(crate) fn of(node: &NodeInfo) -> Marks {
+    /// Those of a node.
+    pub fn of(node: &NodeInfo) -> Marks {
         Marks {
             run: node.run.to_string(),
             // The key of an item may come from data, and no variable can hold a NUL.
@@ -30,7 +31,7 @@ impl Marks {
     }
 
     /// Names and values.
-    pub(crate) fn variables(&self) -> [(&'static str, &str); 3] {
+    pub fn variables(&self) -> [(&'static str, &str); 3] {
         [(RUN, &self.run), (NODE, &self.node), (EFFECT, &self.effect)]
     }
 }

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use farrier_action::duration::Length;
 use farrier_model::time::format_duration;
 use farrier_model::{Failure, FailureKind};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::fan_out::{Pace, Wait};
+use crate::fan_out::Pace;
 use crate::hosts::fold;
 use crate::transport::{Ended, Finished};
 use crate::words::{last_of, shortened};
@@ -20,8 +21,8 @@ pub(crate) fn default_max_output() -> u32 {
     64 << 10
 }
 
-pub(crate) fn default_time_limit() -> Wait {
-    Wait(Duration::from_secs(3600))
+pub(crate) fn default_time_limit() -> Length {
+    Length(Duration::from_secs(3600))
 }
 
 pub(crate) fn shown_time_limit() -> String {

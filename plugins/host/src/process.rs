@@ -1,28 +1,19 @@
-//! One command: started, fed, listened to, and ended with everything it started.
-//!
-//! The command leads a process group. The group is signalled only while its leader is not yet waited for: until then
-//! the kernel keeps the group's number, so that the signal cannot reach a stranger that got the same number. The end of
-//! the leader is therefore seen through a pidfd first, then the rest of the group is killed, and then it is waited for.
-//!
-//! Dropping [`run`]'s future (cancel, timeout) asks the group to end, and kills it when it does not.
+//! One command: started, fed, listened to, and ended with everything it started (see [`crate::group`]).
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
-use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, Interest};
-use tokio::process::{Child, ChildStderr, ChildStdout, Command};
+use rustix::process::Signal;
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
 
 use crate::capture::Capture;
+use crate::group::{Ending, Group, kill, listen, over};
 use crate::transport::{Ended, Finished};
 
-/// How long a group has between being asked to end and being killed.
-const TERM_GRACE: Duration = if cfg!(test) { Duration::from_secs(2) } else { Duration::from_secs(5) };
 /// How long output may still come after the command itself is over, from something it left running.
 const OUTPUT_GRACE: Duration = Duration::from_millis(500);
 
@@ -46,17 +37,14 @@ pub(crate) struct Spec<'a> {
 /// It cannot be started; the error is the kernel's.
 pub(crate) async fn run(spec: Spec<'_>) -> io::Result<Finished> {
     // Only what keeps std on `posix_spawn`: no `pre_exec`, no user or group, no relative program.
-    let child = Command::new(&spec.program)
+    let mut command = Command::new(&spec.program);
+    command
         .args(&spec.arguments)
         .env_clear()
         .envs(spec.env.iter().copied())
         .current_dir(spec.cwd)
-        .process_group(0)
-        .stdin(if spec.stdin.is_some() { Stdio::piped() } else { Stdio::null() })
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()?;
-    let mut group = Ending(Some(Group::of(child)));
+        .stdin(if spec.stdin.is_some() { Stdio::piped() } else { Stdio::null() });
+    let mut group = Ending::start(command)?;
     let Some(Group { child, stdout, stderr, pidfd }) = &mut group.0 else {
         return Err(io::Error::other("the command is gone"));
     };
@@ -96,93 +84,11 @@ pub(crate) async fn run(spec: Spec<'_>) -> io::Result<Finished> {
     Ok(Finished { ended, stdout: finished_stdout, stderr: finished_stderr })
 }
 
-/// Reads a pipe to its end.
-async fn listen(pipe: &mut Option<impl AsyncRead + Unpin>, mut hear: impl FnMut(&[u8])) {
-    let Some(pipe) = pipe else { return };
-    let mut buffer = vec![0; 8192];
-    while let Ok(count @ 1..) = pipe.read(&mut buffer).await {
-        hear(&buffer[..count]);
-        if count == buffer.len() && buffer.len() < 64 << 10 {
-            buffer.resize(64 << 10, 0);
-        }
-    }
-}
-
-/// Waits until the leader is over, leaving it unwaited-for where the kernel has pidfds.
-async fn over(child: &mut Child, pidfd: Option<&AsyncFd<OwnedFd>>) {
-    match pidfd {
-        Some(pidfd) => drop(pidfd.readable().await),
-        None => drop(child.wait().await),
-    }
-}
-
-/// Signals the group. A child that was waited for has no id any more, and then nothing is sent.
-fn kill(child: &Child, signal: Signal) {
-    let leader = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
-    if let Some(leader) = leader {
-        let _ = kill_process_group(leader, signal);
-    }
-}
-
-/// A running group. Dropped, it is killed at once; tokio waits for the leader.
-struct Group {
-    child: Child,
-    stdout: Option<ChildStdout>,
-    stderr: Option<ChildStderr>,
-    pidfd: Option<AsyncFd<OwnedFd>>,
-}
-
-impl Group {
-    fn of(mut child: Child) -> Group {
-        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-        let leader = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
-        let pidfd = leader.and_then(|leader| pidfd_open(leader, PidfdFlags::empty()).ok());
-        #[expect(
-            deprecated,
-            reason = "its successor is an unsafe function, which this workspace forbids; what that asks of its caller, \
-                      an `OwnedFd` that the `AsyncFd` keeps always meets"
-        )]
-        let pidfd = pidfd.and_then(|pidfd| AsyncFd::with_interest(pidfd, Interest::READABLE).ok());
-        Group { child, stdout, stderr, pidfd }
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        kill(&self.child, Signal::KILL);
-    }
-}
-
-/// The group of a future that may be dropped at any time: then it has [`TERM_GRACE`] to end by itself.
-struct Ending(Option<Group>);
-
-impl Drop for Ending {
-    fn drop(&mut self) {
-        let Some(mut group) = self.0.take() else { return };
-        kill(&group.child, Signal::TERM);
-        // Without a runtime, or with one that is shutting down, the group is dropped and so killed at once.
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move {
-                let Group { child, stdout, stderr, pidfd } = &mut group;
-                // What it still says is read, or a shell would die of its first word before it has cleaned up.
-                let ignore = async {
-                    tokio::join!(listen(stdout, |_| ()), listen(stderr, |_| ()));
-                    std::future::pending::<()>().await;
-                };
-                tokio::select! {
-                    _ = tokio::time::timeout(TERM_GRACE, over(child, pidfd.as_ref())) => {}
-                    () = ignore => {}
-                }
-                kill(child, Signal::KILL);
-                let _ = child.wait().await;
-            });
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
+
+    use rustix::process::Pid;
 
     use super::*;
 

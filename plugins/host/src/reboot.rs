@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use farrier_action::duration::Length;
 use farrier_action::{Action, Planned, Probe, ReadCx, Target, WriteCx};
 use farrier_model::spec::Risk;
 use farrier_model::time::{Timestamp, format_duration};
@@ -10,7 +11,6 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::fan_out::Wait;
 use crate::hosts::Names;
 use crate::marks::Marks;
 use crate::target::{Choice, Host, HostTarget};
@@ -35,11 +35,11 @@ pub struct Reboot {
     /// How long it may take until the host answers again.
     #[serde(default = "default_back_within")]
     #[schemars(default = "shown_back_within")]
-    back_within: Wait,
+    back_within: Length,
 }
 
-fn default_back_within() -> Wait {
-    Wait(Duration::from_secs(15 * 60))
+fn default_back_within() -> Length {
+    Length(Duration::from_secs(15 * 60))
 }
 
 fn shown_back_within() -> String {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use farrier_action::duration::Length;
 use farrier_action::text::{FreeText, Literal};
 use farrier_action::{Action, Planned, Probe, ReadCx, Target, WriteCx};
 use farrier_model::spec::Risk;
@@ -10,7 +11,7 @@ use farrier_model::{Change, ChangeKind, Effect, Failure, FailureKind, Value};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::fan_out::{Pace, Share, Wait, fan_out};
+use crate::fan_out::{Pace, Share, fan_out};
 use crate::hosts::Names;
 use crate::marks::{self, Marks};
 use crate::outcome::{self, Done, Ran};
@@ -71,7 +72,7 @@ pub struct Run {
     /// After this time the machine itself ends the command, even when Farrier or the connection is gone.
     #[serde(default = "outcome::default_time_limit")]
     #[schemars(default = "outcome::shown_time_limit")]
-    pub(crate) time_limit: Wait,
+    pub(crate) time_limit: Length,
     /// How many hosts at once: a number or a share such as `30%`. A host that is done makes room for the next. The default
     /// is 32.
     #[serde(default)]
@@ -81,7 +82,7 @@ pub struct Run {
     pub(crate) whole_batches: bool,
     /// A pause after each host before the next takes its place; with `whole_batches`, between batches.
     #[serde(default)]
-    pub(crate) pause: Option<Wait>,
+    pub(crate) pause: Option<Length>,
     /// How many hosts must succeed: a number or a share such as `90%`. When that can no longer be, no further host is begun,
     /// and the step fails. The default is all.
     #[serde(default)]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use farrier_action::duration::Length;
 use farrier_action::text::{FreeText, Literal};
 use farrier_action::{Action, Planned, Probe, ReadCx, Target, WriteCx};
 use farrier_model::literal::{Piece, pieces};
@@ -10,7 +11,7 @@ use farrier_model::{Change, Effect, Failure, FailureKind, Value};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::fan_out::{Share, Wait};
+use crate::fan_out::Share;
 use crate::hosts::Names;
 use crate::outcome::{self, Ran};
 use crate::run::Run;
@@ -72,7 +73,7 @@ pub struct Script {
     /// After this time the machine itself ends the script, even when Farrier or the connection is gone.
     #[serde(default = "outcome::default_time_limit")]
     #[schemars(default = "outcome::shown_time_limit")]
-    time_limit: Wait,
+    time_limit: Length,
     /// How many hosts at once: a number or a share such as `30%`. The default is 32.
     #[serde(default)]
     batch: Option<Share>,
@@ -81,7 +82,7 @@ pub struct Script {
     whole_batches: bool,
     /// A pause after each host before the next takes its place; with `whole_batches`, between batches.
     #[serde(default)]
-    pause: Option<Wait>,
+    pause: Option<Length>,
     /// How many hosts must succeed: a number or a share such as `90%`. The default is all.
     #[serde(default)]
     must_succeed: Option<Share>,

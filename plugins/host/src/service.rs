@@ -1,5 +1,6 @@
 //! `host.service`.
 
+use farrier_action::duration::Length;
 use farrier_action::text::Literal;
 use farrier_action::{Action, Planned, ReadCx, Target, WriteCx};
 use farrier_model::spec::Risk;
@@ -7,7 +8,7 @@ use farrier_model::{Change, ChangeKind, Effect, Failure, FailureKind, Fidelity, 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::fan_out::{Pace, Share, Wait, fan_out};
+use crate::fan_out::{Pace, Share, fan_out};
 use crate::hosts::Names;
 use crate::marks::Marks;
 use crate::target::{Choice, Host, HostTarget};
@@ -49,7 +50,7 @@ pub struct Service {
     whole_batches: bool,
     /// A pause after each host before the next takes its place; with `whole_batches`, between batches.
     #[serde(default)]
-    pause: Option<Wait>,
+    pause: Option<Length>,
 }
 
 /// How services are now.

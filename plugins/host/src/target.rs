@@ -11,6 +11,7 @@ use farrier_model::{Change, Failure, FailureKind, Value};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use crate::host_file::HostSet;
 use crate::hosts::{self, Groups, Names};
 use crate::local::{self, Local};
 use crate::scripted::Scripted;
@@ -38,12 +39,14 @@ pub struct HostConfig {
     /// beside the script, with `.state` for its ending.
     #[serde(default)]
     state: Option<String>,
-    /// The hosts that runbooks may name, as a set such as `worker-[1-80], bastion-[1-2]`. `@all` stands for it.
+    /// The hosts that runbooks may name, as a set such as `worker-[1-80], bastion-[1-2]`, or `{file: PATH}` for a file with
+    /// one host or pattern on each line. `@all` stands for it.
     #[serde(default)]
-    hosts: Option<String>,
-    /// Names for sets of hosts: `workers` is `@workers` where a set is written.
+    hosts: Option<HostSet>,
+    /// Names for sets of hosts, written like `hosts`: `workers` is `@workers` where a set is written. Sets that are written
+    /// here may build on those in files: `@all ! @broken`.
     #[serde(default)]
-    groups: BTreeMap<String, String>,
+    groups: BTreeMap<String, HostSet>,
     /// The folder with the scripts that `host.script` may run by name, from the folder of the environment file.
     #[serde(default)]
     scripts: Option<String>,
@@ -130,21 +133,23 @@ impl Host {
                     .help("write `local: true` for the machine that Farrier runs on"));
             }
         };
-        if let Some(text) = &config.hosts {
+        if let Some(set) = &config.hosts {
             let known: Groups = all.iter().map(|all| ("all".to_owned(), all.clone())).collect();
-            all =
-                Some(hosts::select(text, &known).map_err(|reason| hosts::wrong_set("hosts", text, &reason))?);
+            all = Some(set.hosts("hosts", &known, cx)?);
         }
         let mut groups: Groups = all.iter().map(|all| ("all".to_owned(), all.clone())).collect();
         let mut named = Groups::new();
-        for (name, text) in &config.groups {
+        // Those in files depend on nothing.
+        let (kept, written): (Vec<_>, Vec<_>) = config.groups.iter().partition(|(_, set)| set.is_kept());
+        for (at, &(name, set)) in kept.iter().chain(&written).enumerate() {
+            if at == kept.len() {
+                groups.append(&mut named);
+            }
             let field = format!("groups.{name}");
             if name == "all" || hosts::check_name(name).is_err() {
                 return Err(input(format!("`{field}`: `{name}` cannot name a group of hosts")));
             }
-            let members =
-                hosts::select(text, &groups).map_err(|reason| hosts::wrong_set(&field, text, &reason))?;
-            named.insert(name.clone(), members);
+            named.insert(name.clone(), set.hosts(&field, &groups, cx)?);
         }
         groups.extend(named);
         Ok(Host {
@@ -277,6 +282,35 @@ mod tests {
         let other = names(&["worker-1", "worker-2"]);
         let failure = host.choose(Choice { hosts: Some(&other), ..Choice::default() }).unwrap_err();
         assert_eq!(failure.message, "this environment does not have the hosts `worker-[1-2]`");
+    }
+
+    #[test]
+    fn sets_in_files_join_in_with_the_others() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("known"), "").unwrap();
+        std::fs::write(folder.path().join("all"), "w-[1-5]\n").unwrap();
+        std::fs::write(folder.path().join("broken"), "w-2 # its disk\nw-4\n").unwrap();
+        let cx = ConnectCx { alias: "here".into(), base_dir: folder.path().into(), now: Now::default() };
+        let new = |json: &str| Host::new(Value::from_json(json).unwrap().read().unwrap(), Side::Read, &cx);
+        let config = |groups: &str| {
+            format!(
+                r#"{{"ssh": {{"known_hosts": "known"}}, "hosts": {{"file": "all"}}, "groups": {{{groups}}}}}"#
+            )
+        };
+        let host = new(&config(r#""broken": {"file": "broken"}, "able": "@all ! @broken""#)).unwrap();
+        let chosen = |select: &str| {
+            let select = Literal(select.into());
+            host.choose(Choice { select: Some(&select), ..Choice::default() }).unwrap()
+        };
+        assert_eq!(chosen("@able"), ["w-1", "w-3", "w-5"]);
+        assert_eq!(chosen("@broken & w-[1-3]"), ["w-2"]);
+        assert_eq!(chosen("@all ^ @able"), ["w-2", "w-4"]);
+        std::fs::write(folder.path().join("broken"), "w-2\nw 4\n").unwrap();
+        let failure = new(&config(r#""broken": {"file": "broken"}"#)).unwrap_err();
+        assert!(failure.message.starts_with("`groups.broken`: broken:2:1: "), "{failure}");
+        std::fs::write(folder.path().join("all"), "# none\n").unwrap();
+        assert_eq!(new(&config("")).unwrap_err().message, "`hosts`: all: it names no host");
+        assert!(Value::from_json(r#"{"hosts": {"folder": "all"}}"#).unwrap().read::<HostConfig>().is_err());
     }
 
     #[test]

@@ -85,7 +85,7 @@ gateway:
 
 /// Shakes hands with the server, and reads what it showed.
 async fn look(endpoint: &Endpoint, ca_file: Option<&Path>, now: Timestamp) -> Result<Shown, Failure> {
-    let limit = |wait: Option<farrier_outbound::Wait>, default| wait.map_or(default, |wait| wait.0);
+    let limit = |wait: Option<farrier_action::duration::Wait>, default| wait.map_or(default, |wait| wait.0);
     let whole = limit(endpoint.connect_timeout, Duration::from_secs(5))
         + limit(endpoint.timeout, Duration::from_secs(30));
     match tokio::time::timeout(whole, handshake(endpoint, ca_file)).await {

@@ -1,8 +1,9 @@
 //! The target kind `http`: [`Http`], and its entry in an environment.
 
+use farrier_action::duration::Wait;
 use farrier_action::{ConnectCx, Now, TargetKind};
 use farrier_model::Failure;
-use farrier_outbound::{Account, Endpoint, Network, Wait, Web};
+use farrier_outbound::{Account, Endpoint, Network, Web};
 use schemars::JsonSchema;
 use serde::Deserialize;
 

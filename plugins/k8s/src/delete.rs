@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use farrier_action::duration::Length;
 use farrier_action::{Action, Planned, ReadCx, Target, WriteCx};
 use farrier_model::spec::Risk;
 use farrier_model::{Change, ChangeKind, Effect, Failure, FailureKind};
@@ -11,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster::{Cluster, status, write_failure};
 use crate::get::Missing;
-use crate::object::{Named, Wait, hide, to_json, to_value, uid, without_bookkeeping};
+use crate::object::{Named, hide, to_json, to_value, uid, without_bookkeeping};
 use crate::target::Kubernetes;
 use crate::tied::{gone, only, same_object};
 
@@ -46,11 +47,11 @@ pub(crate) struct Delete {
     dependents: Option<Dependents>,
     /// How long a pod may take to end. Left out, as the pod has it.
     #[serde(default)]
-    grace: Option<Wait>,
+    grace: Option<Length>,
     /// Wait until it is gone, and fail when it is not gone in this time. Left out, the step ends when the server has
     /// taken the deletion.
     #[serde(default)]
-    gone_within: Option<Wait>,
+    gone_within: Option<Length>,
 }
 
 /// What happens to dependents.

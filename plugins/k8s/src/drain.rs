@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use farrier_action::duration::Length;
 use farrier_action::{Action, Planned, ReadCx, Target, WriteCx};
 use farrier_model::spec::Risk;
 use farrier_model::time::{Timestamp, format_duration};
@@ -21,7 +22,7 @@ use tokio::time::Instant;
 use crate::cluster::{Cluster, Kind, is_missing, read_failure, status, write_failure};
 use crate::cordon::{is_cordoned, node};
 use crate::list::all;
-use crate::object::{Wait, title, to_json, uid};
+use crate::object::{title, to_json, uid};
 use crate::target::Kubernetes;
 
 /// How soon to look at the pods that are going; each look doubles the pause until the next, up to [`LATER`], so that a
@@ -47,10 +48,10 @@ pub(crate) struct Drain {
     node: String,
     /// How long each pod may take to end. Left out, as the pod has it.
     #[serde(default)]
-    pod_grace: Option<Wait>,
+    pod_grace: Option<Length>,
     /// How long to wait for a pod to go before it counts as stuck. The default is `10m`.
     #[serde(default = "ten_minutes")]
-    stuck_after: Wait,
+    stuck_after: Length,
     /// What to do with pods that are stuck: `fail`, or `force_delete`, which takes them off the cluster's books while
     /// their processes may still run. A pod that a disruption budget holds back is never forced.
     #[serde(default)]
@@ -63,8 +64,8 @@ pub(crate) struct Drain {
     unmanaged: Policy,
 }
 
-fn ten_minutes() -> Wait {
-    Wait(Duration::from_secs(600))
+fn ten_minutes() -> Length {
+    Length(Duration::from_secs(600))
 }
 
 /// What happens to pods that do not end.

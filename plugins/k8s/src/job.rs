@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use farrier_action::duration::Length;
 use farrier_action::text::FreeText;
 use farrier_action::{Action, Planned, ReadCx, Target, WriteCx};
 use farrier_model::spec::Risk;
@@ -21,7 +22,7 @@ use sha2::{Digest as _, Sha256};
 use crate::cluster::{Cluster, status, write_failure};
 use crate::list::all;
 use crate::logs::{end_of, read};
-use crate::object::{Named, Wait, check_name, from_value, to_json, to_value, tree};
+use crate::object::{Named, check_name, from_value, to_json, to_value, tree};
 use crate::target::Kubernetes;
 use crate::tied::{MANAGER, only};
 
@@ -57,17 +58,17 @@ pub(crate) struct Job {
     #[schemars(schema_with = "tree")]
     pod: Option<Value>,
     /// How long the job may run before the cluster ends it.
-    deadline: Wait,
+    deadline: Length,
     /// How long the job and its log are kept after its end. The default is `1d`.
     #[serde(default = "one_day")]
-    keep: Wait,
+    keep: Length,
     /// How many lines of the log's end are returned. The default is 200.
     #[serde(default = "two_hundred")]
     lines: u32,
 }
 
-fn one_day() -> Wait {
-    Wait(Duration::from_secs(86_400))
+fn one_day() -> Length {
+    Length(Duration::from_secs(86_400))
 }
 
 fn two_hundred() -> u32 {

@@ -1,5 +1,6 @@
 //! `k8s.logs`.
 
+use farrier_action::duration::Length;
 use farrier_action::{Action, Planned, ReadCx, Target};
 use farrier_model::spec::Risk;
 use farrier_model::{Effect, Failure, FailureKind};
@@ -10,7 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::{Cluster, is_missing, read_failure};
-use crate::object::{Wait, check_name};
+use crate::object::check_name;
 use crate::target::Kubernetes;
 
 /// Reads what a container of a pod has said.
@@ -31,7 +32,7 @@ pub(crate) struct Logs {
     lines: u32,
     /// Only what was said in this time until now.
     #[serde(default)]
-    since: Option<Wait>,
+    since: Option<Length>,
     /// What the container said before it was started the last time.
     #[serde(default)]
     previous: bool,

@@ -1,15 +1,12 @@
 //! Objects: how steps name them, how outputs show them, and how two states of one are compared.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use farrier_model::{Failure, FailureKind, Value};
 use kube::ResourceExt as _;
 use kube::api::DynamicObject;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::de::Error as _;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::Serialize;
 use serde_json::{Map, Value as Json, json};
 
 use crate::cluster::{Cluster, Kind, is_missing, read_failure};
@@ -325,29 +322,4 @@ pub(crate) fn tied_patch(recorded: &Json, live: &DynamicObject) -> Json {
     }
     patch["metadata"]["resourceVersion"] = live.metadata.resource_version.clone().into();
     patch
-}
-
-/// A duration such as `30s`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Wait(pub(crate) Duration);
-
-impl<'de> Deserialize<'de> for Wait {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Wait, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        farrier_model::time::parse_duration(&text)
-            .map(Wait)
-            .ok_or_else(|| D::Error::custom(format!("`{text}` is not a duration such as `30s`")))
-    }
-}
-
-impl JsonSchema for Wait {
-    fn inline_schema() -> bool {
-        true
-    }
-    fn schema_name() -> Cow<'static, str> {
-        "duration".into()
-    }
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "examples": ["30s"] })
-    }
 }

@@ -1,16 +1,15 @@
 //! The target kind `k8s`: [`Kubernetes`], and its entry in an environment.
 
-use std::borrow::Cow;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use base64::Engine as _;
+use farrier_action::duration::Wait;
 use farrier_action::{ConnectCx, SecretRef, TargetKind};
 use farrier_model::{Failure, FailureKind};
 use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::de::Error as _;
-use serde::{Deserialize, Deserializer};
+use schemars::JsonSchema;
+use serde::Deserialize;
 use serde_json::json;
 
 use crate::cluster::Cluster;
@@ -74,32 +73,6 @@ struct Account {
     /// Where the key of the certificate is (PEM).
     #[serde(default)]
     client_key: Option<SecretRef>,
-}
-
-/// A duration such as `30s`.
-#[derive(Debug, Clone, Copy)]
-struct Wait(Duration);
-
-impl<'de> Deserialize<'de> for Wait {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Wait, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        match farrier_model::time::parse_duration(&text) {
-            Some(duration) if !duration.is_zero() => Ok(Wait(duration)),
-            _ => Err(D::Error::custom(format!("`{text}` is not a duration above zero such as `30s`"))),
-        }
-    }
-}
-
-impl JsonSchema for Wait {
-    fn inline_schema() -> bool {
-        true
-    }
-    fn schema_name() -> Cow<'static, str> {
-        "duration".into()
-    }
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "examples": ["30s"] })
-    }
 }
 
 /// The side that reads.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use farrier_action::duration::Length;
 use farrier_action::{Action, Planned, ReadCx, Target, WriteCx};
 use farrier_model::spec::Risk;
 use farrier_model::time::format_duration;
@@ -10,7 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::Cluster;
-use crate::object::{Named, Object, Wait};
+use crate::object::{Named, Object};
 use crate::target::Kubernetes;
 
 /// How often to look.
@@ -38,7 +39,7 @@ pub(crate) struct WaitFor {
     #[serde(default)]
     until: Until,
     /// How long at most.
-    within: Wait,
+    within: Length,
 }
 
 /// What is waited for.

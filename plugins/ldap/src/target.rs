@@ -1,13 +1,12 @@
 //! The target kind `ldap`: [`Ldap`], and its entry in an environment.
 
-use std::borrow::Cow;
 use std::time::Duration;
 
+use farrier_action::duration::Wait;
 use farrier_action::{ConnectCx, SecretRef, TargetKind};
 use farrier_model::{Failure, FailureKind};
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::de::Error as _;
-use serde::{Deserialize, Deserializer};
+use schemars::JsonSchema;
+use serde::Deserialize;
 
 use crate::connection::{Address, Connection, Settings};
 use crate::directory::{Directory, WritableDirectory};
@@ -73,32 +72,6 @@ struct Writer {
     dn: String,
     /// Where its password is.
     password: SecretRef,
-}
-
-/// A duration such as `30s`.
-#[derive(Debug, Clone, Copy)]
-struct Wait(Duration);
-
-impl<'de> Deserialize<'de> for Wait {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Wait, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        match farrier_model::time::parse_duration(&text) {
-            Some(duration) if !duration.is_zero() => Ok(Wait(duration)),
-            _ => Err(D::Error::custom(format!("`{text}` is not a duration above zero such as `30s`"))),
-        }
-    }
-}
-
-impl JsonSchema for Wait {
-    fn inline_schema() -> bool {
-        true
-    }
-    fn schema_name() -> Cow<'static, str> {
-        "duration".into()
-    }
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "examples": ["30s"] })
-    }
 }
 
 /// The side that reads.

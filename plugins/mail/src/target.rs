@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use farrier_action::duration::Wait;
 use farrier_action::{ConnectCx, Now, SecretRef, TargetKind};
 use farrier_model::{Failure, FailureKind};
-use farrier_outbound::Wait;
 use schemars::JsonSchema;
 use serde::Deserialize;
 

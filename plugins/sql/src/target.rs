@@ -1,16 +1,15 @@
 //! The target kind `sql`: how an environment says which database, as whom, and how far to trust the network.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use farrier_action::duration::Wait;
 use farrier_action::{ConnectCx, SecretRef, TargetKind};
 use farrier_model::{Failure, FailureKind, Secret};
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::de::Error as _;
-use serde::{Deserialize, Deserializer};
+use schemars::JsonSchema;
+use serde::Deserialize;
 use sqlx::mysql::{MySql, MySqlConnectOptions, MySqlSslMode};
 use sqlx::postgres::{PgConnectOptions, PgSslMode, Postgres};
 use sqlx::sqlite::{Sqlite, SqliteConnectOptions};
@@ -88,32 +87,6 @@ pub enum Tls {
     /// On this machine never; elsewhere always.
     #[default]
     OffOnLoopback,
-}
-
-/// A duration such as `10s`.
-#[derive(Debug, Clone, Copy)]
-struct Wait(Duration);
-
-impl<'de> Deserialize<'de> for Wait {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Wait, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        match farrier_model::time::parse_duration(&text) {
-            Some(duration) if !duration.is_zero() => Ok(Wait(duration)),
-            _ => Err(D::Error::custom(format!("`{text}` is not a duration such as `10s`"))),
-        }
-    }
-}
-
-impl JsonSchema for Wait {
-    fn inline_schema() -> bool {
-        true
-    }
-    fn schema_name() -> Cow<'static, str> {
-        "duration".into()
-    }
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "pattern": "^([0-9]+(w|d|h|m|s|ms))+$" })
-    }
 }
 
 fn ten_seconds() -> Wait {

@@ -60,6 +60,7 @@ impl Demo {
                 ..Options::default()
             },
             runs: 16,
+            only: Some(vec![ENVIRONMENT.into()]),
             until_idle: false,
             schedules: true,
             watch_files: true,

@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use farrier_model::Failure;
+use farrier_plugin_files::helper::Helper;
 
-use super::Problem;
+use super::{Problem, block_on};
 use crate::exit::Exit;
 
 /// Do one piece of work with files for another Farrier, and end. Environments name this program under `via`.
@@ -19,10 +21,10 @@ pub struct FilesHelper {
 }
 
 impl FilesHelper {
-    pub(super) async fn run(self) -> Result<Exit, Problem> {
-        match farrier_plugin_files::helper::serve(&self.roots).await {
-            Ok(()) => Ok(Exit::Ok),
-            Err(failure) => Err(Problem::Other(anyhow::anyhow!(failure.message))),
-        }
+    pub(super) fn run(self) -> Result<Exit, Problem> {
+        let problem = |failure: Failure| Problem::Other(anyhow::anyhow!(failure.message));
+        // Before there is a second thread: what this one gives up, the later ones do not have.
+        let helper = Helper::prepare(&self.roots).map_err(problem)?;
+        block_on(async { helper.serve().await.map_err(problem).map(|()| Exit::Ok) })
     }
 }

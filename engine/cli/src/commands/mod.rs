@@ -43,6 +43,7 @@ use farrier_store::StoreError;
 use crate::exit::Exit;
 use crate::plugins;
 use crate::render::{self, Format};
+use crate::telemetry::Spans;
 
 /// Plan, run and inspect runbooks: declarative maintenance with a true dry run and runs that survive crashes.
 #[derive(Debug, Parser)]
@@ -68,6 +69,13 @@ pub struct Cli {
     pub log_format: LogFormat,
     #[command(subcommand)]
     command: Command,
+}
+
+impl Cli {
+    /// Whether the process is a service.
+    pub fn serves(&self) -> bool {
+        matches!(self.command, Command::Serve(_))
+    }
 }
 
 /// Form of the log.
@@ -156,6 +164,13 @@ enum Command {
     /// Take away finished runs whose time is over, as `retention:` in farrier.yaml says.
     Prune(prune::Prune),
     FilesHelper(files_helper::FilesHelper),
+    /// Start a program of a target of kind `external`; Farrier itself calls this.
+    #[command(hide = true)]
+    PluginRunner {
+        /// What Farrier says.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
     /// Print the completion script for a shell.
     Completions {
         /// The shell.
@@ -221,6 +236,8 @@ pub struct App {
     pub server: Option<String>,
     /// The authorities to check its certificate against.
     pub server_ca: Option<PathBuf>,
+    /// Hears of the spans of runs and steps, in a process that serves.
+    spans: Option<Spans>,
 }
 
 pub use run::user;
@@ -232,7 +249,7 @@ impl App {
 }
 
 /// Runs the chosen command.
-pub fn dispatch(cli: Cli) -> Result<Exit, Problem> {
+pub fn dispatch(cli: Cli, spans: Option<Spans>) -> Result<Exit, Problem> {
     if let Command::Completions { shell } = cli.command {
         // Made whole first: the generator would panic when its reader goes away, as in `| head`.
         let mut script = Vec::new();
@@ -248,6 +265,7 @@ pub fn dispatch(cli: Cli) -> Result<Exit, Problem> {
         logs_json: cli.log_format == LogFormat::Json,
         server: cli.server,
         server_ca: cli.server_ca,
+        spans,
     };
     if matches!(cli.command, Command::Serve(_) | Command::Demo(_)) {
         // A service waits most of its life. The kernel would give it two megabytes for each few kilobytes that it uses. What
@@ -292,10 +310,15 @@ pub fn dispatch(cli: Cli) -> Result<Exit, Problem> {
         Command::Login(command) => block_on(command.run(&app)),
         Command::Logout(command) => block_on(command.run(&app)),
         Command::Prune(command) => block_on(command.run(&app)),
-        Command::FilesHelper(command) => block_on(command.run()),
+        Command::FilesHelper(command) => command.run(),
+        // It stands for the program, down to its exit code.
+        Command::PluginRunner { words } => std::process::exit(farrier_plugin_external::runner::main(&words)),
         Command::Completions { .. } => Ok(Exit::Ok),
     }
 }
+
+/// How long what hangs outside of this program may keep it from ending.
+const LAST_MOMENT: std::time::Duration = std::time::Duration::from_secs(1);
 
 fn block_on<T>(future: impl Future<Output = Result<T, Problem>>) -> Result<T, Problem> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -303,8 +326,8 @@ fn block_on<T>(future: impl Future<Output = Result<T, Problem>>) -> Result<T, Pr
         .build()
         .map_err(|error| Problem::Other(anyhow::Error::new(error).context("cannot start")))?;
     let result = runtime.block_on(future);
-    // A file system that hangs must not keep the program from ending.
-    runtime.shutdown_background();
+    // Tasks are dropped, and with them commands that are still at work; a file system that hangs is not waited for.
+    runtime.shutdown_timeout(LAST_MOMENT);
     result
 }
 

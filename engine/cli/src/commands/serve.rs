@@ -9,7 +9,7 @@ use farrier_exec::{Observer, Options, RunUpdate};
 use farrier_model::Event;
 use farrier_project::{ProjectError, Watched, shown};
 use farrier_runbook::Diagnostics;
-use farrier_runbook::service::{Service as Written, Tls, read_service};
+use farrier_runbook::service::{Service as Written, Telemetry, Tls, read_service};
 use farrier_server::intake::Receiving;
 use farrier_server::rights::Access;
 use farrier_server::{
@@ -20,10 +20,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::run::{listen, owner};
 use super::runs::describe;
 use super::{App, Problem};
+use crate::client::{self, Plain};
 use crate::directory::LdapDirectory;
 use crate::exit::Exit;
 use crate::render;
 use crate::stores;
+use crate::telemetry::{Exporting, Spans};
 
 /// The name of the service file, beside the project file.
 const SERVICE_FILE: &str = "serve.yaml";
@@ -72,7 +74,7 @@ impl Serve {
         };
         // Nothing starts by itself in an environment that nobody has named.
         let starts = !served.is_empty();
-        let sets = Watched::open(&root, app.registry.clone(), served)?;
+        let sets = Watched::open(&root, app.registry.clone(), served.clone())?;
         if let Some(directory) = config.directory(&sets).map_err(Problem::Usage)? {
             directory.is_there().map_err(Problem::Usage)?;
         }
@@ -87,6 +89,7 @@ impl Serve {
             grace: self.grace,
             ..Options::default()
         };
+        let exporting = config.exporting(app.spans.as_ref())?;
         let listeners = self.listeners(&config, &dir)?;
         if !self.quiet {
             eprintln!("taking up what is due in {}", store.file().display());
@@ -106,6 +109,7 @@ impl Serve {
             connections: written.connections.as_ref().map_or(0, |n| n.value as usize),
             options,
             runs: self.runs.or(written.runs.as_ref().map(|n| n.value as usize)).unwrap_or(64),
+            only: starts.then(|| served.iter().map(|name| name.as_str().into()).collect()),
             until_idle: self.until_idle,
             schedules: starts,
             watch_files: !self.until_idle,
@@ -118,6 +122,9 @@ impl Serve {
         let ended = service.run().await;
         hangups.abort();
         keeping.abort();
+        if let Some(exporting) = exporting {
+            exporting.end().await;
+        }
         ended?;
         Ok(Exit::Ok)
     }
@@ -204,6 +211,17 @@ impl Config {
             tls: self.tls().transpose(),
             files,
         })
+    }
+
+    /// Begins to send spans, where the file says so. Read at a start only.
+    fn exporting(&self, spans: Option<&Spans>) -> Result<Option<Exporting>, Problem> {
+        let (Some(Telemetry { traces, authorities }), Some(spans)) = (&self.written.telemetry, spans) else {
+            return Ok(None);
+        };
+        let url = client::private(traces, "telemetry.traces")?;
+        let authorities = authorities.as_deref().map(|path| self.folder.join(path));
+        let plain = Plain::to(&url, authorities.as_deref())?;
+        Ok(Some(Exporting::begin(spans, url, plain)))
     }
 
     fn tls(&self) -> Result<Option<Arc<rustls::ServerConfig>>, String> {

@@ -23,6 +23,12 @@ fn metrics_are_what_prometheus_expects() {
     ] {
         assert!(text.contains(line), "{line}: {text}");
     }
+    // Every write of the store is measured: a run writes more than the two acts of the audit.
+    let commits =
+        text.lines().find_map(|line| line.strip_prefix("farrier_store_commit_seconds_count ")).unwrap();
+    let acts = serving.get("/api/v1/audit", "admin").expect(200).json()["acts"].as_array().unwrap().len();
+    assert_eq!(acts, 2);
+    assert!(commits.parse::<usize>().unwrap() > acts + 2, "{commits} commits");
     let mut promtool = Command::new("promtool")
         .args(["check", "metrics"])
         .stdin(Stdio::piped())

@@ -1,5 +1,7 @@
 //! People who log in with the name and password of a directory: LDIF files, and a real OpenLDAP. One suite for both.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+
 use std::process::Stdio;
 
 use farrier_testkit::slapd::{Options, Slapd};

@@ -7,6 +7,7 @@ mod common;
 
 mod alertmanager;
 mod demo;
+mod edges;
 mod exporter;
 mod hostile;
 mod lives;
@@ -14,6 +15,8 @@ mod logins;
 mod rights;
 mod service;
 mod stores;
+mod telemetry;
 mod through;
 mod tls;
+mod units;
 mod worker;

@@ -1,5 +1,7 @@
 //! Every route with every role, and every spelling of every route.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+
 use std::io::{Read as _, Write as _};
 
 use farrier_server::rights::Role;

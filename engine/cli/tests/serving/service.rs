@@ -82,8 +82,17 @@ impl Serving {
         Serving::start_with(project, |file| file.to_owned() + more)
     }
 
+    /// The same with more on its command line.
+    pub fn start_serving(project: Project, args: &[&str]) -> Serving {
+        Serving::begin(project, ToOwned::to_owned, args)
+    }
+
     /// The same with another service file, made of the usual one.
     pub fn start_with(project: Project, edit: impl FnOnce(&str) -> String) -> Serving {
+        Serving::begin(project, edit, &[])
+    }
+
+    fn begin(project: Project, edit: impl FnOnce(&str) -> String, args: &[&str]) -> Serving {
         let tokens: Vec<(&str, Token)> =
             PEOPLE.iter().map(|(name, _)| (*name, Token::new())).chain([("main", Token::new())]).collect();
         let mut file = "users:\n".to_owned();
@@ -96,7 +105,7 @@ impl Serving {
             tokens[PEOPLE.len()].1.hash()
         ));
         project.write("serve.yaml", &edit(&file));
-        let (child, address) = spawn(&project, &[]);
+        let (child, address) = spawn(&project, args);
         Serving { project, address, child, tokens }
     }
 

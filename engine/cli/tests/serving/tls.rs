@@ -1,5 +1,7 @@
 //! HTTPS: whom a client trusts, whom the service trusts by a certificate, and certificates that are replaced while it runs.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+
 use std::io::Write as _;
 use std::net::TcpStream;
 use std::path::PathBuf;

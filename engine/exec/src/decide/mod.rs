@@ -177,6 +177,20 @@ pub enum WorkKind {
     },
 }
 
+impl WorkKind {
+    /// One word for the log.
+    pub fn name(&self) -> &'static str {
+        match self {
+            WorkKind::Plan { .. } => "plan",
+            WorkKind::Apply(_) => "apply",
+            WorkKind::Verify(_) => "verify",
+            WorkKind::Rehearse => "rehearse",
+            WorkKind::Probe(_) => "probe",
+            WorkKind::Undo { .. } => "undo",
+        }
+    }
+}
+
 /// What [`Run::decide`] answers.
 #[derive(Debug, Default)]
 pub struct Decision {

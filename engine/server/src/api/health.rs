@@ -81,7 +81,7 @@ impl App {
         self.0.metrics.incidents_open(self.0.store.incidents(open).await?.len() as i64);
         self.0.metrics.states(&States {
             runs: live.into_iter().map(|state| (state.name(), count(state))).collect(),
-            due: self.0.store.due(DUE).await?.runs.len() as i64,
+            due: self.0.store.due_in(self.0.only.as_deref(), DUE).await?.runs.len() as i64,
             full: self.0.store.is_full(),
             followers: self.0.live.followers(),
             set: self.set().number,

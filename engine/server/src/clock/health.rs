@@ -89,7 +89,7 @@ async fn look(
         subject: format!("{} in {} is overdue", watch.runbook, watch.environment),
         body: format!("{message}.\n\nLook: farrier schedules {}\n", watch.schedule),
     };
-    raise(ledger, observer, AlarmKind::Overdue, subject, message, Some(tell), now).await?;
+    raise(ledger, observer, AlarmKind::Overdue, subject, message, vec![tell], now).await?;
     Ok(again)
 }
 
@@ -100,7 +100,7 @@ pub(super) async fn raise(
     kind: AlarmKind,
     subject: &str,
     message: String,
-    tell: Option<Notice>,
+    tell: Vec<Notice>,
     now: Timestamp,
 ) -> Result<(), StoreError> {
     if ledger.raise(kind, subject, &message, tell).await? {

@@ -28,6 +28,9 @@ pub trait Jobs: Send + Sync {
 
     /// The tasks that have to succeed again and again.
     fn watched(&self) -> Vec<Watch>;
+
+    /// The environments in which things start by themselves and somebody can be told.
+    fn told(&self) -> Vec<Text>;
 }
 
 /// What a scheduled run starts from.
@@ -61,16 +64,21 @@ struct OfSet {
     set: Arc<Set>,
     /// By environment: where, and whether it is frozen.
     worlds: BTreeMap<Text, (World, bool)>,
+    /// Environments that know where people are.
+    told: Vec<Text>,
     /// Environment, runbook.
     pairs: Vec<(Text, Text)>,
 }
 
 /// The schedules of a set. What a served environment has no targets for is left out.
 pub fn of_set(set: Arc<Set>, registry: &ActionRegistry) -> Arc<dyn Jobs> {
-    let (mut worlds, mut pairs) = (BTreeMap::new(), Vec::new());
+    let (mut worlds, mut pairs, mut told) = (BTreeMap::new(), Vec::new(), Vec::new());
     for site in set.served() {
         let environment = Text::from(site.environment.name.as_str());
         worlds.insert(environment.clone(), (site.world(), site.environment.freeze));
+        if !site.environment.notify.is_empty() {
+            told.push(environment.clone());
+        }
         for (runbook, bundle) in &set.bundles {
             if clock_triggers(bundle.graph()).next().is_none() {
                 continue;
@@ -81,7 +89,7 @@ pub fn of_set(set: Arc<Set>, registry: &ActionRegistry) -> Arc<dyn Jobs> {
             }
         }
     }
-    Arc::new(OfSet { set, worlds, pairs })
+    Arc::new(OfSet { set, worlds, told, pairs })
 }
 
 /// The schedules of whatever set is current.
@@ -168,5 +176,10 @@ impl Jobs for OfSet {
             })
         };
         self.pairs.iter().filter_map(watch).collect()
+    }
+
+    fn told(&self) -> Vec<Text> {
+        let has_schedule = |environment: &&Text| self.pairs.iter().any(|(other, _)| other == *environment);
+        self.told.iter().filter(has_schedule).cloned().collect()
     }
 }

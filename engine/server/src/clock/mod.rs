@@ -20,12 +20,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use farrier_exec::driver::new_run;
-use farrier_exec::{Driver, Halt};
+use farrier_exec::{Driver, EVERYBODY, Halt};
 use farrier_model::Digest;
 use farrier_model::event::Trigger;
 use farrier_model::time::Timestamp;
 use farrier_schedule::{Calendar, Decision, Jump, Pending, ScheduleId, Turn, What, is_jump, verdicts};
-use farrier_store::{Alarm, AlarmKind, Clock, Fire, Fired, Ledger, ScheduleRow, StoreError, run_of};
+use farrier_store::{Alarm, AlarmKind, Clock, Fire, Fired, Ledger, Notice, ScheduleRow, StoreError, run_of};
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
@@ -224,24 +224,14 @@ impl Clockwork {
                 "the clock went from {last} to {now} at once; what was due between is started once at most"
             );
             self.ledger.clear(AlarmKind::ClockJumped, "clock").await?;
-            health::raise(
-                &*self.ledger,
-                &*self.observer,
-                AlarmKind::ClockJumped,
-                "clock",
-                message,
-                None,
-                now,
-            )
-            .await?;
+            self.alarm(AlarmKind::ClockJumped, message, now).await?;
         } else if last.checked_sub(BACK).is_ok_and(|back| now < back) && !self.is_back {
             tracing::error!(from = %last, to = %now, "the clock went back; nothing is due until it has passed that time again");
             self.is_back = true;
             let message = format!(
                 "the clock went back from {last} to {now}; nothing is due until it has passed that time again"
             );
-            health::raise(&*self.ledger, &*self.observer, AlarmKind::ClockBack, "clock", message, None, now)
-                .await?;
+            self.alarm(AlarmKind::ClockBack, message, now).await?;
         }
         if now < last && self.is_back {
             // Time is measured from the latest moment that was seen.
@@ -257,6 +247,25 @@ impl Clockwork {
         }
         self.seen = Some(now.max(last));
         Ok(())
+    }
+
+    /// Raises an alarm about the clock, and tells everybody in each environment where something may have been missed.
+    async fn alarm(&self, kind: AlarmKind, message: String, now: Timestamp) -> Result<(), StoreError> {
+        let environments = self.jobs.borrow().told();
+        let tell = environments.into_iter().map(|environment| Notice {
+            id: Uuid::now_v7(),
+            run: None,
+            subject: format!("the clock of the schedules in {environment} is not to be trusted"),
+            environment,
+            to: EVERYBODY.into(),
+            occasion: kind.name().into(),
+            body: format!(
+                "{message}.\n\nWhat may destroy something is paused after a jump, until somebody says otherwise.\n\nLook: farrier \
+                 schedules\n"
+            ),
+        });
+        health::raise(&*self.ledger, &*self.observer, kind, "clock", message.clone(), tell.collect(), now)
+            .await
     }
 
     /// Decides what is due, and makes it so.

@@ -41,7 +41,7 @@ pub(crate) enum LedgerWork {
         kind: AlarmKind,
         subject: String,
         message: String,
-        tell: Option<Notice>,
+        tell: Vec<Notice>,
     },
     Clear {
         kind: AlarmKind,
@@ -139,7 +139,7 @@ impl Writer {
                 .bind(message.clone())
                 .bind(now);
                 let raised = raised.execute(&mut self.connection).await?.rows_affected() > 0;
-                if let Some(notice) = tell.as_ref().filter(|_| raised) {
+                for notice in tell.iter().filter(|_| raised) {
                     outbox::put(&mut self.connection, notice, now).await?;
                 }
                 LedgerDone::Changed(raised)

@@ -241,7 +241,7 @@ impl Ledger for SqliteStore {
         kind: AlarmKind,
         subject: &str,
         message: &str,
-        tell: Option<Notice>,
+        tell: Vec<Notice>,
     ) -> Result<bool, StoreError> {
         let (subject, message) = (subject.to_owned(), message.to_owned());
         self.changes(LedgerWork::Raise { kind, subject, message, tell }).await

@@ -192,6 +192,12 @@ impl SqliteStore {
         self.status.fatal.get().cloned()
     }
 
+    /// Has each commit told from now on, with the time from the beginning of its transaction to its being durable. Only the first
+    /// who asks is told.
+    pub fn on_commit(&self, tell: impl Fn(std::time::Duration) + Send + Sync + 'static) {
+        let _ = self.status.committed.set(writer::OnCommit(Box::new(tell)));
+    }
+
     /// How many runs that are not over are in which state.
     ///
     /// # Errors
@@ -395,17 +401,22 @@ impl Store for SqliteStore {
         rows.iter().map(reader::ticket).collect()
     }
 
-    async fn due(&self, limit: usize) -> Result<Due, StoreError> {
+    async fn due_in(&self, environments: Option<&[Text]>, limit: usize) -> Result<Due, StoreError> {
+        let listed = |names: &[Text]| {
+            serde_json::Value::from(names.iter().map(|name| (**name).to_owned()).collect::<Vec<String>>())
+        };
+        let environments = environments.map(|names| listed(names).to_string());
+        let environments = environments.as_deref();
         let now = self.clock.now_ms();
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let lease_end = now - self.timing.grace.as_millis() as i64;
-        let mut waiting = reader::due_query(now, limit);
+        let mut waiting = reader::due_query(now, environments, limit);
         let waiting =
             waiting.build().fetch_all(&self.readers).await.map_err(|error| self.unreadable(error))?;
-        let mut unowned = reader::unowned_query(self.generation, lease_end, limit);
+        let mut unowned = reader::unowned_query(self.generation, lease_end, environments, limit);
         let unowned =
             unowned.build().fetch_all(&self.readers).await.map_err(|error| self.unreadable(error))?;
-        let mut asked = reader::asked_query(limit);
+        let mut asked = reader::asked_query(environments, limit);
         let asked = asked.build().fetch_all(&self.readers).await.map_err(|error| self.unreadable(error))?;
         let next = sqlx::query(reader::NEXT_DUE)
             .bind(now)

@@ -213,27 +213,45 @@ fn read_run_row(row: &SqliteRow) -> Result<RunRow, sqlx::Error> {
     })
 }
 
+/// Keeps a query to environments, whose names are a list in JSON; to all without one.
+fn within(query: &mut QueryBuilder<Sqlite>, environments: Option<&str>) {
+    if let Some(names) = environments {
+        query
+            .push(" AND environment IN (SELECT value FROM json_each(")
+            .push_bind(names.to_owned())
+            .push("))");
+    }
+}
+
 /// Runs that nobody works on and that wait for no other: the generation, and the time at which a lease of it is over.
-pub(crate) fn unowned_query(generation: i64, lease_end: i64, limit: i64) -> QueryBuilder<Sqlite> {
+pub(crate) fn unowned_query(
+    generation: i64,
+    lease_end: i64,
+    environments: Option<&str>,
+    limit: i64,
+) -> QueryBuilder<Sqlite> {
     let mut query = QueryBuilder::new(RUN_COLUMNS);
     query.push(" WHERE state IN ('queued', 'running', 'undoing') AND held IS NULL AND (owner IS NULL OR generation < ");
-    query.push_bind(generation).push(" OR lease_until < ").push_bind(lease_end);
-    query.push(") ORDER BY created_at, run_id LIMIT ").push_bind(limit);
+    query.push_bind(generation).push(" OR lease_until < ").push_bind(lease_end).push(")");
+    within(&mut query, environments);
+    query.push(" ORDER BY created_at, run_id LIMIT ").push_bind(limit);
     query
 }
 
 /// Waiting runs whose moment has come. The index is named, because SQLite would rather sort all that wait.
-pub(crate) fn due_query(now: i64, limit: i64) -> QueryBuilder<Sqlite> {
+pub(crate) fn due_query(now: i64, environments: Option<&str>, limit: i64) -> QueryBuilder<Sqlite> {
     let mut query = QueryBuilder::new(RUN_COLUMNS);
     query.push(" INDEXED BY run_due WHERE state = 'waiting' AND not_before <= ").push_bind(now);
+    within(&mut query, environments);
     query.push(" ORDER BY not_before, run_id LIMIT ").push_bind(limit);
     query
 }
 
 /// Parked runs of which somebody wants something.
-pub(crate) fn asked_query(limit: i64) -> QueryBuilder<Sqlite> {
+pub(crate) fn asked_query(environments: Option<&str>, limit: i64) -> QueryBuilder<Sqlite> {
     let mut query = QueryBuilder::new(RUN_COLUMNS);
     query.push(" WHERE state = 'parked' AND run_id IN (SELECT run_id FROM request)");
+    within(&mut query, environments);
     query.push(" ORDER BY created_at, run_id LIMIT ").push_bind(limit);
     query
 }

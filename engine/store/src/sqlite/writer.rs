@@ -160,6 +160,17 @@ pub(crate) struct Status {
     pub(crate) full: AtomicBool,
     /// Set once, by the first failure that ends all writing.
     pub(crate) fatal: OnceLock<StoreError>,
+    /// Is told how long each transaction took, from its beginning to its being durable.
+    pub(crate) committed: OnceLock<OnCommit>,
+}
+
+/// Told of each commit.
+pub(crate) struct OnCommit(pub(crate) Box<dyn Fn(Duration) + Send + Sync>);
+
+impl std::fmt::Debug for OnCommit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OnCommit")
+    }
 }
 
 /// The files of a data directory besides what SQLite does with them.
@@ -393,6 +404,7 @@ impl Writer {
 
     async fn attempt(&mut self, works: &[Work], careful: bool) -> Result<Vec<Answer>, Trouble> {
         let moment = Moment { now: self.clock.now_ms(), generation: self.generation, timing: self.timing };
+        let begun = std::time::Instant::now();
         sqlx::query("BEGIN IMMEDIATE").execute(&mut self.connection).await?;
         let mut staged = Staged { at: moment.now, ..Staged::default() };
         let mut answers = Vec::with_capacity(works.len());
@@ -447,6 +459,9 @@ impl Writer {
         self.files.anchors.check().map_err(Trouble::Adrift)?;
         self.status.commits.fetch_add(1, Ordering::Relaxed);
         self.status.rows.fetch_add(rows, Ordering::Relaxed);
+        if let Some(OnCommit(tell)) = self.status.committed.get() {
+            tell(begun.elapsed());
+        }
         self.heads.retain(|_, cached| cached.head.owner.is_some());
         Ok(answers)
     }

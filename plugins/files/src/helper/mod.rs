@@ -6,16 +6,20 @@
 //! are the same code, with the same checks, as without it (`serve`). One line of JSON goes in, one comes out (`wire`),
 //! and the process ends.
 //!
+//! Before it reads the request, the process gives up everything but those folders, as far as the kernel can do that
+//! (`confine`).
+//!
 //! A helper whose caller goes away ends at once. Its work stands a death at any moment, and goes on when the step is
 //! tried again.
 
+mod confine;
 mod roots;
 mod serve;
 pub(crate) mod through;
 pub(crate) mod via;
 mod wire;
 
+pub use serve::Helper;
 #[cfg(test)]
 pub(crate) use serve::answer_line;
-pub use serve::serve;
 pub use via::ViaConfig;

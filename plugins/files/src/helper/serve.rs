@@ -11,6 +11,7 @@ use farrier_action::{
 };
 use farrier_model::{Failure, FailureKind, Scope, Value};
 
+use super::confine::{Confined, confine};
 use super::roots;
 use super::wire::{Answer, LONGEST_REQUEST, Phase, Probed, Request, VERSION, Verb};
 use crate::{Archive, CheckArchive, DeleteTree, FilesTarget, Usage, Write};
@@ -18,12 +19,38 @@ use crate::{Archive, CheckArchive, DeleteTree, FilesTarget, Usage, Write};
 /// How the process ends when its caller has gone, or says more than one thing.
 const LEFT_ALONE: i32 = 75;
 
-/// Answers the one request on standard input, with the folders of the file `roots`.
-///
-/// # Errors
-/// When there is nothing to answer: the file or the request cannot be read.
-pub async fn serve(roots: &Path) -> Result<(), Failure> {
-    let roots = roots::read(roots)?;
+/// A process that may work in the folders of its file, and in no others.
+#[derive(Debug)]
+pub struct Helper {
+    roots: BTreeMap<String, String>,
+}
+
+impl Helper {
+    /// Reads the file `roots` and gives up all that lies outside of its folders. This holds for the calling thread and those
+    /// that it starts, so it is called before there are others.
+    ///
+    /// # Errors
+    /// The file cannot be read or is not to be believed; a kernel that can confine refuses to.
+    pub fn prepare(roots: &Path) -> Result<Helper, Failure> {
+        let roots = roots::read(roots)?;
+        match confine(&roots)? {
+            Confined::Wholly => {}
+            Confined::Partly => eprintln!("note: this kernel confines the helper's files, and not all else"),
+            Confined::Not => eprintln!("note: this kernel has no Landlock, so the helper is not confined"),
+        }
+        Ok(Helper { roots })
+    }
+
+    /// Answers the one request on standard input.
+    ///
+    /// # Errors
+    /// When there is nothing to answer: the request cannot be read.
+    pub async fn serve(self) -> Result<(), Failure> {
+        serve(&self.roots).await
+    }
+}
+
+async fn serve(roots: &BTreeMap<String, String>) -> Result<(), Failure> {
     let line = tokio::task::spawn_blocking(read_request)
         .await
         .map_err(|error| Failure::new(FailureKind::Internal, format!("reading ended early: {error}")))??;
@@ -36,7 +63,7 @@ pub async fn serve(roots: &Path) -> Result<(), Failure> {
             std::process::exit(LEFT_ALONE);
         }
     });
-    let answer = answer_line(&roots, &line).await;
+    let answer = answer_line(roots, &line).await;
     answered.store(true, Ordering::SeqCst);
     let mut out = std::io::stdout().lock();
     writeln!(out, "{answer}")

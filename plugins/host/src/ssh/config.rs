@@ -11,7 +11,7 @@ use farrier_model::{Failure, FailureKind};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::fan_out::Wait;
+use farrier_action::duration::Length;
 
 /// How hosts are reached.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -50,7 +50,7 @@ pub struct SshConfig {
     key_exchange: Vec<String>,
     /// How long opening a connection may take. The default is `10s`.
     #[serde(default)]
-    connect_timeout: Option<Wait>,
+    connect_timeout: Option<Length>,
     /// How many connections may be opened at once, at most 32. The default is 16; the server of a host behind many others may
     /// allow fewer (`MaxStartups`).
     #[serde(default)]
@@ -60,7 +60,7 @@ pub struct SshConfig {
     commands_per_host: Option<u8>,
     /// After how long without a command a connection is closed. The default is `5m`.
     #[serde(default)]
-    idle_close: Option<Wait>,
+    idle_close: Option<Length>,
 }
 
 /// An account on the hosts.

@@ -7,6 +7,8 @@
 //! | garbage collector | what belongs to an owner that is gone goes too; `Foreground` and `Orphan` are honoured |
 //! | Deployment, ReplicaSet, StatefulSet | as many pods as wanted, on nodes that take some, ready at once |
 //! | Job | one pod; `stand-in.farrier.run/ends` on the job or its namespace says how it ends: `succeeded`, `failed`, or `succeeded after 30s` |
+//! | CronJob | a job for each due time of the stand-in's clock; `suspend`, concurrency and history are honoured |
+//! | resource quotas | their status says what is used |
 //! | disruption budgets | their status is computed from the pods |
 //!
 //! A workload that the files give no `status.observedGeneration` is at rest: nothing is made of it until someone
@@ -18,9 +20,11 @@ use farrier_model::time::{Timestamp, parse_duration};
 use serde_json::{Value as Json, json};
 
 use super::apply::Writer;
+use super::cron_jobs::cron_jobs;
 use super::delete::{Options, delete_at, is_ready};
 use super::kinds::{KINDS, Kind};
 use super::meta;
+use super::quota;
 use super::selector::matches;
 use super::world::{Key, World, at, is_deleting, stamp, text, texts, time_at};
 use super::write::{create_at, no_finalizers, store};
@@ -46,7 +50,9 @@ pub(crate) fn settle(world: &mut World, now: Timestamp) {
         deployments(world, now);
         replica_sets(world, now);
         stateful_sets(world, now);
+        cron_jobs(world, now);
         jobs(world, now);
+        quotas(world, now);
         budgets(world, now);
         if world.revision == before {
             return;
@@ -55,9 +61,9 @@ pub(crate) fn settle(world: &mut World, now: Timestamp) {
     tracing::warn!("the stand-in's controllers do not come to rest");
 }
 
-type Objects = Vec<(Key, std::sync::Arc<Json>)>;
+pub(crate) type Objects = Vec<(Key, std::sync::Arc<Json>)>;
 
-fn all(world: &World, kind: &str) -> Objects {
+pub(crate) fn all(world: &World, kind: &str) -> Objects {
     world.named(kind, "").map(|(key, object)| (key.clone(), object.clone())).collect()
 }
 
@@ -173,7 +179,7 @@ fn owner<'a>(world: &'a World, of: &Key, kind: usize, reference: &Json) -> Optio
     world.get(&key).filter(|owner| owner["metadata"]["uid"] == reference["uid"])
 }
 
-fn belongs(object: &Json, owner: &Json) -> bool {
+pub(crate) fn belongs(object: &Json, owner: &Json) -> bool {
     let references = object["metadata"]["ownerReferences"].as_array();
     references.into_iter().flatten().any(|reference| reference["uid"] == owner["metadata"]["uid"])
 }
@@ -185,7 +191,7 @@ fn is_live(object: &Json) -> bool {
     !is_deleting(object) && (generation > 1 || known)
 }
 
-fn set_status(world: &mut World, key: &Key, status: Json, now: Timestamp) {
+pub(crate) fn set_status(world: &mut World, key: &Key, status: Json, now: Timestamp) {
     let Some(old) = world.get(key).cloned() else { return };
     let mut new = (*old).clone();
     if !new["status"].is_object() {
@@ -199,7 +205,7 @@ fn set_status(world: &mut World, key: &Key, status: Json, now: Timestamp) {
     }
 }
 
-fn reference(owner: &Key, object: &Json) -> Json {
+pub(crate) fn reference(owner: &Key, object: &Json) -> Json {
     json!([{
         "apiVersion": owner.kind().api_version(), "kind": owner.kind().kind, "name": owner.name,
         "uid": object["metadata"]["uid"], "controller": true, "blockOwnerDeletion": true,
@@ -440,6 +446,12 @@ fn jobs(world: &mut World, now: Timestamp) {
     }
 }
 
+fn quotas(world: &mut World, now: Timestamp) {
+    for (key, status) in quota::statuses(world) {
+        set_status(world, &key, status, now);
+    }
+}
+
 fn budgets(world: &mut World, now: Timestamp) {
     for (key, budget) in
         all(world, "PodDisruptionBudget").into_iter().filter(|(_, budget)| !is_deleting(budget))
@@ -520,6 +532,6 @@ fn share(value: &Json, of: i64) -> i64 {
     }
 }
 
-fn system(now: Timestamp) -> Writer<'static> {
+pub(crate) fn system(now: Timestamp) -> Writer<'static> {
     Writer { manager: "stand-in-controllers", api_version: "v1", subresource: "", now }
 }

@@ -4,12 +4,12 @@
 //! their bytes and comments. A file is replaced whole, or not at all. One document more, of kind `StandIn`, holds the
 //! counter of changes, so that no `resourceVersion` is given twice.
 
-use std::fs::{File, Metadata, TryLockError};
-use std::io::Write as _;
+use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::SystemTime;
 
+use farrier_action::world_file::{self, unreadable};
 use farrier_model::{Failure, FailureKind};
 use serde_json::{Value as Json, json};
 
@@ -19,9 +19,6 @@ use super::world::{Key, World, text};
 
 /// The API version of the document with the counter.
 const STAND_IN: &str = "farrier.run/v1";
-
-/// How long one process waits for another one's write.
-const LOCK_WAIT: Duration = Duration::from_secs(30);
 
 /// The files as they were read or written last.
 #[derive(Debug, Default)]
@@ -150,7 +147,7 @@ impl Files {
             let Some(documents) = documents else { continue };
             let whole: Vec<&str> = documents.iter().map(|document| document.text.as_str()).collect();
             let path = file.stamp.path.clone();
-            let metadata = replace_file(&path, &whole.join("---\n")).map_err(|error| {
+            let metadata = world_file::replace(&path, &whole.join("---\n")).map_err(|error| {
                 Failure::new(FailureKind::Unreachable, format!("cannot write {}: {error}", path.display()))
             })?;
             *file = Loaded { stamp: Stamp::with(&path, &metadata), documents };
@@ -264,58 +261,4 @@ fn stamps(path: &Path) -> Result<Vec<Stamp>, Failure> {
         return Err(Failure::new(FailureKind::Input, format!("there is no `*.yaml` in {}", path.display())));
     }
     paths.iter().map(|path| Stamp::of(path)).collect()
-}
-
-/// Keeps other processes from writing as long as the answer is held.
-pub(crate) fn lock(path: &Path) -> Result<File, Failure> {
-    let folder = if path.is_dir() { path } else { folder_of(path) };
-    let lock = File::open(folder).map_err(|error| unreadable(folder, &error))?;
-    let begun = Instant::now();
-    loop {
-        match lock.try_lock() {
-            Ok(()) => return Ok(lock),
-            Err(TryLockError::WouldBlock) if begun.elapsed() < LOCK_WAIT => {
-                std::thread::sleep(Duration::from_millis(2));
-            }
-            Err(TryLockError::WouldBlock) => {
-                let shown = folder.display();
-                return Err(Failure::new(
-                    FailureKind::Conflict,
-                    format!("another process writes in {shown}"),
-                ));
-            }
-            Err(TryLockError::Error(error)) => return Err(unreadable(folder, &error)),
-        }
-    }
-}
-
-fn folder_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    }
-}
-
-fn unreadable(path: &Path, error: &std::io::Error) -> Failure {
-    Failure::new(FailureKind::Unreachable, format!("cannot read {}: {error}", path.display()))
-}
-
-/// After a crash the file is the old one or the new one, whole.
-fn replace_file(path: &Path, text: &str) -> std::io::Result<Metadata> {
-    let folder = folder_of(path);
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let temporary = folder.join(format!(".{name}.{}", std::process::id()));
-    let written = (|| {
-        let mut file = File::create(&temporary)?;
-        file.set_permissions(std::fs::metadata(path)?.permissions())?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, path)?;
-        file.metadata()
-    })();
-    if written.is_err() {
-        let _ = std::fs::remove_file(&temporary);
-    }
-    File::open(folder)?.sync_all()?;
-    written
 }

@@ -4,7 +4,7 @@
 //! (what moves by itself). `files` is about the files.
 //!
 //! It keeps versions, conflicts, owners of fields, finalizers, graceful deletion, evictions and disruption budgets as
-//! the real server does, and it answers in the real server's words. It has no accounts and no admission beyond that,
+//! the real server does, and it answers in the real server's words. It has no accounts, and no admission but resource quotas,
 //! and it validates as much as keeps a runbook honest. One suite runs against it and against real servers.
 //!
 //! **Rules.** The files are the truth: each request sees what is in them now. Time comes from the caller alone; what
@@ -13,6 +13,7 @@
 
 mod apply;
 mod controllers;
+mod cron_jobs;
 mod delete;
 mod fields;
 mod files;
@@ -20,6 +21,7 @@ mod kinds;
 mod lists;
 mod meta;
 mod patch;
+mod quota;
 mod read;
 mod request;
 mod selector;
@@ -34,9 +36,11 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::time::Duration;
 
 use bytes::Bytes;
 use farrier_action::Now;
+use farrier_action::world_file;
 use farrier_model::time::Timestamp;
 use farrier_model::{Failure, FailureKind};
 use http::Response;
@@ -53,6 +57,9 @@ use status::Refusal;
 use watch::Watch;
 use world::{Key, World, at, text};
 use write::Answer;
+
+/// How long one process waits for another one's write.
+const LOCK_WAIT: Duration = Duration::from_secs(30);
 
 /// A cluster in a YAML file, or in all `*.yaml` files of a folder.
 #[derive(Clone)]
@@ -236,7 +243,7 @@ impl Shared {
         work: impl FnOnce(&mut World) -> Result<(T, bool), E>,
     ) -> Result<T, E> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        let _lock = files::lock(&self.path)?;
+        let _lock = world_file::lock(&self.path, LOCK_WAIT)?;
         let (mut files, mut world) = match loaded.take() {
             Some((files, world)) if files.are_current(&self.path)? => (files, world),
             _ => Files::load(&self.path)?,

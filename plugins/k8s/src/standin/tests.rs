@@ -8,10 +8,10 @@ use farrier_action::Now;
 use farrier_model::FailureKind;
 use farrier_model::time::Timestamp;
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
+use k8s_openapi::api::batch::v1::{CronJob, Job};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, ResourceQuota};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, PropagationPolicy, WatchParams};
-use kube::{Api, Client, Error, ResourceExt as _};
+use kube::{Api, Client, Error, ResourceExt};
 use proptest::prelude::*;
 use serde_json::{Value as Json, json};
 
@@ -327,6 +327,111 @@ async fn jobs_end_as_they_are_told() {
     assert_eq!(cluster.pods().await.len(), 3);
     cluster.api::<Job>().delete("good", &DeleteParams::background()).await.unwrap();
     assert_eq!(cluster.pods().await.len(), 2, "its pod goes with it");
+}
+
+const QUOTA: &str = "---
+apiVersion: v1
+kind: ResourceQuota
+metadata: { name: tool }
+spec: { hard: { pods: \"2\", requests.cpu: 500m, limits.memory: 1Gi, count/jobs.batch: \"1\" } }
+";
+
+#[tokio::test]
+async fn quotas_hold_back_what_controllers_make_and_say_what_is_used() {
+    let cluster = Cluster::of(&format!("{NODE}{QUOTA}"));
+    let used = async || {
+        let quota = cluster.api::<ResourceQuota>().get("tool").await.unwrap();
+        let used = serde_json::to_value(quota.status.unwrap().used.unwrap()).unwrap();
+        ["pods", "requests.cpu", "limits.memory"].map(|name| used[name].as_str().unwrap().to_owned())
+    };
+    assert_eq!(used().await, ["0", "0", "0"]);
+    // What does not say how much it needs is not let in where that is counted.
+    cluster.add::<Deployment>(deployment(1)).await;
+    assert_eq!(cluster.pods().await.len(), 0);
+    let resources = json!({ "requests": { "cpu": "200m" }, "limits": { "memory": "256Mi" } });
+    let containers = json!([{ "name": "main", "image": "busybox", "resources": resources }]);
+    let wanted = json!({ "spec": { "replicas": 3, "template": { "spec": { "containers": containers } } } });
+    let deployments = cluster.api::<Deployment>();
+    deployments.patch("web", &PatchParams::default(), &Patch::Merge(wanted)).await.unwrap();
+    assert_eq!(cluster.pods().await.len(), 2, "the third is beyond the quota");
+    assert_eq!(used().await, ["2", "400m", "512Mi"]);
+    let more = json!({ "spec": { "hard": { "pods": "3", "requests.cpu": "1" } } });
+    cluster.api::<ResourceQuota>().patch("tool", &PatchParams::default(), &Patch::Merge(more)).await.unwrap();
+    assert_eq!((cluster.pods().await.len(), used().await), (3, ["3", "600m", "768Mi"].map(str::to_owned)));
+    let pod = json!({ "metadata": { "name": "mute" }, "spec": { "containers": [{ "name": "main", "image": "x" }] } });
+    let pod: Pod = serde_json::from_value(pod).unwrap();
+    let Err(Error::Api(refusal)) = cluster.api::<Pod>().create(&PostParams::default(), &pod).await else {
+        panic!("it was let in");
+    };
+    assert_eq!((refusal.code, refusal.reason.as_str()), (403, "Forbidden"));
+    let expected = "pods \"mute\" is forbidden: failed quota: tool: must specify limits.memory for: main; requests.cpu \
+                    for: main";
+    assert_eq!(refusal.message, expected);
+}
+
+#[tokio::test]
+async fn cron_jobs_make_jobs_when_they_are_due() {
+    let cluster = Cluster::of(NODE);
+    // The clock stands at 22:13:20.
+    let template = |ends: &str| {
+        let pod =
+            json!({ "spec": { "restartPolicy": "Never", "containers": [{ "name": "main", "image": "x" }] } });
+        json!({ "metadata": { "annotations": { "stand-in.farrier.run/ends": ends } }, "spec": { "template": pod } })
+    };
+    let add = async |name: &str, schedule: &str, ends: &str| {
+        let spec =
+            json!({ "schedule": schedule, "concurrencyPolicy": "Forbid", "jobTemplate": template(ends) });
+        cluster.add::<CronJob>(json!({ "metadata": { "name": name }, "spec": spec })).await
+    };
+    let jobs = async |name: &str| {
+        let all = cluster.api::<Job>().list(&ListParams::default()).await.unwrap().items;
+        let names = all.iter().map(ResourceExt::name_any).filter(|job| job.starts_with(name));
+        names.collect::<Vec<String>>()
+    };
+    add("five", "*/5 * * * *", "succeeded after 30s").await;
+    add("slow", "*/5 * * * *", "").await;
+    assert_eq!((jobs("five").await.len(), jobs("slow").await.len()), (0, 0), "nothing is due yet");
+    cluster.later(100);
+    assert_eq!(jobs("five").await, ["five-28333335"]);
+    let status = async |name: &str| cluster.api::<CronJob>().get(name).await.unwrap().status.unwrap();
+    let found = status("five").await;
+    assert_eq!(found.active.unwrap().len(), 1);
+    assert_eq!(found.last_schedule_time.unwrap().0.to_string(), "2023-11-14T22:15:00Z");
+    cluster.later(40);
+    let found = status("five").await;
+    assert!(found.active.unwrap_or_default().is_empty() && found.last_successful_time.is_some());
+    // Of many due times only the last is made up for; one that still runs lets no second one begin.
+    cluster.later(3600);
+    assert_eq!((jobs("five").await.len(), jobs("slow").await.len()), (2, 1));
+    for _ in 0..4 {
+        cluster.later(300);
+        jobs("five").await;
+    }
+    cluster.later(60);
+    assert_eq!(jobs("five").await.len(), 3, "three that succeeded are kept");
+    let suspend = |suspend: bool| Patch::Merge(json!({ "spec": { "suspend": suspend } }));
+    let before = jobs("five").await;
+    cluster.api::<CronJob>().patch("five", &PatchParams::default(), &suspend(true)).await.unwrap();
+    cluster.later(3600);
+    assert_eq!(jobs("five").await, before, "suspended");
+    cluster.api::<CronJob>().delete("five", &DeleteParams::background()).await.unwrap();
+    assert_eq!(jobs("five").await, Vec::<String>::new(), "its jobs go with it");
+}
+
+#[tokio::test]
+async fn a_cron_job_of_the_files_is_at_rest() {
+    let text = "apiVersion: batch/v1
+kind: CronJob
+metadata: { name: old, creationTimestamp: \"2023-01-01T00:00:00Z\" }
+spec:
+  schedule: '* * * * *'
+  jobTemplate: { spec: { template: { spec: { restartPolicy: Never, containers: [{ name: a, image: b }] } } } }
+";
+    for (status, expected) in [("", 0), ("status: {}\n", 1)] {
+        let cluster = Cluster::of(&format!("{text}{status}---\n{NODE}"));
+        cluster.later(86400);
+        assert_eq!(cluster.api::<Job>().list(&ListParams::default()).await.unwrap().items.len(), expected);
+    }
 }
 
 #[tokio::test]

@@ -96,6 +96,9 @@ pub(crate) fn create_at(
     if !causes.is_empty() {
         return Err(Refusal::invalid(kind, &key.name, &causes));
     }
+    if kind.namespaced {
+        super::quota::admit(world, key, &object)?;
+    }
     if world.get(key).is_some() {
         return Err(Refusal::already_exists(kind, &key.name));
     }

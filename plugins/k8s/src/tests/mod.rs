@@ -5,6 +5,7 @@ mod connecting;
 mod drain;
 mod jobs;
 mod laws;
+mod quota;
 mod refusals;
 
 use std::collections::BTreeMap;

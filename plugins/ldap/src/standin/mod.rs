@@ -13,14 +13,14 @@ pub(crate) mod ldif;
 mod rules;
 pub(crate) mod tree;
 
-use std::fs::{File, Metadata, TryLockError};
-use std::io::Write as _;
+use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
+use farrier_action::world_file::{self, unreadable};
 use farrier_model::{Failure, FailureKind, Secret};
 
 use crate::directory::{Attribute, Directory, Each, Edit, Query, Refusal, WritableDirectory, code, fetch};
@@ -185,7 +185,7 @@ impl Inner {
     }
 
     fn write(&self, change: impl FnOnce(&mut Tree) -> Result<Written, Refusal>) -> Result<(), Refusal> {
-        let _lock = self.lock()?;
+        let _lock = world_file::lock(&self.path, self.lock_wait)?;
         let Loaded { mut tree, mut files } = self.current()?;
         // Nobody else may see the change before it is on disk, and a failure must leave nothing of it behind.
         self.loaded.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -210,7 +210,7 @@ impl Inner {
             ldif::replace(&text, &written.dn, written.attributes.as_deref()).map_err(|(line, reason)| {
                 Failure::new(FailureKind::Input, format!("{}, line {line}: {reason}", path.display()))
             })?;
-        let metadata = replace_file(&path, &text).map_err(|error| {
+        let metadata = world_file::replace(&path, &text).map_err(|error| {
             Failure::new(FailureKind::Unreachable, format!("cannot write {}: {error}", path.display()))
         })?;
         if as_loaded {
@@ -219,60 +219,6 @@ impl Inner {
         }
         Ok(())
     }
-
-    /// Keeps other processes, and the other side of this one, from writing.
-    fn lock(&self) -> Result<File, Failure> {
-        let folder = if self.path.is_dir() { &self.path } else { folder_of(&self.path) };
-        let lock = File::open(folder).map_err(|error| unreadable(folder, &error))?;
-        let begun = Instant::now();
-        loop {
-            match lock.try_lock() {
-                Ok(()) => return Ok(lock),
-                Err(TryLockError::WouldBlock) if begun.elapsed() < self.lock_wait => {
-                    std::thread::sleep(Duration::from_millis(2));
-                }
-                Err(TryLockError::WouldBlock) => {
-                    let shown = folder.display();
-                    return Err(Failure::new(
-                        FailureKind::Conflict,
-                        format!("another process writes in {shown}"),
-                    ));
-                }
-                Err(TryLockError::Error(error)) => return Err(unreadable(folder, &error)),
-            }
-        }
-    }
-}
-
-fn folder_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    }
-}
-
-fn unreadable(path: &Path, error: &std::io::Error) -> Failure {
-    Failure::new(FailureKind::Unreachable, format!("cannot read {}: {error}", path.display()))
-}
-
-/// After a crash the file is the old one or the new one, whole.
-fn replace_file(path: &Path, text: &str) -> std::io::Result<Metadata> {
-    let folder = folder_of(path);
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let temporary = folder.join(format!(".{name}.{}", std::process::id()));
-    let written = (|| {
-        let mut file = File::create(&temporary)?;
-        file.set_permissions(std::fs::metadata(path)?.permissions())?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, path)?;
-        file.metadata()
-    })();
-    if written.is_err() {
-        let _ = std::fs::remove_file(&temporary);
-    }
-    File::open(folder)?.sync_all()?;
-    written
 }
 
 /// A refusal with a result code.

@@ -27,6 +27,7 @@ cases!(
         credentials_keep_the_laws,
         credentials_that_are_there_count,
         a_dump_is_dropped_and_nothing_else,
+        a_dump_is_removed_and_nothing_beside_it,
         a_dump_is_never_half_and_never_overwrites;
     mariadb: accounts_keep_the_laws,
         locks_keep_the_laws,
@@ -41,6 +42,7 @@ cases!(
         credentials_keep_the_laws,
         credentials_that_are_there_count,
         a_dump_is_dropped_and_nothing_else,
+        a_dump_is_removed_and_nothing_beside_it,
         a_dump_is_never_half_and_never_overwrites,
         the_account_logs_in_with_its_password_and_no_other,
         a_dump_restores_every_row,
@@ -773,8 +775,61 @@ async fn a_dump_is_dropped_and_nothing_else(world: World) {
     assert_eq!(listed.output.unwrap(), world::json(json!({ "databases": [other] })), "the other one stays");
     let again = site.plan("sql.drop_databases", input).await;
     assert_eq!(again.output.unwrap().get("missing"), Some(&world::json(json!([mine]))));
+    // A copy in its place is not what the step made.
+    fs::copy(&path, staging.join("copy")).unwrap();
+    fs::rename(staging.join("copy"), &path).unwrap();
+    let discard = |root: &str, digest: &str| json!({ "target": "homes", "root": root, "made_as": [digest] });
+    let failure = site.world.plan("files.discard", discard("staging", &sha256)).await.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Drift, "{failure}");
+    assert!(path.exists());
     if !site.standin() {
         site.sql(&format!("DROP DATABASE `{other}`")).await;
+    }
+}
+
+async fn a_dump_is_removed_and_nothing_beside_it(world: World) {
+    let site = Site::new(world).await;
+    let database = site.name("1__links");
+    make_database(&site, &database).await;
+    let dumped = site.make("sql.dump", dump_input(&database, &["tools.b", "a", "links.sql"])).await;
+    let sha256 = dumped.get("sha256").unwrap().to_string();
+    let staging = site.world.folder.path().join("staging").join("tools.b");
+    fs::write(staging.join("beside"), "somebody else's").unwrap();
+    let dump = staging.join("a").join("links.sql");
+    let input = |digests: &[&str]| json!({ "target": "homes", "root": "staging", "made_as": digests });
+    let nothing = "0".repeat(64);
+    let case = Case {
+        registry: &site.world.registry,
+        action: "files.discard",
+        input: world::json(input(&[&sha256, &nothing, &sha256])),
+        targets: site.world.targets.clone(),
+        scope: Scope::default(),
+        observe: Box::new(|| {
+            Box::pin(async {
+                let size = fs::read(&dump).map(|bytes| bytes.len() as i64);
+                Objects::from_iter(size.map(|size| ("staging/tools.b/a/links.sql".into(), Value::Int(size))))
+            })
+        }),
+        disturb: Some(Box::new(|| {
+            Box::pin(async {
+                let mut changed = fs::read(&dump).unwrap();
+                changed[0] ^= 1;
+                fs::write(&dump, changed).unwrap();
+            })
+        })),
+        bad_inputs: vec![
+            world::json(input(&["x"])),
+            world::json(json!({ "target": "homes", "root": "nothing", "made_as": [sha256] })),
+            world::json(json!({ "target": "homes", "root": "staging", "made_as": [sha256], "more": 1 })),
+        ],
+    };
+    let shown = case.prove().await.unwrap();
+    assert_eq!(shown.plan.changes.len(), 1);
+    assert_eq!(shown.output.get("missing"), Some(&world::json(json!([nothing]))));
+    assert!(!staging.join("a").exists(), "the folder was made for the file");
+    assert_eq!(fs::read_to_string(staging.join("beside")).unwrap(), "somebody else's");
+    if !site.standin() {
+        site.sql(&format!("DROP DATABASE `{database}`")).await;
     }
 }
 

@@ -1,0 +1,201 @@
+//! `farrier plugin-runner`: the process between Farrier and a program.
+//!
+//! It checks the program and makes a sealed copy of it ([`seal`]), takes away what the program does not need
+//! ([`confine`]), starts it on the runner's own input and outputs, and ends it with all that it has started: when it is
+//! over, when Farrier asks for it (`SIGTERM`), and when nobody reads its output any more, since Farrier is gone then.
+//!
+//! What a program starts cannot get away. The runner is the subreaper of all of it: whoever loses its parent, by a double
+//! fork or otherwise, becomes the runner's own child, in whatever session or process group. The runner ends its children
+//! until there are none.
+//!
+//! Limits can only be lowered by the process that they hold for. So the runner starts itself once more, and that second
+//! one confines itself and becomes the program.
+
+mod confine;
+mod seal;
+
+use std::io::Write as _;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::path::Path;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use farrier_model::{Failure, FailureKind};
+use farrier_plugin_host::leftovers;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, kill_process_group, wait};
+use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+
+/// How long a program has between being asked to end and being killed. Farrier waits longer than that for the runner.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// The command of `farrier` that is a runner.
+pub(crate) const COMMAND: &str = "plugin-runner";
+
+/// What a runner is told, as the words of its command line.
+#[derive(Debug)]
+pub(crate) struct Order {
+    pub(crate) program: String,
+    pub(crate) sha256: String,
+    pub(crate) memory: u64,
+    pub(crate) open_files: u64,
+    pub(crate) processor_seconds: u64,
+    pub(crate) network: bool,
+}
+
+impl Order {
+    pub(crate) fn words(&self) -> Vec<String> {
+        vec![
+            self.program.clone(),
+            self.sha256.clone(),
+            self.memory.to_string(),
+            self.open_files.to_string(),
+            self.processor_seconds.to_string(),
+            if self.network { "network" } else { "no-network" }.to_owned(),
+        ]
+    }
+
+    fn of(words: &[String]) -> Option<Order> {
+        let [program, sha256, memory, open_files, processor_seconds, network] = words else { return None };
+        Some(Order {
+            program: program.clone(),
+            sha256: sha256.clone(),
+            memory: memory.parse().ok()?,
+            open_files: open_files.parse().ok()?,
+            processor_seconds: processor_seconds.parse().ok()?,
+            network: match network.as_str() {
+                "network" => true,
+                "no-network" => false,
+                _ => return None,
+            },
+        })
+    }
+}
+
+/// The first word of a runner's second self.
+const BECOME: &str = "become";
+
+/// Does what the words of its command line say, and returns the program's exit code. A refusal is said in the program's
+/// place, as its answer.
+pub fn main(words: &[String]) -> i32 {
+    let done = match words {
+        [first, descriptor, words @ ..] if first == BECOME => {
+            Order::of(words).map(|order| Err(become_program(descriptor, &order)))
+        }
+        words => Order::of(words).map(|order| run(&order)),
+    };
+    let Some(done) = done else {
+        eprintln!("error: this command is for Farrier itself, which starts programs with it");
+        return 64;
+    };
+    done.unwrap_or_else(|failure| {
+        let answer = serde_json::json!({ "failed": failure });
+        let mut out = std::io::stdout().lock();
+        let told = writeln!(out, "{answer}").and_then(|()| out.flush());
+        i32::from(told.is_err())
+    })
+}
+
+fn refused(order: &Order, what: &str, error: &dyn std::fmt::Display) -> Failure {
+    Failure::new(FailureKind::Refused, format!("cannot start `{}`: {what}: {error}", order.program))
+}
+
+/// Returns only when it could not.
+fn become_program(descriptor: &str, order: &Order) -> Failure {
+    if let Err(failure) = confine::confine(order.network) {
+        return failure;
+    }
+    if let Err(error) = confine::limit(order) {
+        return refused(order, "its limits", &error);
+    }
+    // A script's interpreter opens the copy by this name once more, so the descriptor stays open in it.
+    let error = std::process::Command::new(format!("/proc/self/fd/{descriptor}")).arg0(&order.program).exec();
+    refused(order, "the kernel", &error)
+}
+
+fn run(order: &Order) -> Result<i32, Failure> {
+    let sealed = seal::load(Path::new(&order.program), &order.sha256)?;
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+        .map_err(|error| refused(order, "the kernel does not let it be watched", &error))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| refused(order, "no runtime", &error))?;
+    runtime.block_on(async {
+        let mut asked = signal(SignalKind::terminate()).map_err(|error| refused(order, "signals", &error))?;
+        let mut command = Command::new("/proc/self/exe");
+        // The first word is what `farrier` calls this command; the runner alone has no such word.
+        command.args(std::env::args().nth(1).filter(|word| word == COMMAND));
+        command.args([BECOME, &sealed.as_raw_fd().to_string()]).args(order.words());
+        let child = command.process_group(0).spawn();
+        let mut child = child.map_err(|error| refused(order, "the kernel", &error))?;
+        drop(sealed);
+        let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        let status = tokio::select! {
+            biased;
+            _ = asked.recv() => stopped(&mut child, group).await,
+            () = nobody_reads() => stopped(&mut child, group).await,
+            status = child.wait() => status.ok(),
+        };
+        end_all();
+        Ok(status.map_or(1, code))
+    })
+}
+
+fn code(status: ExitStatus) -> i32 {
+    status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1)
+}
+
+/// Asks the program to end and gives it a moment.
+async fn stopped(child: &mut Child, group: Option<Pid>) -> Option<ExitStatus> {
+    // It is not yet waited for, so the group's number is its own.
+    if let Some(group) = group {
+        let _ = kill_process_group(group, Signal::TERM);
+    }
+    tokio::time::timeout(GRACE, child.wait()).await.ok()?.ok()
+}
+
+/// Returns when the other end of standard output is closed.
+async fn nobody_reads() {
+    let (tell, told) = oneshot::channel();
+    std::thread::spawn(move || {
+        let out = std::io::stdout();
+        // Without a wish, only the end is reported.
+        while poll(&mut [PollFd::new(&out, PollFlags::empty())], None) == Err(rustix::io::Errno::INTR) {}
+        let _ = tell.send(());
+    });
+    let _ = told.await;
+}
+
+/// Kills every child until there is none. Children of the killed become children in turn.
+fn end_all() {
+    loop {
+        // They are not yet waited for, so their numbers are theirs.
+        for child in leftovers::children().unwrap_or_default() {
+            let _ = kill_process(child, Signal::KILL);
+        }
+        match wait(WaitOptions::NOHANG) {
+            Ok(Some(_)) => {}
+            Ok(None) => std::thread::sleep(Duration::from_millis(2)),
+            Err(_) => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orders_are_read_as_they_are_written() {
+        let words = ["/opt/x", "00", "1", "2", "3", "no-network"].map(str::to_owned);
+        assert_eq!(Order::of(&words).unwrap().words(), words);
+        assert!(Order::of(&words[..5]).is_none());
+        let words = ["/opt/x", "00", "1", "2", "3", "perhaps"].map(str::to_owned);
+        assert!(Order::of(&words).is_none());
+        assert_eq!(main(&words), 64);
+    }
+}
