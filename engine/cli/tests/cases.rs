@@ -1,5 +1,7 @@
 //! `farrier test` as people use it: what it finds, how it says so, and that it finds what is wrong.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+
 mod common;
 
 use std::fs;

@@ -1,3 +1,5 @@
+//! Each fault on a server that answers lines.
+
 use std::io::{BufRead, BufReader};
 
 use super::*;
