@@ -247,10 +247,6 @@ pub fn spawn(project: &Project, more: &[&str]) -> (Child, SocketAddr) {
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(std::fs::File::create(&err).unwrap());
-    #[expect(
-        clippy::zombie_processes,
-        reason = "whoever asked for it waits for it; a test that fails here ends everything"
-    )]
     let mut child = command.spawn().unwrap_or_else(|error| panic!("{FARRIER}: {error}"));
     let begun = Instant::now();
     loop {
