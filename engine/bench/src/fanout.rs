@@ -92,7 +92,7 @@ impl Hosts {
     /// With no module of its own: the command as it stands, as the others do it.
     fn ansible(&self, python: &Path, config: &str) -> Result<Cost> {
         let mut command = Command::new(python);
-        command.args(["-m", "ansible", "adhoc", "-i", &format!("{},", self.names().join(","))]);
+        command.args(["-m", "ansible", "adhoc", "-i", &format!("{},", names().join(","))]);
         command.args(["-m", "ansible.builtin.raw", "-a", "true", "-f", &AT_ONCE.to_string()]);
         // Without arguments of its own, it would share connections by itself.
         let arguments = format!("-F {} -o BatchMode=yes", self.config(config).display());
@@ -101,19 +101,19 @@ impl Hosts {
             .context("ansible is needed: the packages of benches/peer/requirements.txt")
     }
 
-    fn names(&self) -> Vec<String> {
-        (1..=HOSTS).map(|at| format!("w-{at}")).collect()
-    }
-
     /// Ends the connections that clush shared.
     fn close(&self) {
-        for name in self.names() {
+        for name in names() {
             let mut ssh = Command::new("ssh");
             ssh.arg("-F").arg(self.config("warm")).args(["-O", "exit", &name]);
             // One that was never opened is closed already.
             let _ = ssh.output();
         }
     }
+}
+
+fn names() -> Vec<String> {
+    (1..=HOSTS).map(|at| format!("w-{at}")).collect()
 }
 
 /// A command on all hosts, `passes` times one after the other.

@@ -95,7 +95,7 @@ pub fn idle(report: &mut Report, binary: &Path, time: Duration) -> Result<()> {
     std::thread::sleep(Duration::from_secs(10));
     let (used, begun) = (serving.processor()?, Instant::now());
     std::thread::sleep(time);
-    let share = (serving.processor()? - used).as_secs_f64() / begun.elapsed().as_secs_f64();
+    let share = serving.processor()?.saturating_sub(used).as_secs_f64() / begun.elapsed().as_secs_f64();
     report.row(
         &format!("`farrier serve` with the environment of the demo, idle for {}: memory", show(time)),
         &format!("{:.1} MB", serving.resident()? as f64 / 1e6),
