@@ -38,6 +38,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     leave_no_core_file();
+    small_pages(true);
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
             return exit.into();
         }
     };
+    small_pages(cli.stays());
     let spans = cli.serves().then(Spans::default);
     start_logging(cli.log.as_deref(), cli.log_format, spans.clone());
     match commands::dispatch(cli, spans) {
@@ -56,6 +58,12 @@ fn main() -> ExitCode {
             problem.exit().into()
         }
     }
+}
+
+/// A service waits most of its life, and the kernel would give it two megabytes for each few kilobytes that it uses: so it, and
+/// what it starts, has small pages, from its first one on. A kernel that knows no others refuses, and is right.
+fn small_pages(only: bool) {
+    let _ = rustix::thread::disable_transparent_huge_pages(only);
 }
 
 /// Passwords are in this process's memory while they are in use, and a core file would keep them. Programs that it starts can

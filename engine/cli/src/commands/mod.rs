@@ -76,6 +76,11 @@ impl Cli {
     pub fn serves(&self) -> bool {
         matches!(self.command, Command::Serve(_))
     }
+
+    /// Whether it stays and waits for work.
+    pub fn stays(&self) -> bool {
+        matches!(self.command, Command::Serve(_) | Command::Demo(_))
+    }
 }
 
 /// Form of the log.
@@ -267,11 +272,6 @@ pub fn dispatch(cli: Cli, spans: Option<Spans>) -> Result<Exit, Problem> {
         server_ca: cli.server_ca,
         spans,
     };
-    if matches!(cli.command, Command::Serve(_) | Command::Demo(_)) {
-        // A service waits most of its life. The kernel would give it two megabytes for each few kilobytes that it uses. What
-        // it starts has small pages, too. A kernel that knows no others refuses, and is right.
-        let _ = rustix::thread::disable_transparent_huge_pages(true);
-    }
     match cli.command {
         Command::Check(command) => command.run(&app),
         Command::Plan(command) => block_on(command.run(&app)),
