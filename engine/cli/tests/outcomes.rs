@@ -90,3 +90,11 @@ fn a_guard_that_asks_parks_the_run_until_someone_accepts() {
         .says("accepted the guard `count: [delete], at_most: 5`");
     project.farrier(&["fsck"]).expect(0);
 }
+
+#[test]
+fn a_token_is_made_for_programs_too() {
+    use sha2::Digest as _;
+    let made = Project::new().farrier(&["token", "new", "-o", "json"]).expect(0).json();
+    let (token, hash) = (made["token"].as_str().unwrap(), made["hash"].as_str().unwrap());
+    assert_eq!(hash, format!("sha256:{}", hex::encode(sha2::Sha256::digest(token))));
+}

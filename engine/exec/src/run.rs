@@ -412,17 +412,23 @@ impl Run {
     /// # Errors
     /// When the event cannot follow what came before.
     pub fn fold(&mut self, event: &Event, at: Timestamp) -> Result<(), ReplayError> {
+        if goes_on(event) {
+            self.memory.was_parked = None;
+        }
         match event {
             Event::Created { .. } => return Err(ReplayError::NotCreated),
             Event::Claimed { .. } => {
                 self.claims += 1;
                 self.state = if self.undo_started.is_some() { RunState::Undoing } else { RunState::Running };
-                self.memory.was_parked = self.parked.take().map(|(reason, cause)| Event::Parked {
-                    reason,
-                    cause,
-                    guard: self.asking_guard.clone(),
-                    plan: self.asking_plan.clone().map(Box::new),
-                });
+                // An owner that died before it did anything has not let the run go on.
+                if let Some((reason, cause)) = self.parked.take() {
+                    self.memory.was_parked = Some(Event::Parked {
+                        reason,
+                        cause,
+                        guard: self.asking_guard.clone(),
+                        plan: self.asking_plan.clone().map(Box::new),
+                    });
+                }
                 self.suspended = None;
                 self.memory.recovered = false;
             }
@@ -500,7 +506,6 @@ impl Run {
             }
             Event::Resumed { accepted, .. } => {
                 self.parked = None;
-                self.memory.was_parked = None;
                 self.state = RunState::Running;
                 self.accepted.extend(accepted.clone());
                 self.memory.at_barrier = false;
@@ -842,5 +847,19 @@ fn merge_effects(effects: &mut Vec<Change>, changes: &[Change]) {
             Some(at) => effects[*at].after.clone_from(&change.after),
             None => effects.push(change.clone()),
         }
+    }
+}
+
+/// Whether a run that was parked went on when this happened: somebody had let it, whether the journal says so or not.
+fn goes_on(event: &Event) -> bool {
+    match event {
+        Event::Node { event, .. } => !matches!(event, NodeEvent::InDoubt { .. }),
+        Event::WritesAllowed { .. }
+        | Event::CancelRequested { .. }
+        | Event::UndoStarted { .. }
+        | Event::ApprovalAsked { .. }
+        | Event::Suspended { .. }
+        | Event::Resumed { .. } => true,
+        _ => false,
     }
 }

@@ -5,12 +5,15 @@
 mod common;
 
 use std::sync::Mutex;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use common::{Bench, runbook};
 use farrier_exec::driver::{Answer, Confirm};
-use farrier_exec::{Plan, PlanStepState};
-use farrier_model::{FailureKind, RunState, Value};
+use farrier_exec::{Limits, Plan, PlanStepState, Run};
+use farrier_model::event::ParkCause;
+use farrier_model::time::Timestamp;
+use farrier_model::{Event, FailureKind, RunState, Value};
 use farrier_store::Store as _;
 
 async fn run_text(name: &str, risk: &str, rest: &str) -> (Bench, farrier_exec::Ended) {
@@ -397,6 +400,36 @@ steps:
             assert_eq!(done.state, RunState::Succeeded, "{:?}", done.failure);
             assert_eq!(bench.world.state().ledger.len(), 3);
         }
+    }
+}
+
+#[tokio::test]
+async fn owners_that_die_let_no_parked_run_go_on() {
+    let bench = Bench::new("parked_owners");
+    let rest = "guards:
+  - { count: [create], at_most: 0, otherwise: ask }
+steps:
+  a: { uses: fake.set, with: { target: world, object: a, value: v }, undo: restore }
+";
+    let start = bench.start(&[runbook("guard", "recoverable", rest)], Value::map::<&str>([]));
+    let parked = bench.run(&start).await.unwrap();
+    assert_eq!(parked.state, RunState::Parked);
+    for owners in 1..4 {
+        bench.store.claim(parked.run, "one that dies").await.unwrap();
+        let journal = bench.store.journal(parked.run).await.unwrap();
+        let mut run = Run::replay(parked.run, start.bundle.graph().clone(), &journal).unwrap();
+        let limits = Limits {
+            plan_only: false,
+            parallel: 1,
+            doubts: 1,
+            takeovers: 9,
+            patience: Duration::ZERO,
+            resume_parked: false,
+            answer_only: false,
+        };
+        let decision = run.decide(Vec::new(), Timestamp::now(), limits).unwrap();
+        let parks = matches!(&decision.events[..], [Event::Parked { cause: ParkCause::Guard, .. }]);
+        assert!(parks && decision.work.is_empty(), "after {owners}: {decision:?}");
     }
 }
 

@@ -116,11 +116,11 @@ impl Action for Discard {
     const EXAMPLE: &'static str = "\
 discard_dumps:
   uses: files.discard
-  needs: [drop_databases]
+  needs: [dump]
   with:
     target: homes
     root: staging
-    made_as: ${ steps.dump.items | map(attribute='output.sha256') | list }
+    made_as: [\"${ steps.dump.sha256 }\"]
   undo: none
 ";
     type Output = Discarded;

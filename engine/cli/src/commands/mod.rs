@@ -306,7 +306,7 @@ pub fn dispatch(cli: Cli, spans: Option<Spans>) -> Result<Exit, Problem> {
         Command::Export(command) => block_on(command.run(&app)),
         Command::Import(command) => block_on(command.run(&app)),
         Command::Audit(command) => block_on(command.run(&app)),
-        Command::Token(command) => command.run(),
+        Command::Token(command) => command.run(&app),
         Command::Login(command) => block_on(command.run(&app)),
         Command::Logout(command) => block_on(command.run(&app)),
         Command::Prune(command) => block_on(command.run(&app)),

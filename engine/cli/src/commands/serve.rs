@@ -283,9 +283,13 @@ enum TokenCommand {
 }
 
 impl Token {
-    pub(super) fn run(&self) -> Result<Exit, Problem> {
+    pub(super) fn run(&self, app: &App) -> Result<Exit, Problem> {
         let TokenCommand::New = self.command;
         let token = farrier_server::rights::Token::new();
+        let both = serde_json::json!({ "token": token.reveal(), "hash": token.hash() });
+        if render::data(app.output, &both)? {
+            return Ok(Exit::Ok);
+        }
         render::line(token.reveal())?;
         eprintln!("it is shown only now; in the service file, under the user's or receiver's `tokens:`:");
         eprintln!("  - {}", token.hash());
