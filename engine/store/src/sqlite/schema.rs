@@ -503,6 +503,25 @@ mod tests {
         is_up_to_date(dir.path()).await;
     }
 
+    /// Guards K20: nobody meets a database between two versions.
+    #[tokio::test]
+    async fn an_upgrade_happens_as_a_whole_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        version_one(dir.path()).await;
+        let mut connection = raw(dir.path()).await;
+        // The last step meets a table of that name, after all others went well.
+        raw_sql("CREATE TABLE outbox (stranger TEXT)").execute(&mut connection).await.unwrap();
+        migrate(&mut connection, 1, 0).await.unwrap_err();
+        let version: i64 = sqlx::query_scalar("SELECT max(version) FROM migration")
+            .fetch_one(&mut connection)
+            .await
+            .unwrap();
+        assert_eq!(version, 1);
+        raw_sql("DROP TABLE outbox").execute(&mut connection).await.unwrap();
+        sqlx::Connection::close(connection).await.unwrap();
+        is_up_to_date(dir.path()).await;
+    }
+
     /// Guards K20: a process that dies within an upgrade, from whichever version, leaves what was there before, from which the
     /// next one starts again.
     #[tokio::test]
