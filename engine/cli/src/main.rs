@@ -17,6 +17,7 @@ mod manual;
 mod plugins;
 mod progress;
 mod render;
+mod resting;
 mod stores;
 mod telemetry;
 

@@ -23,9 +23,8 @@ use super::{App, Problem};
 use crate::client::{self, Plain};
 use crate::directory::LdapDirectory;
 use crate::exit::Exit;
-use crate::render;
-use crate::stores;
 use crate::telemetry::{Exporting, Spans};
+use crate::{render, resting, stores};
 
 /// The name of the service file, beside the project file.
 const SERVICE_FILE: &str = "serve.yaml";
@@ -96,6 +95,7 @@ impl Serve {
         }
         let alerts = Receiving::new(store.clone(), sets.clone());
         let keeping = tokio::spawn(alerts.clone().keep());
+        let resting = tokio::spawn(resting::give_back(store.clone()));
         let reread = (root.clone(), self.config.clone(), sets.clone());
         let settings = Settings {
             policy,
@@ -122,6 +122,7 @@ impl Serve {
         let ended = service.run().await;
         hangups.abort();
         keeping.abort();
+        resting.abort();
         if let Some(exporting) = exporting {
             exporting.end().await;
         }
