@@ -25,6 +25,7 @@ const NEEDED: &[(&str, &str)] = &[
     ("ssh", "openssh-client"),
     ("setpriv", "util-linux"),
     ("strace", "strace"),
+    ("faketime", "faketime"),
     ("systemd-analyze", "systemd"),
     ("curl", "curl"),
 ];
