@@ -13,7 +13,7 @@ use farrier_model::time::Timestamp;
 use farrier_model::{Ask, Digest, Event, RunId, RunState, Value};
 use farrier_store::{
     Arriving, Clock, IncidentFilter, IncidentRow, Intake, NewRun, NoticeFilter, OpenOptions, Outbox, Outcome,
-    RunFilter, SqliteStore, Store, StoreError, Taken, fsck,
+    Released, RunFilter, SqliteStore, Store, StoreError, Taken, fsck,
 };
 use serde_json::json;
 use uuid::Uuid;
@@ -323,6 +323,26 @@ async fn a_key_that_another_run_has_is_waited_for() {
     world.finish(run, RunState::Succeeded).await;
     assert_eq!(world.store.start_held(100, &[]).await.unwrap().runs.len(), 1);
     world.is_whole().await;
+}
+
+/// It is asked for every few seconds, for as long as a service lives.
+#[tokio::test]
+async fn asking_in_vain_for_what_is_held_writes_nothing() {
+    let world = World::new().await;
+    let commits = || world.store.counts().commits;
+    let none = commits();
+    assert_eq!(world.store.start_held(100, &[]).await.unwrap(), Released::default());
+    assert_eq!(commits(), none);
+
+    let run = world.one(world.firing("node-1", 0)).await.run.unwrap();
+    world.finish(run, RunState::Succeeded).await;
+    assert_eq!(world.one(world.firing("node-1", 60)).await.decision, "cooling");
+    let one = commits();
+    let released = world.store.start_held(100, &[]).await.unwrap();
+    assert_eq!((released.held, released.runs.len(), commits()), (1, 0, one));
+    world.pass(3600);
+    let released = world.store.start_held(100, &[]).await.unwrap();
+    assert_eq!((released.held, released.runs.len(), commits()), (0, 1, one + 1));
 }
 
 /// What was decided, and whether it had an incident, a run, a run to stop, and was new.

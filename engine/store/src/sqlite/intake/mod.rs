@@ -17,7 +17,7 @@ use farrier_model::time::Timestamp;
 use farrier_model::{Event, RunId, Text};
 use serde::{Deserialize, Serialize};
 use sqlx::sqlite::SqliteRow;
-use sqlx::{QueryBuilder, Row as _, Sqlite, SqliteConnection};
+use sqlx::{AssertSqlSafe, QueryBuilder, Row as _, Sqlite, SqliteConnection};
 use uuid::Uuid;
 
 use self::desk::{Candidate, Desk};
@@ -98,6 +98,10 @@ fn run_of(text: Option<&str>) -> Result<Option<RunId>, sqlx::Error> {
     text.map(|text| text.parse().map_err(|_| damaged(format!("`{text}` is not a run id")))).transpose()
 }
 
+/// Whether an incident that is held may start now, as far as the store knows by itself.
+const MAY_START: &str = "(i.held_until IS NULL OR i.held_until <= ?1) AND NOT EXISTS \
+     (SELECT 1 FROM gauge g WHERE g.environment = i.environment AND g.runbook = i.runbook AND g.blown_at IS NOT NULL)";
+
 impl Writer {
     pub(super) async fn intake(&mut self, errand: &Errand, moment: Moment) -> Result<Answer, Trouble> {
         let done = match errand {
@@ -162,13 +166,11 @@ impl Writer {
         frozen: &[Text],
         moment: Moment,
     ) -> Result<Released, Trouble> {
-        let rows = sqlx::query(
+        let rows = sqlx::query(AssertSqlSafe(format!(
             "SELECT i.environment, i.runbook, i.key, i.wish, i.receiver FROM incident i \
-             WHERE i.held IS NOT NULL AND i.closed_at IS NULL AND (i.held_until IS NULL OR i.held_until <= ?1) \
-             AND NOT EXISTS (SELECT 1 FROM gauge g WHERE g.environment = i.environment AND g.runbook = i.runbook \
-                             AND g.blown_at IS NOT NULL) \
-             ORDER BY i.priority DESC, i.opened_at, i.incident_id LIMIT ?2",
-        )
+             WHERE i.held IS NOT NULL AND i.closed_at IS NULL AND {MAY_START} \
+             ORDER BY i.priority DESC, i.opened_at, i.incident_id LIMIT ?2"
+        )))
         .bind(moment.now)
         .bind(limit)
         .fetch_all(&mut self.connection)
@@ -298,6 +300,18 @@ impl Intake for SqliteStore {
     }
 
     async fn start_held(&self, limit: usize, frozen: &[Text]) -> Result<Released, StoreError> {
+        let waiting = sqlx::query(AssertSqlSafe(format!(
+            "SELECT count(*), coalesce(sum({MAY_START}), 0) FROM incident i WHERE i.held IS NOT NULL AND i.closed_at IS NULL"
+        )))
+        .bind(self.clock.now_ms())
+        .fetch_one(&self.readers)
+        .await
+        .and_then(|row| Ok((row.try_get::<i64, _>(0)?, row.try_get::<i64, _>(1)?)));
+        let (held, due) = waiting.map_err(|error| self.unreadable(error))?;
+        if due == 0 {
+            // This is asked for ever again; the writer rests meanwhile.
+            return Ok(Released { held: held.unsigned_abs(), ..Released::default() });
+        }
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         match self.errand(Errand::Release { limit, frozen: frozen.to_vec() }).await? {
             Done::Released(released) => Ok(released),
