@@ -111,17 +111,7 @@ impl RunArgs {
             eprintln!("next: farrier serve");
             return Ok(Exit::Ok);
         }
-        let ask = self.answers.ask(&start);
-        let quiet = self.answers.quiet;
-        let ended = session
-            .driver
-            .start(&start, &ask, |run| {
-                if !quiet {
-                    eprintln!("run {run}");
-                }
-            })
-            .await;
-        session.end(app, &start, ended?, store).await
+        session.begin(app, &start, &self.answers, store).await
     }
 }
 
@@ -273,13 +263,25 @@ impl Session {
         Session { driver, progress }
     }
 
-    pub(super) async fn end(
+    /// Starts a run, names it and sees it to its end.
+    pub(super) async fn begin(
         &self,
         app: &App,
         start: &Start,
-        ended: Ended,
+        answers: &Answers,
         store: SqliteStore,
     ) -> Result<Exit, Problem> {
+        let ask = answers.ask(start);
+        let named = |run| {
+            if !answers.quiet {
+                eprintln!("run {run}");
+            }
+        };
+        let ended = self.driver.start(start, &ask, named).await;
+        self.end(app, start, ended?, store).await
+    }
+
+    async fn end(&self, app: &App, start: &Start, ended: Ended, store: SqliteStore) -> Result<Exit, Problem> {
         self.progress.clear();
         let exit = remote::exit_of(ended.state, ended.failure.as_ref().map(|failure| failure.kind));
         if app.output == Format::Table {
