@@ -625,7 +625,8 @@ impl Run {
             if !was_planned {
                 dependent_run.unplanned = dependent_run.unplanned.saturating_sub(1);
             }
-            if dependent_run.unsettled == 0 || (!self.writes_allowed && dependent_run.unplanned == 0) {
+            let may_begin = dependent_run.unsettled == 0 || self.comes_last(dependent);
+            if may_begin || (!self.writes_allowed && self.steps[dependent.index()].unplanned == 0) {
                 self.memory.dirty.insert(NodeRef::step(dependent));
             }
         }
@@ -665,6 +666,11 @@ impl Run {
         });
     }
 
+    /// Whether the main steps are over and this one belongs to `finally`: what the run did not come to, it does not wait for.
+    fn comes_last(&self, step: StepIndex) -> bool {
+        self.memory.finally_open && self.graph.step(step).finally
+    }
+
     /// After the barrier: planned nodes go on, deferred ones begin anew when their needs are met.
     fn mark_planned_dirty(&mut self) {
         for index in self.graph.indices() {
@@ -677,7 +683,8 @@ impl Run {
                 step.items = None;
                 step.node.phase = Phase::Idle;
             }
-            if step.unsettled == 0 && !step.node.state.is_settled() {
+            let (open, settled) = (step.unsettled == 0, step.node.state.is_settled());
+            if !settled && (open || self.comes_last(index)) {
                 self.memory.dirty.insert(NodeRef::step(index));
             }
             let Some(items) = &mut self.steps[index.index()].items else { continue };
