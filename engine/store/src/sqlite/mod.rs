@@ -709,7 +709,7 @@ async fn quick_check(connection: &mut SqliteConnection, errors: &Errors) -> Resu
 
 /// After how many pages of 4 KiB the write-ahead log is carried over into the database. A page that many transactions change is
 /// carried over once, so a long log saves writing; after a kill it is read once.
-const LOG_PAGES: &str = "8000";
+const LOG_PAGES: &str = "4000";
 /// How much of the database the writer keeps in memory, while it works. What is keyed by chance, such as ids, lies all over it.
 const CACHE_KIB: &str = "-16000";
 
