@@ -14,8 +14,8 @@ use farrier_runbook::inputs::{Given, check_inputs};
 use farrier_store::Clock;
 
 use super::plan::{exit_of, write_plan};
-use super::run::{Answers, Session, user};
-use super::{App, Problem};
+use super::run::{Answers, Session};
+use super::{App, Problem, user};
 use crate::exit::Exit;
 use crate::render;
 use crate::render::plan::{Shown, draw};

@@ -16,7 +16,7 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use super::{App, Choice, Problem, remote};
+use super::{App, Choice, Problem, remote, user};
 use crate::client;
 use crate::exit::Exit;
 use crate::interact::Ask;
@@ -70,14 +70,6 @@ pub(super) struct Resume {
     /// Tasks at once.
     #[arg(long, default_value_t = 16, value_name = "N")]
     parallel: usize,
-}
-
-/// Who is at the keyboard, for the journal.
-pub fn user() -> String {
-    ["SUDO_USER", "USER", "LOGNAME"]
-        .iter()
-        .find_map(|name| std::env::var(name).ok().filter(|user| !user.is_empty()))
-        .unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()))
 }
 
 impl RunArgs {
