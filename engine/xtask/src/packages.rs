@@ -24,6 +24,7 @@ const NEEDED: &[(&str, &str)] = &[
     ("sshd", "openssh-server"),
     ("ssh", "openssh-client"),
     ("setpriv", "util-linux"),
+    ("script", "bsdutils"),
     ("strace", "strace"),
     ("faketime", "faketime"),
     ("systemd-analyze", "systemd"),

@@ -16,6 +16,7 @@ mod rights;
 mod service;
 mod stores;
 mod telemetry;
+mod terminal;
 mod through;
 mod tls;
 mod units;

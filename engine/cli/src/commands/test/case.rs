@@ -13,16 +13,16 @@ use farrier_model::{
     Ask, Digest, Effect, Event, Failure, NodeEvent, NodeName, NodeState, RunId, RunState, Scope, Subject,
     Text, Value,
 };
-use farrier_runbook::Bundle;
 use farrier_runbook::graph::{Graph, Uses};
 use farrier_runbook::inputs::{Given, check_inputs};
 use farrier_runbook::testfile::{Call, EventAt, Happens, Test};
+use farrier_runbook::Bundle;
 use farrier_store::{Fault, MemoryStore, RunFilter, RunRow, Store, StoreError};
 use tokio::sync::watch;
 
 use super::super::Problem;
 use super::compare;
-use super::hooks::{Between, Failing, Invariants};
+use super::hooks::{Between, Failing, Invariants, Place};
 use super::sandbox::{Sandbox, Tree};
 use super::simulated::{Held, Simulated, runtime};
 use crate::render::plan::{Shown, draw};
@@ -69,8 +69,8 @@ pub(super) struct Came {
     pub(super) state: Option<RunState>,
     /// The fault was met.
     pub(super) crashed: bool,
-    /// Nodes that read or changed something.
-    pub(super) acted: Vec<NodeName>,
+    /// Nodes that read or changed something, those of runs that it started after its own.
+    pub(super) acted: Vec<Place>,
     /// Nodes that failed.
     pub(super) failed: Vec<NodeName>,
     /// Nodes in doubt for which a person has answered.
@@ -294,6 +294,14 @@ impl Course<'_> {
     async fn root(&self) -> Result<Option<RunRow>, DriverError> {
         let rows = self.store.runs(RunFilter::default()).await?;
         Ok(rows.into_iter().find(|row| row.parent.is_none()))
+    }
+
+    /// Runs that it has started, and that those have, the oldest first.
+    async fn children(&self) -> Result<Vec<RunRow>, DriverError> {
+        let mut rows = self.store.runs(RunFilter::default()).await?;
+        rows.retain(|row| row.parent.is_some());
+        rows.sort_by_key(|row| (row.created_at, row.id));
+        Ok(rows)
     }
 
     /// Drives the run, lets things happen at their times, and lets time pass, until nothing is left.
@@ -525,6 +533,16 @@ impl Course<'_> {
         let failed = run.nodes().filter(|node| run.node(*node).state == NodeState::Failed);
         self.came.failed = failed.map(|node| run.name(node)).collect();
         self.came.acted = acted(&run, journal.iter().map(|entry| &entry.event));
+        for child in self.children().await? {
+            let Some(graph) = start.bundle.graphs.get(&child.runbook) else { continue };
+            let (journal, run) =
+                (self.store.journal(child.id).await?, self.replay_of(child.id, graph).await?);
+            for place in acted(&run, journal.iter().map(|entry| &entry.event)) {
+                if !self.came.acted.contains(&place) {
+                    self.came.acted.push(place);
+                }
+            }
+        }
         let report = farrier_store::fsck(&self.store).await?;
         self.differences.extend(report.violations.iter().map(|violation| format!("journal: {violation}")));
         if self.trouble.failing.is_some() {
@@ -565,6 +583,13 @@ impl Course<'_> {
             let waits = run.suspended.as_ref().map_or_else(String::new, |(why, _)| format!(": {why}"));
             self.differences
                 .push(format!("the run neither ended nor was parked; it is {}{waits}", run.state.name()));
+        }
+        for child in self.children().await? {
+            if run.state.is_final() && !child.state.is_final() {
+                let state = child.state.name();
+                self.differences
+                    .push(format!("the run ended, and its run of `{}` is {state}", child.runbook));
+            }
         }
         let others = self.case.test.events.iter().any(|event| event.act.is_some());
         if run.state == RunState::Undone
@@ -674,8 +699,8 @@ fn write_golden(path: &Path, text: &str) -> Result<(), Problem> {
 }
 
 /// Nodes that read or changed something: those that can fail.
-fn acted<'a>(run: &Run, journal: impl Iterator<Item = &'a Event>) -> Vec<NodeName> {
-    let mut acted: Vec<NodeName> = Vec::new();
+fn acted<'a>(run: &Run, journal: impl Iterator<Item = &'a Event>) -> Vec<Place> {
+    let mut acted: Vec<Place> = Vec::new();
     for event in journal {
         let Event::Node { node, event, .. } = event else { continue };
         let Some(reference) = run.find(node) else { continue };
@@ -685,8 +710,9 @@ fn acted<'a>(run: &Run, journal: impl Iterator<Item = &'a Event>) -> Vec<NodeNam
             NodeEvent::Succeeded { .. } => *effect == Effect::Read && !pure,
             _ => false,
         };
-        if did && !acted.contains(node) {
-            acted.push(node.clone());
+        let place = Place { runbook: run.graph.name.clone(), node: node.clone() };
+        if did && !acted.contains(&place) {
+            acted.push(place);
         }
     }
     acted
