@@ -167,6 +167,26 @@ pub struct LockRun {
     pub fence: Option<i64>,
 }
 
+/// A person's word on a step in doubt.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Attested {
+    /// The step.
+    pub node: NodeName,
+    /// Whether its effect happened.
+    pub applied: bool,
+    /// What it gave; null when they said nothing of it.
+    pub output: Value,
+    /// Who said so.
+    pub by: String,
+}
+
+impl Attested {
+    /// Whether this says the same of the same step.
+    pub fn says_what(&self, other: &Attested) -> bool {
+        self.node == other.node && self.applied == other.applied && self.output == other.output
+    }
+}
+
 /// An approval that was asked for.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ApprovalRun {
@@ -270,7 +290,7 @@ pub struct Run {
     /// Signals that arrived, by name.
     pub signals: BTreeMap<Text, SignalRun>,
     /// People's words on steps in doubt that another person has to confirm.
-    pub attested: Vec<(NodeName, bool, String)>,
+    pub attested: Vec<Attested>,
     /// The saved plan that it was started to carry out.
     pub saved_plan: Option<Digest>,
     pub(crate) steps: Vec<StepRun>,
@@ -493,9 +513,12 @@ impl Run {
                 let received = SignalRun { by: by.clone(), reason: reason.clone() };
                 self.signals.entry(name.clone()).or_insert(received);
             }
-            Event::Attested { node, applied, by, .. } => {
-                self.attested.push((node.clone(), *applied, by.clone()));
-            }
+            Event::Attested { node, applied, output, by, .. } => self.attested.push(Attested {
+                node: node.clone(),
+                applied: *applied,
+                output: output.clone().unwrap_or_default(),
+                by: by.clone(),
+            }),
             Event::RequestRefused { .. } => {}
             Event::Parked { reason, cause, guard, plan } => {
                 self.asking_guard.clone_from(guard);

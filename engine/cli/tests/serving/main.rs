@@ -7,6 +7,7 @@ mod common;
 
 mod alertmanager;
 mod demo;
+mod doubts;
 mod edges;
 mod exporter;
 mod hostile;

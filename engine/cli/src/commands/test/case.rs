@@ -1,5 +1,6 @@
 //! One execution of a case: lives of a simulated process, one after the other, until nothing is left to happen.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -16,7 +17,7 @@ use farrier_model::{
 use farrier_runbook::graph::{Graph, Uses};
 use farrier_runbook::inputs::{Given, check_inputs};
 use farrier_runbook::testfile::{Call, EventAt, Happens, Test};
-use farrier_runbook::Bundle;
+use farrier_runbook::{Bundle, Node};
 use farrier_store::{Fault, MemoryStore, RunFilter, RunRow, Store, StoreError};
 use tokio::sync::watch;
 
@@ -52,6 +53,8 @@ pub(super) struct Trouble {
     pub(super) crash: Option<(u64, Fault)>,
     /// A node fails.
     pub(super) failing: Option<Failing>,
+    /// What nodes gave without any trouble, for whoever says after a crash what one in doubt has given.
+    pub(super) gave: HashMap<NodeName, Value>,
 }
 
 impl Trouble {
@@ -71,6 +74,8 @@ pub(super) struct Came {
     pub(super) crashed: bool,
     /// Nodes that read or changed something, those of runs that it started after its own.
     pub(super) acted: Vec<Place>,
+    /// What nodes gave.
+    pub(super) gave: HashMap<NodeName, Value>,
     /// Nodes that failed.
     pub(super) failed: Vec<NodeName>,
     /// Nodes in doubt for which a person has answered.
@@ -500,11 +505,13 @@ impl Course<'_> {
             for node in run.nodes().filter(|node| run.node(*node).state == NodeState::InDoubt) {
                 let node = run.name(node);
                 let applied = self.between.happened(&node);
+                let output =
+                    self.trouble.gave.get(&node).filter(|output| applied && !output.is_null()).cloned();
                 self.came.answered.push(node.clone());
                 // Where the environment wants approvals, a second person has to say the same.
                 for by in ["operator", "second operator"] {
                     let reason = "looked at the world after a crash".to_owned();
-                    let ask = Ask::Resolve { node: node.clone(), applied, reason };
+                    let ask = Ask::Resolve { node: node.clone(), applied, output: output.clone(), reason };
                     driver.ask(row.id, by, ask).await?;
                     if start.world.approvals.needed(start.bundle.graph().risk) == 0 {
                         break;
@@ -532,6 +539,8 @@ impl Course<'_> {
         self.came.state = Some(run.state);
         let failed = run.nodes().filter(|node| run.node(*node).state == NodeState::Failed);
         self.came.failed = failed.map(|node| run.name(node)).collect();
+        let gave = run.nodes().filter_map(|node| Some((run.name(node), run.node(node).output.clone()?)));
+        self.came.gave = gave.collect();
         self.came.acted = acted(&run, journal.iter().map(|entry| &entry.event));
         for child in self.children().await? {
             let Some(graph) = start.bundle.graphs.get(&child.runbook) else { continue };
@@ -622,7 +631,7 @@ impl Course<'_> {
 
     /// The mails that the stand-ins hold, in the order of sending: what the run that sent each says of it.
     async fn mails(&self) -> Result<Vec<Value>, Problem> {
-        let mut written: std::collections::HashMap<String, Value> = std::collections::HashMap::new();
+        let mut written: HashMap<String, Value> = HashMap::new();
         for row in self.store.runs(RunFilter::default()).await? {
             for entry in self.store.journal(row.id).await? {
                 if let Event::Node { event: NodeEvent::Intent { changes, effect_id, .. }, .. } = entry.event
@@ -674,9 +683,10 @@ fn ask_of(event: &EventAt, run: &Run) -> Option<(Option<Ask>, Then)> {
             Ask::Reject { digest: digest(&subject), subject, reason }
         }
         Happens::Cancel { undo } => Ask::Cancel { undo, reason },
-        Happens::Resolve { step, applied } => Ask::Resolve {
+        Happens::Resolve { step, applied, output } => Ask::Resolve {
             node: step.parse().unwrap_or_else(|_| NodeName::step(step.as_str())),
             applied,
+            output: output.map(Node::to_value),
             reason: reason.unwrap_or_else(|| "they looked".into()),
         },
         Happens::Resume { accept_guard } => {

@@ -121,7 +121,9 @@ impl Swept {
             // Without a limit it goes on until no write is left: there can be more of them than without any trouble.
             let count = if tries.is_some() { came.writes } else { MAX_WRITES };
             for nth in spread(count, tries) {
-                let again = case.execute(&Trouble { crash: Some((nth, fault)), ..Trouble::default() })?;
+                let crash = Some((nth, fault));
+                let again =
+                    case.execute(&Trouble { crash, gave: came.gave.clone(), ..Trouble::default() })?;
                 if !again.crashed {
                     break;
                 }
