@@ -1,6 +1,8 @@
 //! A person's word on a step in doubt, with what the step gave: later steps read it, so it is asked for before anything is
 //! recorded. By hand, where two have to say so, and through the API.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+
 use farrier_testkit::wait_until;
 use serde_json::{Value, json};
 

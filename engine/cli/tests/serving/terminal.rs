@@ -1,5 +1,7 @@
 //! `farrier login` on a terminal: `script` makes one, and what it would show is kept.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+
 use std::io::{Read as _, Write as _};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -32,8 +34,7 @@ impl Terminal {
             .env("XDG_STATE_HOME", serving.project.path("state"))
             .env_remove("FARRIER_TOKEN")
             .env("NO_COLOR", "1");
-        let mut child =
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("apt-get install bsdutils");
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let (keyboard, mut shown) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
         let screen = Arc::new(Mutex::new(Vec::new()));
         let kept = screen.clone();
