@@ -14,6 +14,7 @@
 
 mod certificates;
 pub mod clock;
+mod database;
 pub mod exim;
 pub mod kube;
 pub mod mariadb;

@@ -15,9 +15,9 @@ use farrier_store::{Clock, RunRow, SqliteStore, Store};
 use tokio::sync::watch;
 
 use super::remote::{self, Word};
-use super::run::{driver, open_run, past, user};
+use super::run::{driver, open_run, past};
 use super::runs::stored_plan;
-use super::{App, Problem};
+use super::{App, Problem, user};
 use crate::client::{self, Client};
 use crate::exit::Exit;
 use crate::interact::read_line;
