@@ -55,17 +55,18 @@ pub(crate) fn holds(site: &Site, tool: Tool, first: Option<&Seen>, when: &str) -
 #[test]
 fn t39_killed_at_twenty_points_there_is_one_archive_and_everything_is_finished() {
     let site = Site::new();
-    let mut next = 0;
-    let mut fresh = || {
-        let tool = tool(next);
-        next += 1;
-        site.create(tool);
-        site.run("tool-disable", &[&format!("tool={}", tool.name)]).expect(0);
-        site.pass_days(tool, 41);
-        tool
-    };
+    for index in 0..NAMES.len() {
+        site.create(tool(index));
+        site.run("tool-disable", &[&format!("tool={}", tool(index).name)]).expect(0);
+    }
     let neighbour = Tool { name: "birds", number: 510_001 };
     site.create(neighbour);
+    site.on_day(41, 0);
+    let mut next = 0;
+    let mut fresh = || {
+        next += 1;
+        tool(next - 1)
+    };
 
     let mut blows = Vec::new();
     for (call, points) in CALLS {

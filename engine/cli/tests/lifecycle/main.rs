@@ -1,5 +1,5 @@
 //! The life of tools on real servers: OpenLDAP, MariaDB, homes on disk that belong to their accounts; Kubernetes is the
-//! embedded one. As the superuser, since homes belong to other accounts.
+//! embedded one. Farrier goes by a clock that the tests move. As the superuser, since homes belong to other accounts.
 //!
 //! Read first: `site.rs` (the servers, and tools on them), then `whole.rs` (a life from its beginning to its end), `kills.rs`
 //! (T39: deaths while a tool is archived and deleted), `remote.rs` (the same with every folder on another host).
