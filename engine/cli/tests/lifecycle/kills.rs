@@ -24,18 +24,18 @@ fn tool(index: usize) -> Tool {
     Tool { name: NAMES[index], number: 51_000 + u32::try_from(index).unwrap() }
 }
 
-fn words(tool: Tool) -> Vec<String> {
+pub(crate) fn words(tool: Tool) -> Vec<String> {
     let inputs = [format!("tool={}", tool.name), format!("number={}", tool.number)];
     let begin = ["run", "tool-delete", "--env", "test", "--yes"].map(ToOwned::to_owned);
     begin.into_iter().chain(inputs.into_iter().flat_map(|input| ["-i".to_owned(), input])).collect()
 }
 
 /// What an archive is: which file, when it was written, and what is in it.
-type Seen = (u64, i64, String);
+pub(crate) type Seen = (u64, i64, String);
 
 /// What must hold at every moment; gives the archive, if there is one.
 #[track_caller]
-fn holds(site: &Site, tool: Tool, first: Option<&Seen>, when: &str) -> Option<Seen> {
+pub(crate) fn holds(site: &Site, tool: Tool, first: Option<&Seen>, when: &str) -> Option<Seen> {
     let seen = fs::metadata(site.archive(tool)).ok().map(|file| {
         let sum = Command::new("sha256sum").arg(site.archive(tool)).output().unwrap();
         (file.ino(), file.mtime(), String::from_utf8(sum.stdout).unwrap()[..64].to_owned())
