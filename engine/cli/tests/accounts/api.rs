@@ -1,5 +1,7 @@
-//! The service that keeps the files with credentials: it knows whose homes there are, and removes files.
+//! The service that keeps the files with credentials (it knows whose homes there are, and removes files), and the one that
+//! keeps the variables of tools.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -20,6 +22,29 @@ struct State {
     homes: PathBuf,
     /// Requests that write, as they came: method, path and body.
     written: Mutex<Vec<String>>,
+    /// The variables of each tool.
+    variables: Mutex<BTreeMap<String, Variables>>,
+    manner: Mutex<Manner>,
+}
+
+/// Variables by name.
+pub(crate) type Variables = BTreeMap<String, String>;
+
+/// How variables are treated.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Manner {
+    #[default]
+    Well,
+    /// The service is away for one tool.
+    RefusesWmLol,
+    /// Nothing is set, and what came is repeated in the error.
+    Echoes,
+    /// What came is kept, and the connection ends without an answer.
+    HangsUp,
+    /// What came is kept, and no answer comes.
+    Stalls,
+    /// Everyone is sent elsewhere.
+    Redirects,
 }
 
 /// A request as it came.
@@ -37,7 +62,12 @@ impl Api {
     pub(crate) fn start(homes: PathBuf) -> Api {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let state = Arc::new(State { homes, written: Mutex::default() });
+        let state = Arc::new(State {
+            homes,
+            written: Mutex::default(),
+            variables: Mutex::default(),
+            manner: Mutex::default(),
+        });
         let served = state.clone();
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -50,6 +80,25 @@ impl Api {
 
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// What a tool has for variables.
+    pub(crate) fn variables(&self, tool: &str) -> Variables {
+        self.state.variables.lock().unwrap().get(tool).cloned().unwrap_or_default()
+    }
+
+    /// Changes a tool's variables past everyone; nothing removes one.
+    pub(crate) fn change(&self, tool: &str, name: &str, value: Option<&str>) {
+        let mut all = self.state.variables.lock().unwrap();
+        let variables = all.entry(tool.to_owned()).or_default();
+        match value {
+            Some(value) => drop(variables.insert(name.to_owned(), value.to_owned())),
+            None => drop(variables.remove(name)),
+        }
+    }
+
+    pub(crate) fn treat(&self, manner: Manner) {
+        *self.state.manner.lock().unwrap() = manner;
     }
 
     /// Requests that wrote, or should have.
@@ -65,16 +114,23 @@ impl State {
             let text = format!("{} /{} {}", request.method, request.path.join("/"), request.body);
             self.written.lock().unwrap().push(text);
         }
-        let (status, body) = self.answer(&request);
+        let (status, body) = self.answer(&request)?;
         let body = body.to_string();
-        let head =
-            format!("HTTP/1.1 {status} X\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+        let location = if status == 302 { "location: /elsewhere\r\n" } else { "" };
+        let head = format!(
+            "HTTP/1.1 {status} X\r\n{location}connection: close\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
         stream.write_all(&[head.as_bytes(), body.as_bytes()].concat()).ok()
     }
 
-    fn answer(&self, request: &Request) -> Answer {
+    /// Nothing when there is to be no answer.
+    fn answer(&self, request: &Request) -> Option<Answer> {
         let path: Vec<&str> = request.path.iter().map(String::as_str).collect();
-        match (&*request.method, &path[..]) {
+        Some(match (&*request.method, &path[..]) {
+            (_, ["envvars", "v1", "tool", tool, "envvars", name @ ..]) => {
+                return self.variable(request, tool, name.first().copied());
+            }
             ("GET", ["v1", "paws-uids"]) => {
                 let folders = fs::read_dir(self.homes.join("paws_homes")).unwrap();
                 let name = |entry: fs::DirEntry| entry.file_name().into_string().unwrap();
@@ -85,7 +141,41 @@ impl State {
             }
             ("POST", ["v1", "delete-replica-cnf"]) => self.delete(&request.body),
             _ => (404, json!({ "detail": "there is no such thing here" })),
+        })
+    }
+
+    fn variable(&self, request: &Request, tool: &str, name: Option<&str>) -> Option<Answer> {
+        let manner = *self.manner.lock().unwrap();
+        let sets = request.method == "POST";
+        match manner {
+            Manner::RefusesWmLol if tool == "wm-lol" => return Some((403, json!("not yours"))),
+            Manner::Echoes if sets => return Some((500, json!({ "cannot": request.body }))),
+            Manner::Redirects => return Some((302, Value::Null)),
+            _ => {}
         }
+        let mut all = self.variables.lock().unwrap();
+        let variables = all.entry(tool.to_owned()).or_default();
+        let answer = match (&*request.method, name) {
+            ("GET", None) => {
+                let list = variables.iter().map(|(name, value)| json!({ "name": name, "value": value }));
+                json!({ "envvars": list.collect::<Vec<_>>(), "messages": {} })
+            }
+            ("POST", None) => {
+                let [name, value] = ["name", "value"].map(|field| request.body[field].as_str().unwrap());
+                variables.insert(name.to_owned(), value.to_owned());
+                json!({ "envvar": request.body, "messages": {} })
+            }
+            ("DELETE", Some(name)) => match variables.remove(name) {
+                Some(value) => json!({ "envvar": { "name": name, "value": value }, "messages": {} }),
+                None => return Some((404, json!("there is no such variable"))),
+            },
+            _ => return Some((405, Value::Null)),
+        };
+        drop(all);
+        if manner == Manner::Stalls && sets {
+            thread::park();
+        }
+        (manner != Manner::HangsUp || !sets).then_some((200, answer))
     }
 
     /// Removes a file; one that is not there is an error.

@@ -14,6 +14,9 @@ fn is_nowhere(site: &Toolforge, owner: Owner) {
     }
     assert!(!site.path(owner).exists(), "{owner:?}");
     assert_eq!(site.row(owner), "");
+    if let Some(tool) = owner.tool() {
+        assert_eq!(site.api.variables(tool).into_keys().collect::<Vec<_>>(), ["MINE"], "{owner:?}");
+    }
 }
 
 #[test]
@@ -26,6 +29,10 @@ fn an_account_of_each_type_goes_and_comes_back_with_another_password() {
         OWNERS.into_iter().partition(|owner| GONE.contains(&owner.account));
     let passwords: Vec<String> = doomed.iter().map(|owner| site.password(*owner)).collect();
 
+    // What a tool has set itself is its own.
+    site.api.change("citation-checker", "MINE", Some("stays"));
+    let asked = site.api.written();
+
     // While a server is away, the account stays in the list and the file in its place.
     site.environment(true);
     for owner in &doomed {
@@ -35,7 +42,7 @@ fn an_account_of_each_type_goes_and_comes_back_with_another_password() {
         assert!(site.path(*owner).exists() && !site.row(*owner).is_empty(), "{owner:?}");
     }
     assert_eq!(hosts(), "18");
-    assert_eq!(site.api.written(), [""; 0], "a file goes last");
+    assert_eq!(site.api.written(), asked, "files and variables go last");
 
     site.environment(false);
     for owner in &doomed {
@@ -54,6 +61,7 @@ fn an_account_of_each_type_goes_and_comes_back_with_another_password() {
     }
     assert_eq!(hosts(), "18");
 
+    site.api.change("citation-checker", "MINE", None);
     // Who is in the directory gets another account.
     site.run("maintain-dbusers-populate", &[]).expect(0);
     for owner in OWNERS {

@@ -90,7 +90,7 @@ fn killed_in_the_middle_it_goes_on_and_makes_no_account_twice() {
     assert!(before < 400, "it was killed too late to show anything");
 
     let parent = site.last_of("harvest-replicas");
-    let id = parent["run"].as_str().unwrap_or_else(|| panic!("the run is there: {parent}"));
+    let id = parent["id"].as_str().unwrap_or_else(|| panic!("the run is there: {parent}"));
     site.project.farrier(&["resume", id]).expect(13);
     as_wanted(&site.s1, 400);
     as_wanted(&site.s2, 400);

@@ -2,8 +2,8 @@
 //! down; for those who get accounts, OpenLDAP and the service that keeps files and variables. As the superuser, since files
 //! belong to other accounts.
 //!
-//! Read first: `site.rs` (the servers), then `populate.rs` (accounts are made), `delete.rs` (and removed), `harvest.rs` (what
-//! is on each server).
+//! Read first: `site.rs` (the servers), then `populate.rs` (accounts are made), `delete.rs` (and removed), `variables.rs`
+//! (what is in the files of tools is in their variables), `harvest.rs` (what is on each server).
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
@@ -15,3 +15,4 @@ mod delete;
 mod harvest;
 mod populate;
 mod site;
+mod variables;

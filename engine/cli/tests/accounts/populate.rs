@@ -26,6 +26,9 @@ pub(crate) fn is_whole(site: &Toolforge, owner: Owner) {
     }
     let toolsdb = &site.servers.accounts;
     assert_eq!(lets_in(toolsdb, account, &password), owner.is_on_toolsdb(), "{owner:?}");
+    if let Some(tool) = owner.tool() {
+        assert_eq!(site.api.variables(tool), site.wanted_variables(owner), "{owner:?}");
+    }
     if owner.is_on_toolsdb() {
         // On ToolsDB everyone may do everything with databases of their own, and those alone.
         let wanted = format!(
@@ -48,6 +51,7 @@ fn tools_users_and_paws_while_a_server_is_down() {
     let plan = project.farrier(&[&["plan"], &POPULATE[..]].concat()).expect(0);
     assert_eq!(site.servers.writes(), [0; 3], "a plan writes nothing");
     assert!(OWNERS.iter().all(|owner| !site.path(*owner).exists()), "a plan makes no file");
+    assert_eq!(site.api.written(), [""; 0], "a plan sets no variable");
     for owner in OWNERS {
         assert!(plan.out.contains(&format!("mysql_username={}", owner.account)), "{plan}");
     }
@@ -66,8 +70,9 @@ fn tools_users_and_paws_while_a_server_is_down() {
 
     // The second time nothing is left to do.
     let (before, passwords) = (site.servers.writes(), OWNERS.map(|owner| site.password(owner)));
+    let asked = site.api.written();
     site.run("maintain-dbusers-populate", &[]).expect(0);
-    assert_eq!(site.servers.writes(), before);
+    assert_eq!((site.servers.writes(), site.api.written()), (before, asked));
     assert_eq!(OWNERS.map(|owner| site.password(owner)), passwords);
 
     // What somebody took away comes back, on the servers that are there.

@@ -9,8 +9,8 @@ use farrier_testkit::mariadb::{Database, MariaDb};
 use farrier_testkit::slapd::{self, Slapd};
 use serde_json::{Value, json};
 
-use crate::api::Api;
-use crate::common::{Answer, Project};
+use crate::api::{Api, Variables};
+use crate::common::{Answer, Project, Started};
 
 /// Database servers, each of its own, because accounts are the server's. The list of accounts is on ToolsDB's.
 pub(crate) struct Servers {
@@ -148,6 +148,11 @@ pub(crate) struct Owner {
 }
 
 impl Owner {
+    /// A tool's name without the project, by which its variables are kept.
+    pub(crate) fn tool(self) -> Option<&'static str> {
+        self.name.strip_prefix("tools.")
+    }
+
     /// Whether there is an account on ToolsDB.
     pub(crate) fn is_on_toolsdb(self) -> bool {
         self.kind != "paws"
@@ -212,7 +217,14 @@ impl Toolforge {
             |url: String| json!({ "kind": "http", "url": url, "read_as": account, "write_as": account });
         add("credentials", service(self.api.url()));
         add("paws", service(self.api.url()));
+        add("envvars", service(self.api.url()));
         project.environment(&targets);
+    }
+
+    /// A run of a runbook, begun.
+    #[track_caller]
+    pub(crate) fn start_run(&self, runbook: &str) -> Started {
+        Started::from(self.servers.project.command(&["run", runbook, "--env", "test", "--yes"]))
     }
 
     /// Runs a runbook to its end.
@@ -236,6 +248,17 @@ impl Toolforge {
             .unwrap_or_else(|| panic!("{owner:?} has no file of credentials"));
         assert!(password.len() == 16 && password.bytes().all(|byte| byte.is_ascii_alphanumeric()));
         password.to_owned()
+    }
+
+    /// The variables that a tool should have besides its own, by what is in its file.
+    #[track_caller]
+    pub(crate) fn wanted_variables(&self, owner: Owner) -> Variables {
+        let (user, password) = (owner.account.to_owned(), self.password(owner));
+        ["TOOLSDB", "REPLICA"]
+            .into_iter()
+            .flat_map(|server| [(server, "USER", &user), (server, "PASSWORD", &password)])
+            .map(|(server, what, value)| (format!("TOOL_{server}_{what}"), value.clone()))
+            .collect()
     }
 
     /// The hash of a password, as the server makes it and the list keeps it.
