@@ -140,6 +140,14 @@ impl Endpoint {
         })
     }
 
+    /// Whether somebody on the way could read what is sent.
+    ///
+    /// # Errors
+    /// [`FailureKind::Input`] when the address is none.
+    pub fn is_in_the_clear(&self) -> Result<bool, Failure> {
+        self.base().map(|base| is_in_the_clear(&base))
+    }
+
     /// The address, when it is one that credentials may go to.
     fn base(&self) -> Result<Url, Failure> {
         let input = |message: String| Failure::new(FailureKind::Input, message);
@@ -170,13 +178,7 @@ impl Endpoint {
         let base = self.base()?;
         let anyone = Account::default();
         let account = account.unwrap_or(&anyone);
-        let local = match base.host() {
-            Some(url::Host::Ipv4(address)) => address.is_loopback(),
-            Some(url::Host::Ipv6(address)) => address.is_loopback(),
-            Some(url::Host::Domain(name)) => name.eq_ignore_ascii_case("localhost"),
-            None => false,
-        };
-        if base.scheme() == "http" && !local && account.is_someone() {
+        if is_in_the_clear(&base) && account.is_someone() {
             return Err(Failure::new(
                 FailureKind::Denied,
                 "credentials would cross the network in the clear",
@@ -201,6 +203,17 @@ impl Endpoint {
             base,
         })
     }
+}
+
+/// No TLS, and not this machine.
+fn is_in_the_clear(base: &Url) -> bool {
+    let local = match base.host() {
+        Some(url::Host::Ipv4(address)) => address.is_loopback(),
+        Some(url::Host::Ipv6(address)) => address.is_loopback(),
+        Some(url::Host::Domain(name)) => name.eq_ignore_ascii_case("localhost"),
+        None => false,
+    };
+    base.scheme() == "http" && !local
 }
 
 impl Account {

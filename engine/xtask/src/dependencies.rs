@@ -59,6 +59,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("farrier-outbound", &["farrier-action", "farrier-model"]),
     // Its dumps go beneath the roots of a `files` target.
     ("farrier-plugin-sql", &["farrier-action", "farrier-model", "farrier-plugin-files"]),
+    // It sets at an API what a file of credentials says.
+    ("farrier-plugin-http", &["farrier-action", "farrier-model", "farrier-outbound", "farrier-plugin-files"]),
     // Its programs live and die as the commands of `host` do.
     ("farrier-plugin-external", &["farrier-action", "farrier-model", "farrier-plugin-host"]),
     ("farrier-plugin-*", &["farrier-action", "farrier-model", "farrier-outbound"]),

@@ -108,6 +108,15 @@ pub(crate) async fn ask(
         Err(trouble) => (Err(trouble), running.stop().await.ok()),
     };
     program.learn(&known);
+    // Whatever came of it otherwise.
+    let said = match status.and_then(|status| status.code()) {
+        Some(runner::TOO_MANY) => {
+            let why =
+                format!("had more than {} processes and threads at once, and was ended", program.processes);
+            Err(Trouble::new(FailureKind::Limit, why))
+        }
+        _ => said,
+    };
     said.map_err(|trouble| {
         let status = status.filter(|_| trouble.tells_status);
         let status = status.map_or_else(String::new, |status| format!(" ({status})"));

@@ -52,6 +52,10 @@ pub struct ExternalConfig {
     /// How many files each of its processes may have open. The default is 256.
     #[serde(default)]
     open_files: Option<u64>,
+    /// How many processes and threads it may have at once, with all that it starts. The default is 256. Memory and files count
+    /// for each process, so together they may have as many times as much.
+    #[serde(default)]
+    processes: Option<u64>,
     /// Whether it may use the network.
     #[serde(default)]
     network: bool,
@@ -105,6 +109,7 @@ pub(crate) struct Program {
     pub(crate) max_output: usize,
     memory: u64,
     open_files: u64,
+    pub(crate) processes: u64,
     network: bool,
     pub(crate) settings: Value,
     pub(crate) secrets: BTreeMap<String, SecretRef>,
@@ -119,6 +124,7 @@ impl Program {
             sha256: self.sha256.clone(),
             memory: self.memory,
             open_files: self.open_files,
+            processes: self.processes,
             // More than that would need several processors for all of its time.
             processor_seconds: self.timeout.as_secs().saturating_mul(4).max(1),
             network: self.network,
@@ -188,6 +194,7 @@ impl ExternalConfig {
             max_output: usize::try_from(max_output).unwrap_or(usize::MAX),
             memory: within("memory", self.memory, 1 << 30, 16 << 20..=1 << 50)?,
             open_files: within("open_files", self.open_files, 256, 16..=1 << 20)?,
+            processes: within("processes", self.processes, 256, 1..=1 << 16)?,
             network: self.network,
             settings: Value::map(self.settings),
             secrets,

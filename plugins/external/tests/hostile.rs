@@ -256,13 +256,68 @@ planned({
     assert!(output.contains(r#""inet":"done""#), "{output}");
 }
 
+/// Bounded by itself: 256 processes in all, of which each says its number and sleeps.
+const BOMB: &str = "
+for _ in range(8): os.fork()
+note('pids', os.getpid())
+time.sleep(600)
+";
+
+#[tokio::test]
+async fn a_program_that_multiplies_is_ended_with_all_that_it_started() {
+    let threads = "
+import threading
+for _ in range(100): threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+note('pids', os.getpid())
+time.sleep(600)
+";
+    for script in [BOMB, threads] {
+        let place = Place::script(script).with("processes", json!(32)).with("timeout", json!("5m"));
+        let failure = place.apply().await.unwrap_err();
+        assert_eq!((failure.kind, failure.in_doubt), (FailureKind::Limit, true), "{failure}");
+        assert!(
+            failure.message.ends_with("had more than 32 processes and threads at once, and was ended"),
+            "{failure}"
+        );
+        assert!(!place.read("pids").lines().any(lives), "some outlived the step");
+    }
+    // As many as it may have are no trouble.
+    let few = "
+children = []
+for _ in range(20):
+    child = os.fork()
+    if child == 0:
+        time.sleep(0.2)
+        os._exit(0)
+    children.append(child)
+for child in children: os.waitpid(child, 0)
+planned(len(children))
+";
+    let output =
+        Place::script(few).with("processes", json!(32)).plan().await.unwrap().output.unwrap().to_json();
+    assert!(output.contains("20"), "{output}");
+}
+
+#[tokio::test]
+async fn a_program_that_takes_memory_or_files_without_end_fails_by_itself() {
+    let hog = "kept = []\nwhile True: kept.append(bytearray(8 << 20))";
+    let failure = Place::script(hog).with("memory", json!(128 << 20)).apply().await.unwrap_err();
+    assert_eq!((failure.kind, failure.in_doubt), (FailureKind::Exit, true), "{failure}");
+    assert!(failure.message.contains("ended without an answer (exit status: 1); it said: "), "{failure}");
+    assert!(failure.message.ends_with("MemoryError"), "{failure}");
+    let files = "kept = []\nwhile True: kept.append(open('/dev/null'))";
+    let failure = Place::script(files).with("open_files", json!(64)).apply().await.unwrap_err();
+    assert_eq!((failure.kind, failure.in_doubt), (FailureKind::Exit, true), "{failure}");
+    assert!(failure.message.contains("Too many open files"), "{failure}");
+}
+
 /// As when Farrier is killed: nobody reads what the program says.
 #[test]
 fn a_program_ends_when_nobody_hears_it() {
     let place = Place::script("say({'pid': os.getpid()})\nwhile True: time.sleep(0.1)");
     let text = |field: &str| place.config[field].as_str().unwrap().to_owned();
     let mut runner = Command::new(env!("CARGO_BIN_EXE_farrier-plugin-runner"))
-        .args([&text("program"), &text("sha256"), "1073741824", "256", "600", "no-network"])
+        .args([&text("program"), &text("sha256"), "1073741824", "256", "64", "600", "no-network"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()

@@ -23,6 +23,7 @@ pub mod deposit;
 mod discard;
 pub mod helper;
 mod manifest;
+pub mod options;
 mod pack;
 mod path;
 mod place;

@@ -87,6 +87,40 @@ pub fn children() -> io::Result<Vec<Pid>> {
     Ok(children)
 }
 
+/// How many threads the living processes have that this process, or one of those, has started. Who has lost its parent counts
+/// where this process is the subreaper.
+///
+/// # Errors
+/// `/proc` cannot be read.
+pub fn threads_below() -> io::Result<u64> {
+    let alive = alive()?;
+    let mut below: HashMap<u32, Vec<(u32, u64)>> = HashMap::new();
+    for (id, status) in &alive {
+        below.entry(status.parent).or_default().push((*id, status.threads));
+    }
+    let (mut count, mut parents) = (0, vec![getpid().as_raw_nonzero().get().cast_unsigned()]);
+    while let Some(parent) = parents.pop() {
+        // Taken out, so that ids which are reused while we look lead in no circle.
+        for (id, threads) in below.remove(&parent).unwrap_or_default() {
+            count += threads;
+            parents.push(id);
+        }
+    }
+    Ok(count)
+}
+
+/// All living processes.
+fn alive() -> io::Result<HashMap<u32, Status>> {
+    let mut alive = HashMap::new();
+    for entry in fs::read_dir("/proc")? {
+        let id = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok());
+        if let Some((id, status)) = id.and_then(|id| Some((id, Status::of(id)?))) {
+            alive.insert(id, status);
+        }
+    }
+    Ok(alive)
+}
+
 /// A living process of one of the runs.
 struct Marked {
     id: u32,
@@ -134,6 +168,7 @@ const LOOKS: u32 = 1000;
 struct Status {
     parent: u32,
     group: i32,
+    threads: u64,
     /// In clock ticks since the machine was started: with the id, it names a process for good.
     started: u64,
     /// It is being started: the kernel has not set up its environment yet.
@@ -155,6 +190,7 @@ impl Status {
         Some(Status {
             parent: fields.get(1)?.parse().ok()?,
             group: fields.get(2)?.parse().ok()?,
+            threads: fields.get(17)?.parse().ok()?,
             started: fields.get(19)?.parse().ok()?,
             starting: environment == 0 && flags & KERNEL_THREAD == 0,
         })
@@ -164,13 +200,7 @@ impl Status {
 /// Every living process that carries the mark of one of the runs, or descends from one that does.
 fn marked(is_ours: &impl Fn(&str) -> bool) -> io::Result<Vec<Marked>> {
     let own = getpid().as_raw_nonzero().get().cast_unsigned();
-    let mut alive = HashMap::new();
-    for entry in fs::read_dir("/proc")? {
-        let id = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok());
-        if let Some((id, status)) = id.and_then(|id| Some((id, Status::of(id)?))) {
-            alive.insert(id, status);
-        }
-    }
+    let alive = alive()?;
     let mut marks: HashMap<u32, Option<(String, String)>> =
         alive.keys().map(|id| (*id, mark(*id).filter(|(run, _)| is_ours(run)))).collect();
     let mut found = Vec::new();

@@ -64,6 +64,8 @@ pub struct HttpReader {
     pub(crate) idempotency_header: Option<String>,
     pub(crate) place: Place,
     pub(crate) now: Now,
+    /// Somebody on the way could read what is sent.
+    pub(crate) in_the_clear: bool,
 }
 
 /// Where certificates are looked at.
@@ -78,6 +80,8 @@ pub(crate) enum Place {
 pub struct HttpWriter {
     pub(crate) web: Box<dyn Web>,
     pub(crate) idempotency_header: Option<String>,
+    /// Somebody on the way could read what is sent.
+    pub(crate) in_the_clear: bool,
 }
 
 impl HttpConfig {
@@ -153,6 +157,7 @@ impl TargetKind for Http {
                 idempotency_header,
                 place: Place::Routes(routes),
                 now,
+                in_the_clear: false,
             });
         }
         let web = Box::new(endpoint.reader(cx).await?);
@@ -160,6 +165,7 @@ impl TargetKind for Http {
         Ok(HttpReader {
             web,
             idempotency_header,
+            in_the_clear: endpoint.is_in_the_clear()?,
             place: Place::Server { endpoint: Box::new(endpoint), ca_file },
             now,
         })
@@ -169,8 +175,10 @@ impl TargetKind for Http {
         let endpoint = config.endpoint();
         let idempotency_header = config.honoured_header();
         if let Some(file) = endpoint.stand_in("routes") {
-            return Ok(HttpWriter { web: Box::new(config.routes(file, cx)?), idempotency_header });
+            let web = Box::new(config.routes(file, cx)?);
+            return Ok(HttpWriter { web, idempotency_header, in_the_clear: false });
         }
-        Ok(HttpWriter { web: Box::new(endpoint.writer(cx).await?), idempotency_header })
+        let in_the_clear = endpoint.is_in_the_clear()?;
+        Ok(HttpWriter { web: Box::new(endpoint.writer(cx).await?), idempotency_header, in_the_clear })
     }
 }

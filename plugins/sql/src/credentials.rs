@@ -9,6 +9,7 @@ use farrier_model::spec::Risk;
 use farrier_model::{Change, ChangeKind, Effect, Failure, FailureKind, Secret, Value};
 use farrier_plugin_files::FilesTarget;
 use farrier_plugin_files::deposit::{Found, SecretPlace};
+use farrier_plugin_files::options::option;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -90,16 +91,8 @@ impl New {
 
     /// The password in a file's content.
     fn password(&self, text: &Secret, place: &SecretPlace) -> Result<Secret, Failure> {
-        let field = |wanted: &str| {
-            text.reveal().lines().find_map(|line| {
-                let (name, value) = line.split_once('=')?;
-                (name.trim() == wanted).then(|| value.trim().trim_matches(['\'', '"']))
-            })
-        };
-        match (field("user"), field("password")) {
-            (Some(user), Some(password)) if user == self.name && !password.is_empty() => {
-                Ok(Secret::new(password))
-            }
+        match (option(text, "user"), option(text, "password")) {
+            (Some(user), Some(password)) if user.reveal() == self.name => Ok(password),
             _ => Err(Failure::new(
                 FailureKind::Refused,
                 format!("`{}` has no credentials of `{}`, and is not overwritten", place.shown(), self.name),

@@ -51,6 +51,7 @@ pub(crate) fn limit(order: &Order) -> io::Result<()> {
         (Resource::Nofile, order.open_files),
         (Resource::Cpu, order.processor_seconds),
         (Resource::Core, 0),
+        (Resource::Nproc, backstop(order.processes)),
         // Private memory that can be written to; what is only reserved does not count. Last: from here on this process
         // itself may get no more.
         (Resource::Data, order.memory),
@@ -59,4 +60,16 @@ pub(crate) fn limit(order: &Order) -> io::Result<()> {
         setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })?;
     }
     Ok(())
+}
+
+/// How many more threads than the machine has now a program's account may have before the kernel refuses it any.
+const ROOM: u64 = 1000;
+
+/// The kernel counts what the whole account has, Farrier's and every other step's processes among it, and counts nothing for
+/// the superuser. So this is no limit for one program, which the runner counts itself; it only keeps the machine alive
+/// between two looks.
+fn backstop(processes: u64) -> u64 {
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let all = load.split(' ').nth(3).and_then(|counts| counts.split_once('/')?.1.parse::<u64>().ok());
+    all.map_or(u64::MAX, |all| all.saturating_add(processes).saturating_add(ROOM))
 }

@@ -8,6 +8,9 @@
 //! fork or otherwise, becomes the runner's own child, in whatever session or process group. The runner ends its children
 //! until there are none.
 //!
+//! How many processes and threads there are at once, the runner counts itself, again and again. When there are too many, all
+//! are killed.
+//!
 //! Limits can only be lowered by the process that they hold for. So the runner starts itself once more, and that second
 //! one confines itself and becomes the program.
 
@@ -19,7 +22,7 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::Path;
 use std::process::ExitStatus;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use farrier_model::{Failure, FailureKind};
 use farrier_plugin_host::leftovers;
@@ -32,6 +35,14 @@ use tokio::sync::oneshot;
 /// How long a program has between being asked to end and being killed. Farrier waits longer than that for the runner.
 const GRACE: Duration = Duration::from_secs(2);
 
+/// The exit code of a runner that ended its program because of too many processes.
+pub(crate) const TOO_MANY: i32 = 123;
+
+/// The shortest time between two counts.
+const COUNTS: Duration = Duration::from_millis(20);
+/// Counting may take one part in so many of the runner's time.
+const SHARE: u32 = 20;
+
 /// The command of `farrier` that is a runner.
 pub(crate) const COMMAND: &str = "plugin-runner";
 
@@ -42,6 +53,7 @@ pub(crate) struct Order {
     pub(crate) sha256: String,
     pub(crate) memory: u64,
     pub(crate) open_files: u64,
+    pub(crate) processes: u64,
     pub(crate) processor_seconds: u64,
     pub(crate) network: bool,
 }
@@ -53,18 +65,22 @@ impl Order {
             self.sha256.clone(),
             self.memory.to_string(),
             self.open_files.to_string(),
+            self.processes.to_string(),
             self.processor_seconds.to_string(),
             if self.network { "network" } else { "no-network" }.to_owned(),
         ]
     }
 
     fn of(words: &[String]) -> Option<Order> {
-        let [program, sha256, memory, open_files, processor_seconds, network] = words else { return None };
+        let [program, sha256, memory, open_files, processes, processor_seconds, network] = words else {
+            return None;
+        };
         Some(Order {
             program: program.clone(),
             sha256: sha256.clone(),
             memory: memory.parse().ok()?,
             open_files: open_files.parse().ok()?,
+            processes: processes.parse().ok()?,
             processor_seconds: processor_seconds.parse().ok()?,
             network: match network.as_str() {
                 "network" => true,
@@ -138,6 +154,14 @@ fn run(order: &Order) -> Result<i32, Failure> {
             biased;
             _ = asked.recv() => stopped(&mut child, group).await,
             () = nobody_reads() => stopped(&mut child, group).await,
+            () = too_many(order.processes) => {
+                // All of a group at once: none of them gets to start another one first.
+                if let Some(group) = group {
+                    let _ = kill_process_group(group, Signal::KILL);
+                }
+                end_all();
+                return Ok(TOO_MANY);
+            }
             status = child.wait() => status.ok(),
         };
         end_all();
@@ -170,6 +194,18 @@ async fn nobody_reads() {
     let _ = told.await;
 }
 
+/// Returns when there are more threads below this process than that.
+async fn too_many(most: u64) {
+    loop {
+        let begun = Instant::now();
+        // A count that fails is no reason to end anything; the kernel's own limit holds.
+        if leftovers::threads_below().is_ok_and(|count| count > most) {
+            return;
+        }
+        tokio::time::sleep(COUNTS.max(begun.elapsed() * SHARE)).await;
+    }
+}
+
 /// Kills every child until there is none. Children of the killed become children in turn.
 fn end_all() {
     loop {
@@ -177,11 +213,15 @@ fn end_all() {
         for child in leftovers::children().unwrap_or_default() {
             let _ = kill_process(child, Signal::KILL);
         }
-        match wait(WaitOptions::NOHANG) {
-            Ok(Some(_)) => {}
-            Ok(None) => std::thread::sleep(Duration::from_millis(2)),
-            Err(_) => return,
+        // All that are over, before anybody is looked for again: a look takes long where there are many processes.
+        loop {
+            match wait(WaitOptions::NOHANG) {
+                Ok(Some(_)) => {}
+                Ok(None) => break,
+                Err(_) => return,
+            }
         }
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 
@@ -191,10 +231,10 @@ mod tests {
 
     #[test]
     fn orders_are_read_as_they_are_written() {
-        let words = ["/opt/x", "00", "1", "2", "3", "no-network"].map(str::to_owned);
+        let words = ["/opt/x", "00", "1", "2", "3", "4", "no-network"].map(str::to_owned);
         assert_eq!(Order::of(&words).unwrap().words(), words);
-        assert!(Order::of(&words[..5]).is_none());
-        let words = ["/opt/x", "00", "1", "2", "3", "perhaps"].map(str::to_owned);
+        assert!(Order::of(&words[..6]).is_none());
+        let words = ["/opt/x", "00", "1", "2", "3", "4", "perhaps"].map(str::to_owned);
         assert!(Order::of(&words).is_none());
         assert_eq!(main(&words), 64);
     }

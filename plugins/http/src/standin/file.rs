@@ -8,6 +8,8 @@ use farrier_model::{Failure, FailureKind, Value};
 use farrier_outbound::{Answer, Method};
 use serde::Deserialize;
 
+use super::variables::Shelves;
+
 /// A whole file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -15,6 +17,9 @@ pub(super) struct RouteFile {
     /// The routes; the first that fits a request answers it.
     #[serde(default)]
     pub(super) routes: Vec<Route>,
+    /// Variables that are kept, for requests that no route fits.
+    #[serde(default)]
+    pub(super) variables: Vec<Shelves>,
     /// The certificate that `http.certificate` finds.
     #[serde(default)]
     pub(super) certificate: Option<Recorded>,
@@ -165,7 +170,8 @@ impl After {
     }
 }
 
-fn same_path(pattern: &[String], path: &[String]) -> bool {
+/// Whether a path fits segments of which `*` stands for any one.
+pub(super) fn same_path(pattern: &[String], path: &[String]) -> bool {
     pattern.len() == path.len()
         && pattern.iter().zip(path).all(|(wanted, part)| wanted == "*" || wanted == part)
 }

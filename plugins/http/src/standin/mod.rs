@@ -7,10 +7,13 @@
 //! answer and counts once; another request under it is refused with 422, as servers with such keys do. Addresses,
 //! statuses, timeouts and lost answers mean what they mean with a real server, and one suite runs against both.
 //!
+//! Where variables are kept, `variables` answers what no route fits.
+//!
 //! **Rule:** the file of requests is the truth about what happened. Nothing else is remembered. A `GET` is recorded only
 //! where it counts, on a route with several answers, so looking changes nothing elsewhere.
 
 pub(crate) mod file;
+mod variables;
 
 use std::path::{Path, PathBuf};
 
@@ -241,6 +244,13 @@ impl Came {
             .enumerate()
             .find(|(_, route)| route.fits(self.method, &self.path, &self.query, earlier));
         let Some((number, route)) = found else {
+            let here =
+                |shelves: &variables::Shelves| shelves.answer(self.method, &self.path, &self.body, earlier);
+            if let Some(answer) = routes.variables.iter().find_map(here) {
+                record.push((variables::KEPT, Value::Bool(true)));
+                record.push(("status", Value::Int(i64::from(answer.status))));
+                return Ok((answer, None, record, self.method != Method::Get));
+            }
             return Ok((
                 Answer { status: 404, body: b"no recorded route".to_vec(), ..Answer::default() },
                 None,

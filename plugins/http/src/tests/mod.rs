@@ -5,6 +5,7 @@ mod hostile;
 mod laws;
 mod server;
 mod suite;
+mod variables;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -33,8 +34,13 @@ impl Place {
 
     pub(super) async fn server() -> Place {
         let mut place = Place::routes();
-        place.server = Some(Server::start(&place.path("routes.yaml"), &place.path(STATE)).await);
+        place.serve().await;
         place
+    }
+
+    /// Puts a server before the routes.
+    pub(super) async fn serve(&mut self) {
+        self.server = Some(Server::start(&self.path("routes.yaml"), &self.path(STATE)).await);
     }
 
     pub(super) fn path(&self, name: &str) -> PathBuf {
@@ -147,7 +153,18 @@ pub(super) async fn apply(
 fn every_action_is_registered_once_and_its_example_is_a_step() {
     let mut registry = registry();
     let names: Vec<&str> = registry.catalog().actions.keys().copied().collect();
-    assert_eq!(names, ["http.certificate", "http.delete", "http.get", "http.request", "http.send"]);
+    assert_eq!(
+        names,
+        [
+            "http.certificate",
+            "http.delete",
+            "http.drop_variables",
+            "http.get",
+            "http.request",
+            "http.send",
+            "http.variables"
+        ]
+    );
     for spec in registry.catalog().actions.values() {
         let step: Value = serde_saphyr::from_str(spec.example).unwrap();
         let (_, step) = step.as_map().unwrap().iter().next().unwrap();
