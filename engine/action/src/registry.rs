@@ -109,7 +109,7 @@ impl ActionRegistry {
             deletes: A::DELETES,
             restores: A::RESTORES,
             input: schema_of::<A>().to_value(),
-            output: schema_of::<A::Output>().to_value(),
+            output: Arc::new(schema_of::<A::Output>().to_value()),
             example: A::EXAMPLE,
         };
         if self.catalog.actions.insert(A::NAME, spec).is_some() {

@@ -8,6 +8,7 @@
 mod check;
 mod durable;
 mod engine;
+mod failing;
 mod fanout;
 mod intake;
 mod processes;
@@ -62,6 +63,8 @@ enum Group {
     Waiting,
     /// A hundred thousand schedules: idle, and many due together.
     Schedules,
+    /// A disk that fails under a process.
+    Failing,
     /// Ten thousand processes, against ninja and make.
     Processes,
     /// One command on two hundred hosts over SSH, against clush and ansible.
@@ -99,6 +102,9 @@ fn main() -> Result<()> {
     }
     if wants(Group::Schedules) {
         schedules::measure(&mut report)?;
+    }
+    if wants(Group::Failing) {
+        failing::measure(&mut report, &binary)?;
     }
     if wants(Group::Processes) {
         processes::measure(&mut report, &binary)?;

@@ -22,8 +22,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use url::Url;
 
-use crate::commands::{App, Problem};
+use crate::app::App;
 use crate::logins;
+use crate::problem::Problem;
 
 /// The environment variable with the token for `--server`.
 const TOKEN: &str = "FARRIER_TOKEN";
@@ -54,7 +55,7 @@ pub async fn at(app: &App, dir: &Path) -> Result<Option<Client>, Problem> {
     if let Some(client) = named(app)? {
         return Ok(Some(client));
     }
-    let user = crate::commands::user();
+    let user = crate::app::user();
     if !dir.join(SOCKET).exists() {
         return Ok(None);
     }
@@ -116,7 +117,7 @@ impl Client {
 
     fn network(app: &App, url: Url, token: Option<String>) -> Result<Client, Problem> {
         let tls = (url.scheme() == "https").then(|| connector(app.server_ca.as_deref())).transpose()?;
-        Ok(Client { way: Way::Network { url, token, tls }, user: crate::commands::user() })
+        Ok(Client { way: Way::Network { url, token, tls }, user: crate::app::user() })
     }
 
     /// Asks for something.

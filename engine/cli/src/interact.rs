@@ -83,20 +83,43 @@ pub fn read_line(question: &str) -> Option<String> {
 
 /// Asks on standard error, and reads a line that the terminal does not show. Nothing when it is broken off.
 pub fn read_hidden(question: &str) -> std::io::Result<Option<String>> {
-    use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+    use rustix::termios::{LocalModes, OptionalActions, SpecialCodeIndex, tcgetattr, tcsetattr};
     let input = std::io::stdin();
     let shown = tcgetattr(&input)?;
     let mut hidden = shown.clone();
-    // Ctrl-C comes as a character: a process that ended here would leave the terminal mute.
+    // Ctrl-C comes as a character, and ends the line: a process that ended here would leave the terminal mute.
     hidden.local_modes.remove(LocalModes::ECHO | LocalModes::ISIG);
-    eprint!("{question}");
-    std::io::stderr().flush()?;
+    hidden.special_codes[SpecialCodeIndex::VEOL] = BREAK;
+    // Before the question: whoever waits for it may type at once.
     tcsetattr(&input, OptionalActions::Flush, &hidden)?;
-    let mut line = String::new();
-    let read = input.lock().read_line(&mut line);
+    let line = ask_hidden(question, &mut input.lock());
     let restored = tcsetattr(&input, OptionalActions::Now, &shown);
     eprintln!();
-    read?;
+    let line = line?;
     restored?;
-    Ok((!line.contains('\u{3}')).then_some(line))
+    if line.contains(&BREAK) {
+        return Ok(None);
+    }
+    let wrong = |_| std::io::Error::new(std::io::ErrorKind::InvalidData, "it is not UTF-8");
+    String::from_utf8(line).map(Some).map_err(wrong)
+}
+
+/// Ctrl-C.
+const BREAK: u8 = 3;
+
+fn ask_hidden(question: &str, input: &mut impl BufRead) -> std::io::Result<Vec<u8>> {
+    let mut errors = std::io::stderr().lock();
+    errors.write_all(question.as_bytes())?;
+    errors.flush()?;
+    let mut line = Vec::new();
+    loop {
+        let come = input.fill_buf()?;
+        let end = come.iter().position(|byte| matches!(*byte, b'\n' | BREAK));
+        let taken = end.map_or(come.len(), |end| end + 1);
+        line.extend_from_slice(&come[..taken]);
+        input.consume(taken);
+        if end.is_some() || taken == 0 {
+            return Ok(line);
+        }
+    }
 }

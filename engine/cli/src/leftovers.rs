@@ -10,7 +10,7 @@ use farrier_model::RunId;
 use farrier_plugin_host::leftovers::{self, Leftover};
 use farrier_store::{SqliteStore, Store};
 
-use crate::commands::Problem;
+use crate::problem::Problem;
 
 /// Ends the commands of the store's runs that nobody waits for any more, and says which on standard error.
 ///

@@ -1,10 +1,12 @@
 //! The binary `farrier`: plan, run and inspect runbooks.
 //!
-//! Read first: `plugins.rs` (what this binary can do), `stores.rs` (where runs are), then the command of interest
-//! under `commands/`. Results go to standard output, progress and errors to standard error; exit codes are in `exit.rs`.
+//! Read first: `app.rs` (what every command has at hand), `plugins.rs` (what this binary can do), `stores.rs` (where runs
+//! are), then the command of interest under `commands/`. Results go to standard output, progress and errors to standard
+//! error; exit codes are in `exit.rs`.
 
 #![allow(unreachable_pub, reason = "a binary has no callers; `pub` says what a module offers to the others")]
 
+mod app;
 mod client;
 mod commands;
 mod directory;
@@ -15,8 +17,10 @@ mod logins;
 #[cfg(test)]
 mod manual;
 mod plugins;
+mod problem;
 mod progress;
 mod render;
+mod resting;
 mod stores;
 mod telemetry;
 
@@ -28,8 +32,9 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer as _, fmt};
 
-use crate::commands::{Cli, LogFormat, Problem};
+use crate::commands::{Cli, LogFormat};
 use crate::exit::Exit;
+use crate::problem::Problem;
 use crate::render::style::Style;
 use crate::telemetry::Spans;
 

@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use farrier_project::{Site, Workspace};
 use farrier_store::{Mode, OpenOptions, RunFilter, RunRow, SqliteStore, Store as _, StoreError};
 
+use crate::app::App;
 use crate::client::{self, Client};
-use crate::commands::{App, Problem};
 use crate::leftovers;
+use crate::problem::Problem;
 
 /// Opens a store to write it. First ends what a killed Farrier left running, so that no step meets its own former attempt at
 /// work.

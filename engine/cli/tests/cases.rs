@@ -223,6 +223,48 @@ fn a_sweep_finds_what_undo_forgets() {
     found.says("the world is not as before: `lock`");
 }
 
+/// One that starts the forgetful one, and takes back what it did itself when that fails.
+const OUTER: &str = "runbook: outer
+summary: Mark an account and start the other one
+owner: testers
+risk: recoverable
+targets: { directory: ldap }
+steps:
+  mark:
+    uses: ldap.modify
+    with:
+      target: directory
+      base: ou=people,ou=servicegroups,dc=wikimedia,dc=org
+      rdn: [uid, tools.wm-lol]
+      set: { sn: marked }
+    undo: restore
+  inner: { uses: runbook.forgetful, needs: [mark], undo: none, on_failure: undo }
+";
+
+/// Nodes of runs that a run starts fail as well; `--tries` bounds those, too.
+#[test]
+fn a_sweep_fails_what_is_in_runs_that_are_started() {
+    let project = Project::demo();
+    project.write("runbooks/forgetful.yaml", FORGETFUL);
+    project.write("runbooks/outer.yaml", OUTER);
+    project.write(
+        "runbooks/outer.test.yaml",
+        "tests:
+  - name: marks and locks it
+    environment: ../environments/lifecycle.yaml
+    expect: { state: succeeded }
+",
+    );
+    let sweep = ["test", "outer", "--sweep", "failures"];
+    let found = project.farrier(&sweep).expect(30).says("with `name` of `forgetful` failing for good");
+    found.says("the run was undone, and the world is not as before");
+    // What the other one does is the middle and the end of three.
+    project.farrier(&[&sweep[..], &["--tries", "1"]].concat()).expect(30).says("with `name` of `forgetful`");
+    project.write("runbooks/forgetful.yaml", &FORGETFUL.replace("undo: none", "undo: restore"));
+    project.farrier(&sweep).expect(0).says("(6 failures)");
+    project.farrier(&[&sweep[..], &["--tries", "2"]].concat()).expect(0).says("(4 failures)");
+}
+
 #[test]
 fn what_differs_is_told_with_both_sides_and_its_place() {
     let project = Project::demo();

@@ -149,9 +149,9 @@ pub enum StandIn {
 
 /// Decides for every node whether its action is really executed.
 pub trait Interpose: Send + Sync {
-    /// What happens instead; nothing for the action itself. `applies`: this is the attempt to change the world, which a
-    /// reading action never makes.
-    fn instead_of(&self, node: &NodeName, action: &str, applies: bool) -> Option<StandIn>;
+    /// What happens instead of a node's action in a run of `runbook`; nothing for the action itself. `applies`: this is the
+    /// attempt to change the world, which a reading action never makes.
+    fn instead_of(&self, runbook: &str, node: &NodeName, action: &str, applies: bool) -> Option<StandIn>;
 
     /// The action itself begins to change the world.
     fn begins(&self, _node: &NodeName) {}

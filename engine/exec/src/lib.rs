@@ -38,5 +38,5 @@ pub use engine::{Engine, Launcher};
 pub use guard::{Counts, GuardFinding};
 pub use plan::{Plan, PlanStep, PlanStepState};
 pub use post::{EVERYBODY, Mailing, Post, Recipients};
-pub use run::{ApprovalRun, LockRun, NodeRef, NodeRun, Phase, ReplayError, Run, SignalRun};
+pub use run::{ApprovalRun, Attested, LockRun, NodeRef, NodeRun, Phase, ReplayError, Run, SignalRun};
 pub use saved::{SavedPlan, SavedPlanError};

@@ -167,6 +167,26 @@ pub struct LockRun {
     pub fence: Option<i64>,
 }
 
+/// A person's word on a step in doubt.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Attested {
+    /// The step.
+    pub node: NodeName,
+    /// Whether its effect happened.
+    pub applied: bool,
+    /// What it gave; null when they said nothing of it.
+    pub output: Value,
+    /// Who said so.
+    pub by: String,
+}
+
+impl Attested {
+    /// Whether this says the same of the same step.
+    pub fn says_what(&self, other: &Attested) -> bool {
+        self.node == other.node && self.applied == other.applied && self.output == other.output
+    }
+}
+
 /// An approval that was asked for.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ApprovalRun {
@@ -270,7 +290,7 @@ pub struct Run {
     /// Signals that arrived, by name.
     pub signals: BTreeMap<Text, SignalRun>,
     /// People's words on steps in doubt that another person has to confirm.
-    pub attested: Vec<(NodeName, bool, String)>,
+    pub attested: Vec<Attested>,
     /// The saved plan that it was started to carry out.
     pub saved_plan: Option<Digest>,
     pub(crate) steps: Vec<StepRun>,
@@ -493,9 +513,12 @@ impl Run {
                 let received = SignalRun { by: by.clone(), reason: reason.clone() };
                 self.signals.entry(name.clone()).or_insert(received);
             }
-            Event::Attested { node, applied, by, .. } => {
-                self.attested.push((node.clone(), *applied, by.clone()));
-            }
+            Event::Attested { node, applied, output, by, .. } => self.attested.push(Attested {
+                node: node.clone(),
+                applied: *applied,
+                output: output.clone().unwrap_or_default(),
+                by: by.clone(),
+            }),
             Event::RequestRefused { .. } => {}
             Event::Parked { reason, cause, guard, plan } => {
                 self.asking_guard.clone_from(guard);
@@ -625,7 +648,8 @@ impl Run {
             if !was_planned {
                 dependent_run.unplanned = dependent_run.unplanned.saturating_sub(1);
             }
-            if dependent_run.unsettled == 0 || (!self.writes_allowed && dependent_run.unplanned == 0) {
+            let may_begin = dependent_run.unsettled == 0 || self.comes_last(dependent);
+            if may_begin || (!self.writes_allowed && self.steps[dependent.index()].unplanned == 0) {
                 self.memory.dirty.insert(NodeRef::step(dependent));
             }
         }
@@ -665,6 +689,11 @@ impl Run {
         });
     }
 
+    /// Whether the main steps are over and this one belongs to `finally`: what the run did not come to, it does not wait for.
+    fn comes_last(&self, step: StepIndex) -> bool {
+        self.memory.finally_open && self.graph.step(step).finally
+    }
+
     /// After the barrier: planned nodes go on, deferred ones begin anew when their needs are met.
     fn mark_planned_dirty(&mut self) {
         for index in self.graph.indices() {
@@ -677,7 +706,8 @@ impl Run {
                 step.items = None;
                 step.node.phase = Phase::Idle;
             }
-            if step.unsettled == 0 && !step.node.state.is_settled() {
+            let (open, settled) = (step.unsettled == 0, step.node.state.is_settled());
+            if !settled && (open || self.comes_last(index)) {
                 self.memory.dirty.insert(NodeRef::step(index));
             }
             let Some(items) = &mut self.steps[index.index()].items else { continue };

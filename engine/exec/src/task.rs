@@ -178,7 +178,9 @@ impl Task<'_> {
         if !applies && !matches!(self.work.kind, WorkKind::Plan { .. }) {
             return None;
         }
-        match (self.cx.interpose.as_ref()?.instead_of(self.name, name, applies)?, &self.work.kind) {
+        let instead =
+            self.cx.interpose.as_ref()?.instead_of(&self.cx.graph.name, self.name, name, applies)?;
+        match (instead, &self.work.kind) {
             (StandIn::Output(output), WorkKind::Plan { .. }) => {
                 Some(Report::Planned(self.expect(&output).map(|finish| PlanReport {
                     planned: Arc::new(Planned::known(output)),

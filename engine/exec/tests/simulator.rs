@@ -38,6 +38,7 @@ fn random_runbook(random: &mut Random) -> (String, Vec<(String, &'static str)>) 
     let mut steps = String::from("steps:\n");
     let count = 2 + random.below(10);
     let mut kinds = Vec::new();
+    let mut single = Vec::new();
     for at in 0..count {
         let kind = ["set", "set", "keyed", "probed", "once", "noop", "read"][random.below(7) as usize];
         let mut needs: Vec<String> = Vec::new();
@@ -51,6 +52,9 @@ fn random_runbook(random: &mut Random) -> (String, Vec<(String, &'static str)>) 
             }
         }
         let mut step = format!("  s{at}:\n    uses: fake.{kind}\n    needs: [{}]\n", needs.join(", "));
+        if matches!(kind, "noop" | "read") {
+            single.push(at);
+        }
         match kind {
             "noop" => step.push_str(&format!("    with: {{ value: {at} }}\n")),
             "read" => step.push_str(&format!("    with: {{ target: world, object: s{at} }}\n")),
@@ -84,9 +88,22 @@ fn random_runbook(random: &mut Random) -> (String, Vec<(String, &'static str)>) 
         }
         steps.push_str(&step);
     }
-    if random.one_in(3) {
-        steps.push_str("finally:\n  tell: { uses: fake.keyed, with: { target: world, object: told, value: x }, undo: none }\n");
-        kinds.push(("told".into(), "keyed"));
+    if random.one_in(2) {
+        steps.push_str("finally:\n");
+        let mut before = "";
+        for id in ["tell", "told"] {
+            // Whether it came to be read or not, and whether one step of `finally` comes after the other or not.
+            let reads = single.get(random.below(8) as usize).map_or("true".into(), |at| {
+                format!("steps.s{at}.value | default('nothing') != 'something else'")
+            });
+            let needs = if random.one_in(2) { before } else { "" };
+            steps.push_str(&format!(
+                "  {id}: {{ uses: fake.keyed, needs: [{needs}], if: \"{reads}\", with: {{ target: world, object: {id}, value: v }}, \
+                 undo: none }}\n"
+            ));
+            kinds.push((id.into(), "keyed"));
+            before = id;
+        }
     }
     (steps, kinds)
 }
@@ -130,6 +147,12 @@ async fn simulate(seed: u64) {
     for (object, _) in &kinds {
         if random.one_in(8) {
             bench.world.state.lock().unwrap().failing.insert(object.clone(), 1 + random.below(3) as u32);
+        }
+    }
+    // Steps that read are not among those.
+    for at in 0..12 {
+        if random.one_in(12) {
+            bench.world.state.lock().unwrap().failing.entry(format!("s{at}")).or_insert(1);
         }
     }
     for round in 0.. {
@@ -232,6 +255,10 @@ async fn check_laws(
             }
             _ => {}
         }
+    }
+    for node in run.nodes().filter(|node| run.graph.step(node.step).finally) {
+        let node_state = run.node(node).state;
+        assert!(node_state.is_settled(), "{} of `finally` is {node_state:?}", run.name(node));
     }
     if state == RunState::Succeeded {
         for node in run.nodes() {

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::ids::{Digest, NodeName};
 use crate::time::Timestamp;
-use crate::value::Text;
+use crate::value::{Text, Value};
 
 /// What an approval is for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -108,6 +108,9 @@ pub enum Ask {
         node: NodeName,
         /// It happened.
         applied: bool,
+        /// What it gave, as far as they know: fields of the step's output.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        output: Option<Value>,
         /// How they know.
         reason: String,
     },

@@ -272,6 +272,9 @@ pub enum Event {
         node: NodeName,
         /// Whether its effect happened.
         applied: bool,
+        /// What it gave, as they say.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        output: Option<Value>,
         /// Who.
         by: String,
         /// How they know.

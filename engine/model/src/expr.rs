@@ -88,11 +88,14 @@ fn environment() -> &'static Environment<'static> {
     })
 }
 
-/// One compiled expression. Cloning is cheap.
+/// One checked expression. Cloning is cheap.
 #[derive(Clone)]
 pub struct Expr {
     source: Text,
-    compiled: Arc<Expression<'static, 'static>>,
+    references: Arc<[Text]>,
+    /// Made when it is evaluated first, and kept: it takes more than ten kilobytes, and most expressions of a project are
+    /// only ever checked.
+    compiled: Arc<OnceLock<Result<Expression<'static, 'static>, ExprError>>>,
 }
 
 impl fmt::Debug for Expr {
@@ -108,7 +111,7 @@ impl PartialEq for Expr {
 }
 
 impl Expr {
-    /// Compiles a bare expression (without `${ }`).
+    /// Checks a bare expression (without `${ }`).
     ///
     /// # Errors
     /// A syntax error, or the name of a filter or test that does not exist.
@@ -117,10 +120,13 @@ impl Expr {
             return Err(ExprError::new("the expression is empty", None));
         }
         let compiled = environment()
-            .compile_expression_owned(source.to_owned())
+            .compile_expression(source)
             .map_err(|error| ExprError::from_minijinja(&error, source))?;
         filters::check_names(source)?;
-        Ok(Expr { source: source.into(), compiled: Arc::new(compiled) })
+        let mut names: Vec<String> = compiled.undeclared_variables(true).into_iter().collect();
+        names.sort_unstable();
+        let references = names.iter().map(|name| name.as_str().into()).collect();
+        Ok(Expr { source: source.into(), references, compiled: Arc::default() })
     }
 
     /// The text as written.
@@ -129,10 +135,8 @@ impl Expr {
     }
 
     /// The names it reads, dotted as far as they are constant (`steps.accounts.entries`), sorted.
-    pub fn references(&self) -> Vec<String> {
-        let mut names: Vec<String> = self.compiled.undeclared_variables(true).into_iter().collect();
-        names.sort();
-        names
+    pub fn references(&self) -> &[Text] {
+        &self.references
     }
 
     /// If the expression is nothing but one dotted name, that name.
@@ -151,9 +155,15 @@ impl Expr {
     /// # Errors
     /// Undefined names, wrong operand types, limits.
     pub fn eval(&self, scope: &Scope) -> Result<Value, ExprError> {
+        let compiled = self.compiled.get_or_init(|| {
+            environment()
+                .compile_expression_owned(self.source.to_string())
+                .map_err(|error| ExprError::from_minijinja(&error, &self.source))
+        });
+        let compiled = compiled.as_ref().map_err(Clone::clone)?;
         let outer = UNKNOWN_READ.with(RefCell::take);
         MISSED.take();
-        let result = self.compiled.eval(Mj::from_object(scope.clone()));
+        let result = compiled.eval(Mj::from_object(scope.clone()));
         let converted = match result {
             Ok(value) if value.is_undefined() => {
                 Err(ExprError::undefined("the result is not defined".into(), None))
@@ -692,7 +702,7 @@ mod tests {
         assert_eq!(Expr::parse("inputs.n + 1").unwrap().as_path(), None);
         assert_eq!(
             Expr::parse("steps.a.b[inputs.n] ~ vars.x").unwrap().references(),
-            ["inputs.n", "steps.a.b", "vars.x"]
+            ["inputs.n", "steps.a.b", "vars.x"].map(Text::from)
         );
     }
 

@@ -17,6 +17,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::change::Effect;
 use crate::value::Text;
@@ -57,8 +58,8 @@ pub struct ActionSpec {
     pub restores: bool,
     /// JSON Schema of `with`.
     pub input: serde_json::Value,
-    /// JSON Schema of the output.
-    pub output: serde_json::Value,
+    /// JSON Schema of the output. Every step with the action shares it.
+    pub output: Arc<serde_json::Value>,
     /// An example step in YAML, for the manual.
     pub example: &'static str,
 }

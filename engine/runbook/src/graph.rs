@@ -16,6 +16,8 @@ use petgraph::graph::{DiGraph, NodeIndex};
 use petgraph::visit::EdgeRef;
 use regex::Regex;
 
+use crate::said::Gives;
+
 /// A step's place in the graph: main steps in file order, then those of `finally` in file order.
 pub type StepIndex = NodeIndex<u32>;
 
@@ -181,6 +183,8 @@ pub struct Step {
     pub on_failure: OnFailure,
     /// How its effect is reversed.
     pub undo: Undo,
+    /// What its output is, and who relies on what of it.
+    pub gives: Gives,
     /// Checked at once on `result`.
     pub expect: Vec<Expectation>,
     /// Polled until true.

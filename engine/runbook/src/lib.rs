@@ -22,6 +22,7 @@ pub mod project;
 pub mod read;
 pub mod render_graph;
 pub mod routing;
+pub mod said;
 pub mod schema;
 pub mod service;
 pub mod testfile;

@@ -202,6 +202,11 @@ impl Scalar {
             .filter(|number: &f64| number.is_finite())
     }
 
+    /// Text that stands in no file.
+    pub(crate) fn of(text: Text, plain: bool) -> Scalar {
+        Scalar { text, plain, offsets: Offsets::Same(0) }
+    }
+
     /// The same text as if it had been written without quotes.
     pub(crate) fn without_quotes(&self) -> Scalar {
         Scalar { plain: true, ..self.clone() }

@@ -34,5 +34,5 @@ pub use live::{Live, Note};
 pub use login::{Answer, Directory};
 pub use metrics::{Metrics, States};
 pub use notify::Notify;
-pub use service::{Policy, ReadPolicy, Service, Settings};
+pub use service::{AtStart, Policy, ReadPolicy, Service, Settings};
 pub use tls::{Certificates, configure as configure_tls};

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::app::App;
 use crate::notify::Notify;
-use crate::service::ReadPolicy;
+use crate::service::{AtStart, ReadPolicy};
 use crate::tls::Certificates;
 
 /// How often the files on disk are looked at.
@@ -27,6 +27,7 @@ pub(crate) struct Reloading {
     pub(crate) read_policy: Option<ReadPolicy>,
     /// What is looked at besides the project's files.
     pub(crate) files: Vec<PathBuf>,
+    pub(crate) at_start: AtStart,
     pub(crate) certificates: Option<Certificates>,
     pub(crate) watch_files: bool,
     pub(crate) notify: Arc<Notify>,
@@ -103,7 +104,7 @@ impl Reloading {
         let Some(read) = self.read_policy.clone() else { return Ok(()) };
         let mut policy =
             tokio::task::spawn_blocking(move || read()).await.map_err(|error| error.to_string())??;
-        let tls = policy.tls.take();
+        let (tls, at_start) = (policy.tls.take(), std::mem::take(&mut policy.at_start));
         self.files.clone_from(&policy.files);
         self.app.set_policy(policy);
         match (tls, &self.certificates) {
@@ -111,15 +112,27 @@ impl Reloading {
             (Some(Err(wrong)), Some(_)) => {
                 return Err(format!("{wrong}; the certificates of before stay in use"));
             }
-            (None, None) => {}
-            (None, Some(_)) | (Some(_), None) => {
-                return Err(
-                    "whether there is TLS changes at a start only; what was before stays in use".into()
-                );
-            }
+            // Whether there is TLS is among what only a start takes up.
+            (_, None) | (None, Some(_)) => {}
         }
-        Ok(())
+        match changed(&self.at_start, &at_start) {
+            None => Ok(()),
+            Some(keys) => Err(format!(
+                "only a start takes up a new {keys}; until then what was written before stays in use, everything else is taken up"
+            )),
+        }
     }
+}
+
+/// The keys whose settings differ, for people; none when all are as they were.
+fn changed(before: &AtStart, now: &AtStart) -> Option<String> {
+    let keys: Vec<String> = now
+        .iter()
+        .filter(|(key, written)| before.get(*key) != Some(written))
+        .map(|(key, _)| format!("`{key}`"))
+        .collect();
+    let (last, others) = keys.split_last()?;
+    Some(if others.is_empty() { last.clone() } else { format!("{} and {last}", others.join(", ")) })
 }
 
 impl App {

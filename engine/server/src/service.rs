@@ -49,7 +49,12 @@ pub struct Policy {
     pub tls: Option<Result<Arc<rustls::ServerConfig>, String>>,
     /// Files that are looked at besides the project's, since their change means that all this is to be read anew.
     pub files: Vec<std::path::PathBuf>,
+    /// What only a start takes up, as it is written now, by its key in the file.
+    pub at_start: AtStart,
 }
+
+/// Settings that a running service cannot take up, by their key in the service file, in whatever form tells them apart.
+pub type AtStart = std::collections::BTreeMap<&'static str, String>;
 
 /// Reads the policy anew.
 pub type ReadPolicy = Arc<dyn Fn() -> Result<Policy, String> + Send + Sync>;
@@ -104,6 +109,7 @@ pub struct Service {
     reloads: mpsc::Receiver<oneshot::Sender<Result<bool, String>>>,
     read_policy: Option<ReadPolicy>,
     files: Vec<std::path::PathBuf>,
+    at_start: AtStart,
     certificates: Option<Certificates>,
 }
 
@@ -152,7 +158,7 @@ impl Service {
             stopping: stopping.clone(),
             reload,
         }));
-        let files = policy.files.clone();
+        let (files, at_start) = (policy.files.clone(), policy.at_start.clone());
         let certificates = listeners.network.as_ref().and_then(|(_, certificates)| certificates.clone());
         app.set_policy(policy);
         let layer = axum::middleware::from_fn_with_state(app.clone(), guard::guard);
@@ -182,6 +188,7 @@ impl Service {
             reloads,
             read_policy,
             files,
+            at_start,
             certificates,
         }
     }
@@ -211,6 +218,7 @@ impl Service {
             reloads: self.reloads,
             read_policy: self.read_policy,
             files: self.files,
+            at_start: self.at_start,
             certificates: self.certificates,
             watch_files: self.watch_files,
             notify: notify.clone(),

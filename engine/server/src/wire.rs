@@ -87,6 +87,9 @@ pub struct StepView {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(value_type = Vec<Object>)]
     pub changes: Vec<Change>,
+    /// It is in doubt: fields of its output that others read, so that whoever says that it happened says them, too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub must_say: Vec<String>,
 }
 
 /// A plan that people are asked to approve.
@@ -230,6 +233,12 @@ fn open_approvals(run: &Run) -> Result<Vec<ApprovalView>, String> {
 
 fn step_view(run: &Run, node: NodeRef) -> StepView {
     let name = run.name(node).to_string();
+    let mut must_say: Vec<String> = Vec::new();
+    if run.node(node).state == NodeState::InDoubt {
+        must_say =
+            run.graph.step(node.step).must_be_said().iter().map(|(field, _)| field.to_string()).collect();
+        must_say.dedup();
+    }
     let node = run.node(node);
     StepView {
         node: name,
@@ -243,6 +252,7 @@ fn step_view(run: &Run, node: NodeRef) -> StepView {
             None => node.reason.as_ref().map(ToString::to_string),
         },
         changes: node.effects.clone(),
+        must_say,
     }
 }
 
@@ -716,13 +726,17 @@ pub struct ResumeRequest {
 }
 
 /// Whether a step in doubt has happened.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ResolveRequest {
     /// `step` or `step[item]`.
     pub node: String,
     /// It happened.
     pub applied: bool,
+    /// What it gave: fields of the step's output. Those that others read have to be there (`must_say` of the step).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub output: Option<Value>,
     /// How they know.
     pub reason: String,
 }

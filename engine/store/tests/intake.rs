@@ -13,7 +13,7 @@ use farrier_model::time::Timestamp;
 use farrier_model::{Ask, Digest, Event, RunId, RunState, Value};
 use farrier_store::{
     Arriving, Clock, IncidentFilter, IncidentRow, Intake, NewRun, NoticeFilter, OpenOptions, Outbox, Outcome,
-    RunFilter, SqliteStore, Store, StoreError, Taken, fsck,
+    Released, RunFilter, SqliteStore, Store, StoreError, Taken, fsck,
 };
 use serde_json::json;
 use uuid::Uuid;
@@ -323,6 +323,115 @@ async fn a_key_that_another_run_has_is_waited_for() {
     world.finish(run, RunState::Succeeded).await;
     assert_eq!(world.store.start_held(100, &[]).await.unwrap().runs.len(), 1);
     world.is_whole().await;
+}
+
+/// It is asked for every few seconds, for as long as a service lives.
+#[tokio::test]
+async fn asking_in_vain_for_what_is_held_writes_nothing() {
+    let world = World::new().await;
+    let commits = || world.store.counts().commits;
+    let none = commits();
+    assert_eq!(world.store.start_held(100, &[]).await.unwrap(), Released::default());
+    assert_eq!(commits(), none);
+
+    let run = world.one(world.firing("node-1", 0)).await.run.unwrap();
+    world.finish(run, RunState::Succeeded).await;
+    assert_eq!(world.one(world.firing("node-1", 60)).await.decision, "cooling");
+    let one = commits();
+    let released = world.store.start_held(100, &[]).await.unwrap();
+    assert_eq!((released.held, released.runs.len(), commits()), (1, 0, one));
+    world.pass(3600);
+    let released = world.store.start_held(100, &[]).await.unwrap();
+    assert_eq!((released.held, released.runs.len(), commits()), (0, 1, one + 1));
+}
+
+/// What was decided, and whether it had an incident, a run, a run to stop, and was new.
+type Told = (&'static str, bool, bool, bool, bool);
+
+fn told(outcomes: &[Outcome]) -> Vec<Told> {
+    outcomes
+        .iter()
+        .map(|one| (one.decision, one.incident.is_some(), one.run.is_some(), one.stops.is_some(), one.new))
+        .collect()
+}
+
+/// Alerts that are taken in together are decided in memory. They must do what they do when each is written before the next.
+#[tokio::test]
+async fn alerts_taken_together_do_what_they_do_one_after_the_other() {
+    let mut seen = std::collections::BTreeSet::new();
+    for seed in 0..20_u64 {
+        let (mut together, mut apart) = (World::new().await, World::new().await);
+        for world in [&mut together, &mut apart] {
+            world.live_key = seed % 3 == 0;
+            world.policy.max_active = if seed % 4 == 1 { 2 } else { 10_000 };
+            world.destructive = seed % 5 == 2;
+            world.policy.fuse.runs = if world.destructive { 1 } else { 10_000 };
+            // Late copies are what has ended some time ago.
+            world.pass(3600);
+        }
+        let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+        let mut below = |end: i64| {
+            // Marsaglia's xorshift.
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state % end.unsigned_abs()).cast_signed()
+        };
+        for _ in 0..4 {
+            let alerts: Vec<_> = (0..12)
+                .map(|_| {
+                    let (node, disk) = (format!("node-{}", below(3)), format!("disk-{}", below(2)));
+                    let began = 600 * below(6);
+                    let ended = (below(3) == 0).then(|| began + 300 + 600 * below(3));
+                    (node, disk, began, ended)
+                })
+                .collect();
+            let all = |world: &World| {
+                let alert = |(node, disk, began, ended): &(String, String, i64, Option<i64>)| {
+                    world.arriving("in", node, disk, *began, *ended)
+                };
+                alerts.iter().map(alert).collect::<Vec<_>>()
+            };
+            let at_once = together.take(all(&together)).await.outcomes;
+            let mut in_turn = Vec::new();
+            for alert in all(&apart) {
+                in_turn.push(apart.one(alert).await);
+            }
+            assert_eq!(told(&at_once), told(&in_turn), "seed {seed}: {alerts:?}");
+            seen.extend(at_once.iter().map(|one| one.decision));
+            // Runs end, so that incidents close, cool down, and open again.
+            let ends = below(2) == 0;
+            for world in [&together, &apart] {
+                let runs = world.store.runs(RunFilter::default()).await.unwrap();
+                let mut alive: Vec<_> = runs.iter().filter(|run| !run.state.is_final()).collect();
+                alive.sort_by_key(|run| run.title.clone());
+                for run in alive.iter().filter(|_| ends) {
+                    world.finish(run.id, RunState::Succeeded).await;
+                }
+                world.pass(100);
+            }
+            assert_eq!(summary(&together).await, summary(&apart).await, "seed {seed}");
+        }
+        together.is_whole().await;
+        apart.is_whole().await;
+    }
+    let all = ["cancels", "closed", "cooling", "fused", "held", "joined", "late", "noted", "started"];
+    assert!(all.iter().all(|decision| seen.contains(decision)), "only {seen:?} came up");
+}
+
+/// Incidents and how often their news came, in an order that does not depend on ids.
+async fn summary(world: &World) -> Vec<String> {
+    let mut lines = Vec::new();
+    for incident in world.incidents(false).await {
+        let IncidentRow { key, runs, held, resolved_at, closed_at, .. } = &incident;
+        let mut events: Vec<_> = world.store.events(Some(incident.id), 1000).await.unwrap();
+        events.sort_by_key(|event| (event.body.clone(), event.status.clone(), event.last_at));
+        let events: Vec<_> =
+            events.iter().map(|event| (&event.status, event.seen, &event.decision)).collect();
+        lines.push(format!("{key} {runs} {held:?} {resolved_at:?} {closed_at:?} {events:?}"));
+    }
+    lines.sort();
+    lines
 }
 
 /// T21 at the store: 10,000 alerts in 200 groups, everything twice.

@@ -21,9 +21,11 @@ use std::sync::OnceLock;
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 
+pub use crate::database::Database;
+use crate::database::Dialect;
 use crate::process::{self, Account, Launch, Process, on_a_free_port, require_program};
 use crate::server_url::ServerUrl;
-use crate::{or_panic, statements, template};
+use crate::{or_panic, template};
 
 /// The environment variable that names a running server.
 pub const URL_VARIABLE: &str = "FARRIER_TEST_MARIADB_URL";
@@ -106,7 +108,7 @@ impl MariaDb {
              GRANT SELECT, SHOW VIEW ON {name}.* TO {reader}@'127.0.0.1';"
         );
         or_panic(client(&self.url, None, &sql), "cannot make a database");
-        Database { server: self.url.clone(), name, reader }
+        Database { server: self.url.clone(), name, reader, dialect: DIALECT }
     }
 
     /// The server's process id, while it runs and is our own.
@@ -136,77 +138,26 @@ impl MariaDb {
     }
 }
 
-/// One database of a test's own on a MariaDB server.
-#[derive(Debug)]
-pub struct Database {
-    server: ServerUrl,
-    name: String,
-    reader: String,
-}
-
-impl Database {
-    /// `mysql://USER:PASSWORD@127.0.0.1:PORT/NAME`, as a user of this database's own who may do everything on the
-    /// server. What this user does is what [`Database::statements`] tells.
-    pub fn url(&self) -> String {
-        self.url_of(&self.name)
-    }
-
-    /// The same database as a user who may only read it. [`Database::statements`] tells what this user does, too.
-    pub fn reader_url(&self) -> String {
-        self.url_of(&self.reader)
-    }
-
-    /// The database's name.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// Runs statements, separated by `;`, as the server's administrator and unseen by [`Database::statements`].
-    /// Returns the rows: columns separated by tabs, no headings, NULL as `NULL`, line ends within values as `\n`.
-    #[track_caller]
-    pub fn exec(&self, sql: &str) -> String {
-        or_panic(self.try_exec(sql), "cannot run SQL")
-    }
-
-    /// As [`Database::exec`], for statements that may fail.
-    pub fn try_exec(&self, sql: &str) -> Result<String> {
-        client(&self.server, Some(&self.name), sql)
-    }
-
-    /// Every statement that came through [`Database::url`] and [`Database::reader_url`] so far, oldest first.
-    #[track_caller]
-    pub fn statements(&self) -> Vec<String> {
-        let (name, reader) = (&self.name, &self.reader);
-        let log = self.exec(&format!(
+const DIALECT: &Dialect = &Dialect {
+    run: client,
+    statements: |database| {
+        let (name, reader) = (&database.name, &database.reader);
+        let log = database.exec(&format!(
             "SELECT CONVERT(argument USING utf8mb4) FROM mysql.general_log
              WHERE (user_host LIKE '{name}[%' OR user_host LIKE '{reader}[%') AND command_type IN ('Query', 'Execute')"
         ));
         log.lines().map(str::to_owned).collect()
-    }
-
-    /// Those of [`Database::statements`] that write, or may.
-    #[track_caller]
-    pub fn writes(&self) -> Vec<String> {
-        statements::writes(&self.statements())
-    }
-
-    fn url_of(&self, user: &str) -> String {
-        let url = ServerUrl { user: user.to_owned(), password: user.to_owned(), ..self.server.clone() };
-        format!("{url}/{}", self.name)
-    }
-}
-
-impl Drop for Database {
-    fn drop(&mut self) {
-        let (name, reader) = (&self.name, &self.reader);
+    },
+    drop: |database| {
+        let (name, reader) = (&database.name, &database.reader);
         let sql = format!(
             "DROP DATABASE IF EXISTS {name};
              DROP USER IF EXISTS {name}@'127.0.0.1', {reader}@'127.0.0.1';"
         );
         // The server may be stopped; its folder goes with it then.
-        let _ = client(&self.server, None, &sql);
-    }
-}
+        let _ = client(&database.server, None, &sql);
+    },
+};
 
 /// Runs SQL with the command-line client, outside the statement log.
 fn client(server: &ServerUrl, database: Option<&str>, sql: &str) -> Result<String> {

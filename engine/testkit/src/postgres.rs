@@ -21,9 +21,11 @@ use std::sync::OnceLock;
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 
+pub use crate::database::Database;
+use crate::database::Dialect;
 use crate::process::{self, Account, Launch, Process, on_a_free_port, require_program};
 use crate::server_url::ServerUrl;
-use crate::{or_panic, statements, template};
+use crate::{or_panic, template};
 
 /// The environment variable that names a running server.
 pub const URL_VARIABLE: &str = "FARRIER_TEST_POSTGRES_URL";
@@ -99,8 +101,8 @@ impl Postgres {
              CREATE ROLE {reader} LOGIN IN ROLE pg_read_all_data PASSWORD '{reader}';
              CREATE DATABASE {name} OWNER {name};"
         );
-        or_panic(client(&self.url, "postgres", &sql), "cannot make a database");
-        Database { server: self.url.clone(), name, reader }
+        or_panic(client(&self.url, None, &sql), "cannot make a database");
+        Database { server: self.url.clone(), name, reader, dialect: DIALECT }
     }
 
     /// The server's process id, while it runs and is our own.
@@ -130,76 +132,24 @@ impl Postgres {
     }
 }
 
-/// One database of a test's own on a PostgreSQL server.
-#[derive(Debug)]
-pub struct Database {
-    server: ServerUrl,
-    name: String,
-    reader: String,
-}
-
-impl Database {
-    /// `postgres://USER:PASSWORD@127.0.0.1:PORT/NAME`, as a user of this database's own who may do everything on the
-    /// server.
-    pub fn url(&self) -> String {
-        self.url_of(&self.name)
-    }
-
-    /// The same database as a user who may only read.
-    pub fn reader_url(&self) -> String {
-        self.url_of(&self.reader)
-    }
-
-    /// The database's name.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// Runs statements, separated by `;`, as the server's administrator and unseen by [`Database::statements`].
-    /// Returns the rows: columns separated by tabs, no headings, NULL as `NULL`.
-    #[track_caller]
-    pub fn exec(&self, sql: &str) -> String {
-        or_panic(self.try_exec(sql), "cannot run SQL")
-    }
-
-    /// As [`Database::exec`], for statements that may fail.
-    pub fn try_exec(&self, sql: &str) -> Result<String> {
-        client(&self.server, &self.name, sql)
-    }
-
-    /// Every statement that came through [`Database::url`] and [`Database::reader_url`] to this database so far,
-    /// oldest first.
-    #[track_caller]
-    pub fn statements(&self) -> Vec<String> {
+const DIALECT: &Dialect = &Dialect {
+    run: client,
+    statements: |database| {
         // The server tells where its log is, so this works for a shared server too.
-        let log = self.exec("SHOW farrier.log");
+        let log = database.exec("SHOW farrier.log");
         let log = or_panic(
             std::fs::read(log.trim()).with_context(|| format!("cannot read `{}`", log.trim())),
             "cannot read the statement log",
         );
-        logged_statements(&String::from_utf8_lossy(&log), &self.name)
-    }
-
-    /// Those of [`Database::statements`] that write, or may.
-    #[track_caller]
-    pub fn writes(&self) -> Vec<String> {
-        statements::writes(&self.statements())
-    }
-
-    fn url_of(&self, user: &str) -> String {
-        let url = ServerUrl { user: user.to_owned(), password: user.to_owned(), ..self.server.clone() };
-        format!("{url}/{}", self.name)
-    }
-}
-
-impl Drop for Database {
-    fn drop(&mut self) {
-        let (name, reader) = (&self.name, &self.reader);
+        logged_statements(&String::from_utf8_lossy(&log), &database.name)
+    },
+    drop: |database| {
+        let (name, reader) = (&database.name, &database.reader);
         // The server may be stopped; its folder goes with it then.
-        let _ = client(&self.server, "postgres", &format!("DROP DATABASE IF EXISTS {name} WITH (FORCE);"));
-        let _ = client(&self.server, "postgres", &format!("DROP ROLE IF EXISTS {name}, {reader};"));
-    }
-}
+        let _ = client(&database.server, None, &format!("DROP DATABASE IF EXISTS {name} WITH (FORCE);"));
+        let _ = client(&database.server, None, &format!("DROP ROLE IF EXISTS {name}, {reader};"));
+    },
+};
 
 /// The statements that the log holds for `database`. A line of the log begins with the database's name and `|`; the
 /// further lines of a statement begin with a tab.
@@ -227,7 +177,7 @@ fn logged_statements(log: &str, database: &str) -> Vec<String> {
 }
 
 /// Runs SQL with the command-line client, outside the statement log.
-fn client(server: &ServerUrl, database: &str, sql: &str) -> Result<String> {
+fn client(server: &ServerUrl, database: Option<&str>, sql: &str) -> Result<String> {
     let mut command = Command::new(require_program("psql", "postgresql-client")?);
     command
         .args(["--no-psqlrc", "--quiet", "--no-align", "--tuples-only", "--no-password"])
@@ -235,7 +185,7 @@ fn client(server: &ServerUrl, database: &str, sql: &str) -> Result<String> {
         .arg(format!("--host={}", server.host))
         .arg(format!("--port={}", server.port))
         .arg(format!("--username={}", server.user))
-        .arg(format!("--dbname={database}"))
+        .arg(format!("--dbname={}", database.unwrap_or("postgres")))
         .env("PGPASSWORD", &server.password)
         .env("PGOPTIONS", "-c log_statement=none -c client_min_messages=warning");
     process::run(&mut command, sql)

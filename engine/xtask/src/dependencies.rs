@@ -54,6 +54,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "farrier-store",
         ],
     ),
+    ("farrier-resident", &[]),
     // What plugins that speak HTTP share.
     ("farrier-outbound", &["farrier-action", "farrier-model"]),
     // Its dumps go beneath the roots of a `files` target.
@@ -72,6 +73,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "farrier-model",
             "farrier-plugin-*",
             "farrier-project",
+            "farrier-resident",
             "farrier-runbook",
             "farrier-schedule",
             "farrier-server",

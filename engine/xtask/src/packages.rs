@@ -24,7 +24,9 @@ const NEEDED: &[(&str, &str)] = &[
     ("sshd", "openssh-server"),
     ("ssh", "openssh-client"),
     ("setpriv", "util-linux"),
+    ("script", "bsdutils"),
     ("strace", "strace"),
+    ("faketime", "faketime"),
     ("systemd-analyze", "systemd"),
     ("curl", "curl"),
 ];

@@ -22,7 +22,7 @@ use crate::work::{Work, do_blocking};
 #[serde(deny_unknown_fields)]
 pub struct Discard {
     /// The target with the files.
-    target: Target<FilesTarget>,
+    pub(crate) target: Target<FilesTarget>,
     /// The root beneath which they were made.
     root: String,
     /// The SHA-256 of each.

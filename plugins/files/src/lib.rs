@@ -31,6 +31,7 @@ mod pool;
 mod private;
 mod quarantine;
 mod read_many;
+mod reading;
 mod remove;
 mod store;
 mod strict;
@@ -65,7 +66,7 @@ pub fn register(registry: &mut ActionRegistry) -> Result<(), RegistryError> {
     registry.action::<Through<Archive>>()?;
     registry.action::<Through<CheckArchive>>()?;
     registry.action::<Through<DeleteTree>>()?;
-    registry.action::<Discard>()?;
+    registry.action::<Through<Discard>>()?;
     registry.action::<ReadMany>()?;
     registry.action::<Through<Usage>>()?;
     registry.action::<Through<Write>>()

@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use farrier_model::Value;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A relative path that cannot climb: no segment is empty, `.` or `..`, none contains a slash or NUL. The path of no
 /// segments is the folder itself.
@@ -65,6 +67,22 @@ impl SafePath {
     }
 }
 
+/// Between two processes: no segment has a slash, so what they are joined by parts them again.
+impl Serialize for SafePath {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+/// Checked as it was on the other side.
+impl<'de> Deserialize<'de> for SafePath {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<SafePath, D::Error> {
+        let path = String::deserialize(deserializer)?;
+        let segments = (!path.is_empty()).then(|| path.split('/'));
+        SafePath::of(segments.into_iter().flatten()).map_err(D::Error::custom)
+    }
+}
+
 impl fmt::Display for SafePath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
@@ -88,6 +106,18 @@ mod tests {
         assert_eq!(SafePath::of([]).unwrap().as_str(), ".");
         for bad in ["", ".", "..", "a/b", "/", "/etc", "a\0b"] {
             assert!(SafePath::of(["ok", bad]).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn paths_are_checked_again_on_the_other_side() {
+        for segments in [&[][..], &["a"], &["a", "b c", "..d"]] {
+            let path = SafePath::of(segments.iter().copied()).unwrap();
+            let told = serde_json::to_string(&path).unwrap();
+            assert_eq!(serde_json::from_str::<SafePath>(&told).unwrap(), path);
+        }
+        for bad in [r#""..""#, r#""a/../b""#, r#""/""#, r#""/etc""#, r#""a/""#, r#""a//b""#, "7"] {
+            assert!(serde_json::from_str::<SafePath>(bad).is_err(), "{bad}");
         }
     }
 

@@ -15,10 +15,10 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::beneath::Beneath;
 use crate::path::SafePath;
-use crate::pool::{Item, Limits, read_all};
+use crate::pool::Item;
 use crate::private::PRIVATE;
+use crate::reading::Reading;
 use crate::target::FilesTarget;
 
 /// Reads a few small text files in each of many folders, such as the homes of tools.
@@ -28,7 +28,8 @@ use crate::target::FilesTarget;
 /// `notes` and never fails the step. Links that stay inside the folder are followed; absolute links are not.
 ///
 /// The step fails when the root cannot be opened or the disk as a whole does not answer. A disk that is not mounted
-/// can look like an empty folder, so a runbook that deletes by what it reads here checks `folders`.
+/// can look like an empty folder, so a runbook that deletes by what it reads here checks `folders`. Where the target has `via`,
+/// all is read at once on the host with the disk; a connection that breaks fails the step.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ReadMany {
@@ -127,6 +128,17 @@ impl JsonSchema for Timeout {
 struct Reads {
     names: Arc<[Text]>,
     places: Vec<Vec<Place>>,
+}
+
+impl Reads {
+    /// For each file its places, where none of them depends on the item: then all items share them.
+    fn shared(&self) -> Vec<Option<Arc<[SafePath]>>> {
+        let fixed = |place: &Place| match place {
+            Place::Fixed(path) => Some(path.clone()),
+            Place::PerItem(_) => None,
+        };
+        self.places.iter().map(|places| places.iter().map(fixed).collect()).collect()
+    }
 }
 
 /// One place to look for a file.
@@ -273,16 +285,19 @@ homes:
         };
         let files = cx.reader(&self.target).await?;
         let at_target = |failure: Failure| failure.at(self.target.alias());
-        let timeout = self.timeout.0;
-        let root = files.root(&self.root, timeout).await.map_err(at_target)?;
-        let limits = Limits {
-            parallel: usize::from(self.parallel.clamp(1, 256)),
-            timeout,
-            max_total: self.max_total_bytes,
+        let reading = Reading {
+            root: self.root.clone(),
+            parallel: self.parallel,
+            timeout: self.timeout.0,
+            max_bytes: self.max_bytes,
+            max_total_bytes: self.max_total_bytes,
         };
-        let source = Beneath::new(root, self.max_bytes);
         let Wanted { keys, refused, items, positions } = wanted;
-        let found = read_all(source, items, &limits, files.hanging()).await.map_err(at_target)?;
+        let found = match files.via() {
+            Some(via) => via.read_many(reading, &self.read.shared(), items).await,
+            None => reading.here(&files, items).await,
+        };
+        let found = found.map_err(at_target)?;
 
         let mut texts =
             Texts { files: Value::Null, count: keys.len() as u64, folders: 0, read: 0, notes: refused };
@@ -344,8 +359,7 @@ impl ReadMany {
                 self.name
             )));
         }
-        let fixed: Vec<Option<Arc<[SafePath]>>> =
-            self.read.places.iter().map(|places| all_fixed(places)).collect();
+        let fixed = self.read.shared();
         let name = Text::from(&*self.name);
         let mut wanted =
             Wanted { keys: Vec::new(), refused: Vec::new(), items: Vec::new(), positions: Vec::new() };
@@ -425,140 +439,11 @@ impl ReadMany {
     }
 }
 
-/// The paths, when none depends on the item: then all items share them.
-fn all_fixed(places: &[Place]) -> Option<Arc<[SafePath]>> {
-    places
-        .iter()
-        .map(|place| match place {
-            Place::Fixed(path) => Some(path.clone()),
-            Place::PerItem(_) => None,
-        })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-    use std::fs;
-    use std::os::unix::fs::symlink;
-    use std::path::Path;
-
-    use farrier_action::harness::{Case, World};
-    use farrier_action::{ActionRegistry, Binding, Targets};
-    use farrier_model::Failure;
+    use farrier_action::ActionRegistry;
 
     use super::*;
-
-    fn json(text: &str) -> Value {
-        Value::from_json(&text.replace('\'', "\"")).unwrap()
-    }
-
-    fn registry() -> ActionRegistry {
-        let mut registry = ActionRegistry::default();
-        crate::register(&mut registry).unwrap();
-        registry
-    }
-
-    /// When everything below a folder was last changed.
-    fn tree(folder: &Path, world: &mut World) {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            let metadata = fs::symlink_metadata(&path).unwrap();
-            world.insert(
-                path.display().to_string(),
-                Value::text(format!("{:?}", metadata.modified().unwrap())),
-            );
-            if metadata.is_dir() {
-                tree(&path, world);
-            }
-        }
-    }
-
-    async fn read(dir: &Path, config: &str, input: &Value, bad_inputs: &[&str]) -> Result<Value, Failure> {
-        let registry = registry();
-        let config = json(config);
-        let binding = Binding { alias: "homes".into(), kind: "files".into(), config };
-        let targets = Arc::new(Targets::new(dir.to_owned(), vec![binding], BTreeMap::new()));
-        let steps = Value::map([("later", Value::Unknown("later".into()))]);
-        let case = Case {
-            registry: &registry,
-            action: "files.read_many",
-            input: input.clone(),
-            targets,
-            scope: Scope::new(vec![("steps".into(), steps)]),
-            observe: Box::new(|| {
-                Box::pin(async {
-                    let mut world = World::new();
-                    tree(dir, &mut world);
-                    world
-                })
-            }),
-            disturb: None,
-            bad_inputs: bad_inputs.iter().map(|text| json(text)).collect(),
-        };
-        Ok(case.prove().await?.output)
-    }
-
-    const ROOTS: &str = "{'roots': {'tool_homes': 'homes', 'gone': 'nowhere'}}";
-
-    fn input(more: &str) -> Value {
-        json(&format!("{{'target': 'homes', 'root': 'tool_homes', 'as': 'account', {more}}}"))
-    }
-
-    const TOOLS: &str = "'items': [{'cn': 'tools.a'}, {'cn': 'tools.b'}, {'cn': 'tools.c'}, {'cn': 'tools...'}, {'cn': 'tools.x/y'}],
-        'key': 'account.cn', 'folder': ['${ account.cn | after(\\\".\\\") }'],
-        'read': {'description': '.description', 'toolinfo': ['toolinfo.json', 'public_html/toolinfo.json']}";
-
-    fn homes() -> tempfile::TempDir {
-        let dir = tempfile::tempdir().unwrap();
-        let at = |name: &str| dir.path().join("homes").join(name);
-        fs::create_dir_all(at("a/public_html")).unwrap();
-        fs::create_dir_all(at("b/public_html")).unwrap();
-        fs::write(at("a/.description"), "one\r\ntwo\n\nfour 🦊\n").unwrap();
-        fs::write(at("a/toolinfo.json"), "first").unwrap();
-        fs::write(at("a/public_html/toolinfo.json"), "second").unwrap();
-        fs::write(at("b/public_html/toolinfo.json"), "third").unwrap();
-        symlink("../a/.description", at("b/.description")).unwrap();
-        fs::write(dir.path().join("secret"), "secret").unwrap();
-        dir
-    }
-
-    #[tokio::test]
-    async fn each_item_has_its_texts_and_trouble_its_notes() {
-        let dir = homes();
-        let output =
-            read(dir.path(), ROOTS, &input(&format!("{TOOLS}, 'lines': 'joined'")), &[]).await.unwrap();
-        let expected = json(
-            "{'tools.a': {'description': 'one two  four 🦊', 'toolinfo': 'first'},
-              'tools.b': {'description': null, 'toolinfo': 'third'},
-              'tools.c': {'description': null, 'toolinfo': null},
-              'tools...': {'description': null, 'toolinfo': null},
-              'tools.x/y': {'description': null, 'toolinfo': null}}",
-        );
-        assert_eq!(output.get("files"), Some(&expected));
-        for (field, expected) in [("count", 5), ("folders", 2), ("read", 3)] {
-            assert_eq!(output.get(field), Some(&Value::Int(expected)), "{field}");
-        }
-        let mut notes: Vec<String> = output
-            .get("notes")
-            .and_then(Value::as_list)
-            .unwrap()
-            .iter()
-            .map(|note| ["key", "name", "note"].map(|field| note.get(field).unwrap().to_string()).join(" "))
-            .collect();
-        notes.sort();
-        assert_eq!(
-            notes,
-            [
-                "tools... * `..` cannot be a segment of a path",
-                "tools.b description `.description`: it is a link that leaves its folder",
-                "tools.x/y * `x/y` contains a slash, and is to be one segment",
-            ]
-        );
-        let kept = read(dir.path(), ROOTS, &input(TOOLS), &[]).await.unwrap();
-        let text = kept.get("files").and_then(|files| files.get("tools.a")?.get("description"));
-        assert_eq!(text, Some(&Value::text("one\r\ntwo\n\nfour 🦊\n")));
-    }
 
     #[test]
     fn plans_say_how_many_texts_are_missing_and_name_the_first() {
@@ -579,90 +464,15 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn paths_may_depend_on_the_item_by_segments() {
-        let dir = homes();
-        let more = |place: &str| {
-            input(&format!(
-                "'items': ['a', 'b', '..'], 'key': 'account', 'folder': [], 'read': {{'text': [{place}]}}"
-            ))
-        };
-        let texts = |output: Value| {
-            ["a", "b", ".."]
-                .map(|key| output.get("files").unwrap().get(key).unwrap().get("text").unwrap().to_string())
-        };
-        let output = read(dir.path(), ROOTS, &more("['${ account }', 'public_html', 'toolinfo.json']"), &[])
-            .await
-            .unwrap();
-        assert_eq!(texts(output), ["second", "third", "null"]);
-        // Data cannot add a folder: it is one segment, whatever it contains.
-        let output =
-            read(dir.path(), ROOTS, &more("'${ account ~ \\\"/toolinfo.json\\\" }'"), &[]).await.unwrap();
-        assert_eq!(texts(output), ["null", "null", "null"]);
-    }
-
-    #[tokio::test]
-    async fn bad_input_is_refused_before_the_disk_is_touched() {
-        let dir = homes();
-        let bad = |from: &str, to: &str| {
-            format!("{{'target': 'homes', 'root': 'tool_homes', 'as': 'account', {TOOLS}}}").replace(from, to)
-        };
-        let cases = [
-            bad("'.description'", "'../.description'"),
-            bad("'.description'", "'/etc/passwd'"),
-            bad("'.description'", "'a//b'"),
-            bad("'.description'", "[]"),
-            bad("'.description'", "[['a', '..']]"),
-            bad("'.description'", "7"),
-            bad("'account.cn'", "'account.cn +'"),
-            bad("'account.cn'", "'account.nothing'"),
-            bad("'account.cn'", "'\\\"same\\\"'"),
-            bad("'as': 'account'", "'as': 'an account'"),
-            bad("'tool_homes'", "'elsewhere'"),
-            bad("'as':", "'lines': 'all', 'as':"),
-            bad("'as':", "'timeout': '0s', 'as':"),
-            bad("'as':", "'parallel': -1, 'as':"),
-            bad("'target': 'homes'", "'target': 'nowhere'"),
-        ];
-        let cases: Vec<&str> = cases.iter().map(String::as_str).collect();
-        read(dir.path(), ROOTS, &input(TOOLS), &cases).await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn a_root_that_is_not_there_is_a_failure_and_not_an_empty_answer() {
-        let dir = homes();
-        let gone = json(&format!("{{'target': 'homes', 'root': 'gone', 'as': 'account', {TOOLS}}}"));
-        let failure = read(dir.path(), ROOTS, &gone, &[]).await.unwrap_err();
-        assert_eq!((failure.kind, failure.target.as_deref()), (FailureKind::Unreachable, Some("homes")));
-        assert!(failure.message.starts_with("cannot open the root `gone`"), "{failure}");
-        let config = "{'via': {'helper': '/usr/bin/farrier'}}";
-        let failure = read(dir.path(), config, &input(TOOLS), &[]).await.unwrap_err();
-        assert!(
-            failure.kind == FailureKind::Input && failure.message.contains("behind `via`"),
-            "{}",
-            failure.message
-        );
-    }
-
-    #[tokio::test]
-    async fn total_size_is_limited() {
-        let dir = homes();
-        let failure = read(dir.path(), ROOTS, &input(&format!("{TOOLS}, 'max_total_bytes': 10")), &[])
-            .await
-            .unwrap_err();
-        assert_eq!(failure.kind, FailureKind::Limit);
-        let output = read(dir.path(), ROOTS, &input(&format!("{TOOLS}, 'max_bytes': 5")), &[]).await.unwrap();
-        assert_eq!(output.get("read"), Some(&Value::Int(2)));
-        assert!(output.get("notes").unwrap().to_json().contains("larger than 5 bytes"));
-    }
-
     #[test]
     fn what_is_known_later_defers_the_step() {
         for more in
             ["'key': 'steps.later.x', 'folder': []", "'key': 'account', 'folder': ['${ steps.later.x }']"]
         {
-            let action: ReadMany =
-                input(&format!("'items': [1], {more}, 'read': {{'a': 'a'}}")).read().unwrap();
+            let input = format!(
+                "{{'target': 'homes', 'root': 'a', 'as': 'account', 'items': [1], {more}, 'read': {{'a': 'a'}}}}"
+            );
+            let action: ReadMany = Value::from_json(&input.replace('\'', "\"")).unwrap().read().unwrap();
             let steps = Value::map([("later", Value::Unknown("later".into()))]);
             assert!(action.wanted(&Scope::new(vec![("steps".into(), steps)])).unwrap().is_none());
         }
@@ -670,7 +480,8 @@ mod tests {
 
     #[test]
     fn the_example_and_the_schema_fit() {
-        let registry = registry();
+        let mut registry = ActionRegistry::default();
+        crate::register(&mut registry).unwrap();
         let spec = &registry.catalog().actions["files.read_many"];
         let step: Value = serde_saphyr::from_str(spec.example).unwrap();
         let with = step.get("homes").and_then(|step| step.get("with")).unwrap();

@@ -28,7 +28,7 @@ pub struct FilesConfig {
     /// of the account that owns it in the world it stands for.
     #[serde(default)]
     owners: BTreeMap<String, BTreeMap<String, u32>>,
-    /// Archive, check, delete, write and measure through `farrier files-helper`, which has its own file with the roots:
+    /// Do all work with these files through `farrier files-helper`, which has its own file with the roots:
     /// `{ helper: PATH }` on this machine, `{ ssh: HOST, known_hosts: FILE }` on the one with the disk.
     #[serde(default)]
     via: Option<ViaConfig>,
@@ -144,6 +144,17 @@ impl Files {
         Ok(Files { roots, owners: config.owners, via, hanging: Arc::default() })
     }
 
+    /// The folders of a helper.
+    pub(crate) fn over(roots: &BTreeMap<String, String>) -> Files {
+        let root = |folder: &String| Root { base: "/".into(), folder: folder.clone(), stand_in: false };
+        Files {
+            roots: roots.iter().map(|(name, folder)| (name.clone(), root(folder))).collect(),
+            owners: BTreeMap::new(),
+            via: None,
+            hanging: Arc::default(),
+        }
+    }
+
     /// Opens a root, anew for each step: what is mounted there may change while Farrier runs.
     pub(crate) async fn root(&self, name: &str, timeout: Duration) -> Result<OwnedFd, Failure> {
         let root = self.find(name)?;
@@ -173,13 +184,6 @@ impl Files {
     }
 
     fn find(&self, name: &str) -> Result<&Root, Failure> {
-        if self.via.is_some() {
-            return Err(Failure::new(
-                FailureKind::Input,
-                "this action reads where the folders are mounted, and the target's are behind `via`",
-            )
-            .help("name a target with `roots` for `files.read_many`"));
-        }
         self.roots.get(name).ok_or_else(|| {
             let known: Vec<String> = self.roots.keys().map(|name| format!("`{name}`")).collect();
             Failure::new(

@@ -52,6 +52,10 @@ pub struct Back {
     /// Its boot id now.
     boot_id: String,
     /// When it answered again. What was measured before that says nothing about the host as it is now.
+    #[schemars(extend(
+        "pattern" = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?(Z|[+-][0-9]{2}:[0-9]{2})$",
+        "x-expected" = "a time such as `2026-08-20T10:15:00Z`"
+    ))]
     back_at: String,
 }
 

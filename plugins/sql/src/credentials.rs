@@ -26,7 +26,8 @@ use crate::value::Param;
 /// The password is made here, from the machine's randomness, and is written into the account's file and nowhere else; the table
 /// gets its hash. The file is never overwritten: one that is there already, of an earlier attempt or of old, has the password that
 /// counts. So a step that was cut off goes on, and files and table agree. An account whose folder is not there is left for the
-/// next run and named in the output. The server itself learns of the account by `sql.account`.
+/// next run and named in the output. The server itself learns of the account by `sql.account`. Where the target of the files has
+/// `via`, the file is made on the host with the disk, and the password goes there through the connection alone.
 ///
 /// Undo takes back the row and the file that this step made.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -171,26 +172,30 @@ impl Credentials {
         let (reader, files) = (cx.reader(&self.target).await?, cx.reader(&self.files).await?);
         let (mut changes, mut output) =
             (Vec::new(), CredentialsMade { added: Vec::new(), skipped: Vec::new() });
+        let in_files = |failure| at(failure, self.files.alias());
+        let mut wanted = Vec::new();
         for new in &self.accounts {
             let mut session = reader.0.read().await?;
             let stored = self.stored(&mut *session, &new.name).await;
             session.rollback().await;
-            if stored?.is_some() {
-                continue;
+            if stored?.is_none() {
+                wanted.push((new, new.place(&self.root)?));
             }
-            let place = new.place(&self.root)?;
-            let password =
-                match place.look(files.clone()).await.map_err(|failure| at(failure, self.files.alias()))? {
-                    Found::NoFolder => {
-                        output.skipped.push(new.name.clone());
-                        continue;
-                    }
-                    Found::Nothing => format!("a new one, in {}", place.shown()),
-                    Found::Text(text) => {
-                        new.password(&text, &place)?;
-                        format!("the one in {}", place.shown())
-                    }
-                };
+        }
+        let places = wanted.iter().map(|(_, place)| place.clone()).collect();
+        let found = SecretPlace::look_at_all(files, places).await.map_err(in_files)?;
+        for ((new, place), found) in wanted.into_iter().zip(found) {
+            let password = match found.map_err(in_files)? {
+                Found::NoFolder => {
+                    output.skipped.push(new.name.clone());
+                    continue;
+                }
+                Found::Nothing => format!("a new one, in {}", place.shown()),
+                Found::Text(text) => {
+                    new.password(&text, &place)?;
+                    format!("the one in {}", place.shown())
+                }
+            };
             let row = new.row.iter().map(|(column, value)| (column.as_str(), value.clone()));
             let after = row.chain([("password", Value::text(password))]);
             changes.push(Change {
@@ -343,8 +348,12 @@ credentials:
             }
         }
         let files = cx.reader(&self.files).await?;
-        for new in self.accounts.iter().filter(|new| !made.added.contains(&new.name)) {
-            if matches!(new.place(&self.root)?.look(files.clone()).await, Ok(Found::NoFolder)) {
+        let others: Vec<&New> = self.accounts.iter().filter(|new| !made.added.contains(&new.name)).collect();
+        let places = others.iter().map(|new| new.place(&self.root)).collect::<Result<_, _>>()?;
+        // All is done by now, so a disk that went away meanwhile costs a list.
+        let found = SecretPlace::look_at_all(files, places).await.unwrap_or_default();
+        for (new, found) in others.into_iter().zip(found) {
+            if matches!(found, Ok(Found::NoFolder)) {
                 made.skipped.push(new.name.clone());
             }
         }

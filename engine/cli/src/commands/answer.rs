@@ -2,19 +2,22 @@
 //! at once; the run goes on when it is taken up.
 
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
 use farrier_exec::driver::{ProceedAlways, Start, Unobserved};
-use farrier_exec::{Halt, Options, Refusal, Run};
-use farrier_model::{Ask, Digest, Event, NodeName, Subject};
+use farrier_exec::{Attested, Halt, Options, Refusal, Run};
+use farrier_model::{Ask, Digest, Event, NodeName, Subject, Text, Value};
+use farrier_runbook::Diagnostics;
+use farrier_server::wire::ResolveRequest;
 use farrier_store::{Clock, RunRow, SqliteStore, Store};
 use tokio::sync::watch;
 
 use super::remote::{self, Word};
-use super::run::{driver, open_run, past, user};
+use super::run::{driver, open_run, past};
 use super::runs::stored_plan;
-use super::{App, Problem};
+use super::{App, Problem, user};
 use crate::client::{self, Client};
 use crate::exit::Exit;
 use crate::interact::read_line;
@@ -278,6 +281,12 @@ pub(super) struct Resolve {
     /// Its effect did not happen: it will be tried again.
     #[arg(long)]
     not_applied: bool,
+    /// What it gave: a field of the step's output, which later steps read. May be given several times.
+    #[arg(long, value_name = "FIELD=VALUE", conflicts_with = "not_applied")]
+    result: Vec<String>,
+    /// The same from a file: a map in YAML or JSON. What `--result` says counts before it.
+    #[arg(long, value_name = "FILE", conflicts_with = "not_applied")]
+    result_file: Option<PathBuf>,
     /// How you know; kept in the journal.
     #[arg(long)]
     reason: String,
@@ -286,18 +295,20 @@ pub(super) struct Resolve {
 impl Resolve {
     pub(super) async fn run(&self, app: &App) -> Result<Exit, Problem> {
         if let Some(client) = service(app, &self.run).await? {
-            let node = self.node.to_string();
-            return remote::resolve(&client, &self.run, &node, self.applied, &self.reason).await;
+            let (node, reason) = (self.node.to_string(), self.reason.clone());
+            let request = ResolveRequest { node, applied: self.applied, output: self.output()?, reason };
+            return remote::resolve(&client, &self.run, &request).await;
         }
         let asked = Asked::open(app, &self.run).await?;
         if asked.run.find(&self.node).is_none() {
             return Err(Problem::Usage(format!("run {} has no step `{}`", asked.row.id, self.node)));
         }
-        let (node, applied) = (self.node.clone(), self.applied);
-        let ask = Ask::Resolve { node, applied, reason: self.reason.clone() };
+        let (node, applied, output) = (self.node.clone(), self.applied, self.output()?);
+        let ask = Ask::Resolve { node, applied, output, reason: self.reason.clone() };
         let (run, short) = asked.tell(app, ask).await?;
         let word = if applied { "applied" } else { "not applied" };
-        if run.attested.iter().any(|(node, said, by)| *node == self.node && *said == applied && *by == user())
+        let mine = |said: &Attested| said.node == self.node && said.applied == applied && said.by == user();
+        if run.attested.iter().any(mine)
             && run
                 .find(&self.node)
                 .is_some_and(|node| run.node(node).state == farrier_model::NodeState::InDoubt)
@@ -311,5 +322,38 @@ impl Resolve {
         render::line(&format!("step `{}` counts as {word}", self.node))?;
         eprintln!("next: farrier resume {short}");
         Ok(Exit::Ok)
+    }
+
+    /// What they say that it gave, as it was typed: whoever judges it knows the types.
+    fn output(&self) -> Result<Option<Value>, Problem> {
+        let mut fields: Vec<(Text, Value)> = Vec::new();
+        for pair in &self.result {
+            let Some((field, value)) = pair.split_once('=') else {
+                return Err(Problem::Usage(format!("`--result {pair}` is not of the form FIELD=VALUE")));
+            };
+            if fields.iter().any(|(known, _)| **known == *field) {
+                return Err(Problem::Usage(format!("the field `{field}` is given twice")));
+            }
+            fields.push((field.into(), Value::text(value)));
+        }
+        if let Some(path) = &self.result_file {
+            let bytes = std::fs::read(path).map_err(|source| Problem::file(path, source))?;
+            let mut wrong = Diagnostics::new();
+            let file = wrong.add_file(path.display().to_string(), &bytes);
+            let node = farrier_runbook::parse(file, &bytes, &mut wrong);
+            let Some(node) = node.filter(|_| !wrong.has_errors()) else {
+                return Err(Problem::Mistakes(Box::new(wrong)));
+            };
+            let value = node.to_value();
+            let Some(map) = value.as_map() else {
+                return Err(Problem::Usage(format!("{} holds no map of fields", path.display())));
+            };
+            for (field, value) in map.iter() {
+                if !fields.iter().any(|(known, _)| known == field) {
+                    fields.push((field.clone(), value.clone()));
+                }
+            }
+        }
+        Ok((!fields.is_empty()).then(|| Value::map(fields)))
     }
 }

@@ -14,8 +14,8 @@ use farrier_runbook::inputs::{Given, check_inputs};
 use farrier_store::Clock;
 
 use super::plan::{exit_of, write_plan};
-use super::run::{Answers, Session, user};
-use super::{App, Problem};
+use super::run::{Answers, Session};
+use super::{App, Problem, user};
 use crate::exit::Exit;
 use crate::render;
 use crate::render::plan::{Shown, draw};
@@ -111,17 +111,7 @@ impl Apply {
             return Err(drifted(differences));
         }
         start.plan = Some(Box::new(saved.bind().map_err(|error| Problem::Other(error.into()))?));
-        let ask = self.answers.ask(&start);
-        let quiet = self.answers.quiet;
-        let ended = session
-            .driver
-            .start(&start, &ask, |run| {
-                if !quiet {
-                    eprintln!("run {run}");
-                }
-            })
-            .await;
-        session.end(app, &start, ended?, store).await
+        session.begin(app, &start, &self.answers, store).await
     }
 
     async fn replan(

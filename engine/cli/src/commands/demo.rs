@@ -17,8 +17,8 @@ use super::run::{listen, owner};
 use super::serve::{Lines, PATIENCE};
 use super::{App, Problem};
 use crate::exit::Exit;
-use crate::render;
 use crate::stores;
+use crate::{render, resting};
 
 /// The environment that needs no server.
 const ENVIRONMENT: &str = "demo";
@@ -46,6 +46,7 @@ impl Demo {
         let (listener, address) = self.bind()?;
         let alerts = Receiving::new(store.clone(), sets.clone());
         let keeping = tokio::spawn(alerts.clone().keep());
+        let resting = tokio::spawn(resting::give_back(store.clone()));
         let settings = Settings {
             store,
             sets,
@@ -75,6 +76,7 @@ impl Demo {
         render::line(&welcome(address, &person, &sender, &first.to_string()[..13]))?;
         let ended = service.run().await;
         keeping.abort();
+        resting.abort();
         ended?;
         Ok(Exit::Ok)
     }

@@ -6,8 +6,7 @@ use farrier_server::wire::{UnfuseRequest, Unfused};
 use farrier_store::{EventRow, FuseRow, IncidentFilter, IncidentRow, Intake, SqliteStore, Store, StoreError};
 use serde::Serialize;
 
-use super::run::user;
-use super::{App, Problem};
+use super::{App, Problem, user};
 use crate::client;
 use crate::exit::Exit;
 use crate::render::style::Style;

@@ -15,8 +15,7 @@ use farrier_store::{Clock, MemoryStore, Store, StoreError};
 use tokio::sync::watch;
 
 use super::plan_alert::PlanAlert;
-use super::run::user;
-use super::{App, Choice, Problem};
+use super::{App, Choice, Problem, user};
 use crate::exit::Exit;
 use crate::render::plan::{Shown, draw};
 use crate::render::style::Style;

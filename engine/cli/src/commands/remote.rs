@@ -358,16 +358,14 @@ pub(super) async fn cancel(
 pub(super) async fn resolve(
     client: &Client,
     prefix: &str,
-    node: &str,
-    applied: bool,
-    reason: &str,
+    request: &ResolveRequest,
 ) -> Result<Exit, Problem> {
     let run = client.find(prefix).await?;
-    let request = ResolveRequest { node: node.to_owned(), applied, reason: reason.to_owned() };
-    let view: RunView = client.post(&format!("/api/v1/runs/{}/resolve", run.id), &request).await?;
-    let word = if applied { "applied" } else { "not applied" };
+    let ResolveRequest { node, applied, .. } = request;
+    let view: RunView = client.post(&format!("/api/v1/runs/{}/resolve", run.id), request).await?;
+    let word = if *applied { "applied" } else { "not applied" };
     let is_open =
-        view.steps.iter().any(|step| step.node == node && step.state == farrier_model::NodeState::InDoubt);
+        view.steps.iter().any(|step| step.node == *node && step.state == farrier_model::NodeState::InDoubt);
     if is_open {
         render::line(&format!("recorded: step `{node}` was {word}; another person has to say the same"))?;
     } else {

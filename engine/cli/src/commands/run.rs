@@ -16,7 +16,7 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use super::{App, Choice, Problem, remote};
+use super::{App, Choice, Problem, remote, user};
 use crate::client;
 use crate::exit::Exit;
 use crate::interact::Ask;
@@ -72,14 +72,6 @@ pub(super) struct Resume {
     parallel: usize,
 }
 
-/// Who is at the keyboard, for the journal.
-pub fn user() -> String {
-    ["SUDO_USER", "USER", "LOGNAME"]
-        .iter()
-        .find_map(|name| std::env::var(name).ok().filter(|user| !user.is_empty()))
-        .unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()))
-}
-
 impl RunArgs {
     pub(super) async fn run(&self, app: &App) -> Result<Exit, Problem> {
         let workspace = app.workspace()?;
@@ -111,17 +103,7 @@ impl RunArgs {
             eprintln!("next: farrier serve");
             return Ok(Exit::Ok);
         }
-        let ask = self.answers.ask(&start);
-        let quiet = self.answers.quiet;
-        let ended = session
-            .driver
-            .start(&start, &ask, |run| {
-                if !quiet {
-                    eprintln!("run {run}");
-                }
-            })
-            .await;
-        session.end(app, &start, ended?, store).await
+        session.begin(app, &start, &self.answers, store).await
     }
 }
 
@@ -273,13 +255,25 @@ impl Session {
         Session { driver, progress }
     }
 
-    pub(super) async fn end(
+    /// Starts a run, names it and sees it to its end.
+    pub(super) async fn begin(
         &self,
         app: &App,
         start: &Start,
-        ended: Ended,
+        answers: &Answers,
         store: SqliteStore,
     ) -> Result<Exit, Problem> {
+        let ask = answers.ask(start);
+        let named = |run| {
+            if !answers.quiet {
+                eprintln!("run {run}");
+            }
+        };
+        let ended = self.driver.start(start, &ask, named).await;
+        self.end(app, start, ended?, store).await
+    }
+
+    async fn end(&self, app: &App, start: &Start, ended: Ended, store: SqliteStore) -> Result<Exit, Problem> {
         self.progress.clear();
         let exit = remote::exit_of(ended.state, ended.failure.as_ref().map(|failure| failure.kind));
         if app.output == Format::Table {

@@ -212,11 +212,14 @@ impl Show {
         }
         let in_doubt = view.steps.iter().find(|step| step.state == NodeState::InDoubt);
         match (view.state, in_doubt) {
-            (RunState::Parked, Some(step)) => eprintln!(
-                "next: look at the target of `{0}`, then `farrier resolve {short} '{0}' --applied --reason …` or \
-                 `--not-applied`",
-                step.node
-            ),
+            (RunState::Parked, Some(step)) => {
+                let gave: String = step.must_say.iter().map(|field| format!(" --result {field}=…")).collect();
+                eprintln!(
+                    "next: look at the target of `{0}`, then `farrier resolve {short} '{0}' --applied{gave} --reason …` or \
+                     `--not-applied`",
+                    step.node
+                );
+            }
             (RunState::Parked, None) if view.guard.is_some() => {
                 eprintln!("next: farrier resume {short} --accept-guards --yes");
             }
@@ -360,9 +363,10 @@ pub(super) fn describe(event: &Event) -> String {
         Event::SignalReceived { name, by, reason } => {
             format!("signal `{name}` from {by}{}", said(reason.as_ref()))
         }
-        Event::Attested { node, applied, by, reason } => {
+        Event::Attested { node, applied, output, by, reason } => {
             let word = if *applied { "applied" } else { "not applied" };
-            format!("{node}: {word}, says {by}: {reason}; another person has to confirm it")
+            let gave = output.as_ref().map_or_else(String::new, |output| format!(", and gave {output}"));
+            format!("{node}: {word}{gave}, says {by}: {reason}; another person has to confirm it")
         }
         Event::RequestRefused { by, what, why } => format!("{by} wanted to {what}, refused: {why}"),
         Event::Parked { reason, .. } => format!("parked: {reason}"),

@@ -12,8 +12,7 @@ use farrier_server::wire::{PauseRequest, ScheduleView, UnpauseRequest};
 use farrier_store::{Clock, FireRow, Ledger as _, NewSchedule, ScheduleRow, StoreError};
 use serde::Serialize;
 
-use super::run::user;
-use super::{App, Problem};
+use super::{App, Problem, user};
 use crate::client;
 use crate::exit::Exit;
 use crate::render::{self, table};

@@ -8,12 +8,13 @@ use clap::Args;
 use farrier_exec::{Observer, Options, RunUpdate};
 use farrier_model::Event;
 use farrier_project::{ProjectError, Watched, shown};
-use farrier_runbook::Diagnostics;
 use farrier_runbook::service::{Service as Written, Telemetry, Tls, read_service};
+use farrier_runbook::{At, Diagnostics};
 use farrier_server::intake::Receiving;
 use farrier_server::rights::Access;
 use farrier_server::{
-    Certificates, Directory, Listeners, Notify, Policy, Service, Settings, configure_tls, open_socket,
+    AtStart, Certificates, Directory, Listeners, Notify, Policy, Service, Settings, configure_tls,
+    open_socket,
 };
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -23,9 +24,8 @@ use super::{App, Problem};
 use crate::client::{self, Plain};
 use crate::directory::LdapDirectory;
 use crate::exit::Exit;
-use crate::render;
-use crate::stores;
 use crate::telemetry::{Exporting, Spans};
+use crate::{render, resting, stores};
 
 /// The name of the service file, beside the project file.
 const SERVICE_FILE: &str = "serve.yaml";
@@ -96,6 +96,7 @@ impl Serve {
         }
         let alerts = Receiving::new(store.clone(), sets.clone());
         let keeping = tokio::spawn(alerts.clone().keep());
+        let resting = tokio::spawn(resting::give_back(store.clone()));
         let reread = (root.clone(), self.config.clone(), sets.clone());
         let settings = Settings {
             policy,
@@ -122,6 +123,7 @@ impl Serve {
         let ended = service.run().await;
         hangups.abort();
         keeping.abort();
+        resting.abort();
         if let Some(exporting) = exporting {
             exporting.end().await;
         }
@@ -210,7 +212,29 @@ impl Config {
             directory,
             tls: self.tls().transpose(),
             files,
+            at_start: self.at_start(),
         })
+    }
+
+    /// What is not read again while the service runs.
+    fn at_start(&self) -> AtStart {
+        let Written {
+            listen, tls, behind_proxy, environments, telemetry, runs, parallel, connections, ..
+        } = &self.written;
+        let telemetry =
+            telemetry.as_ref().map(|Telemetry { traces, authorities }| (&traces.value, authorities));
+        let environments: Vec<&String> = environments.iter().map(|name| &name.value).collect();
+        let number = |number: &Option<At<u32>>| format!("{:?}", number.as_ref().map(|number| number.value));
+        AtStart::from([
+            ("listen", format!("{:?}", listen.as_ref().map(|listen| &listen.value))),
+            ("tls", tls.is_some().to_string()),
+            ("behind_proxy", behind_proxy.to_string()),
+            ("environments", format!("{environments:?}")),
+            ("telemetry", format!("{telemetry:?}")),
+            ("runs", number(runs)),
+            ("parallel", number(parallel)),
+            ("connections", number(connections)),
+        ])
     }
 
     /// Begins to send spans, where the file says so. Read at a start only.

@@ -9,6 +9,7 @@
 
 pub mod small_disk;
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
@@ -19,6 +20,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use farrier_testkit::DEADLINE;
+use farrier_testkit::clock::Clock;
 use farrier_testkit::mariadb::Database;
 use farrier_testkit::slapd::{self, Slapd};
 use farrier_toolforge::{Differences, Tables, World, oracle};
@@ -33,13 +35,15 @@ pub const FARRIER: &str = env!("CARGO_BIN_EXE_farrier");
 /// A project of a test's own; it goes when the value is dropped.
 pub struct Project {
     folder: TempDir,
+    /// More of the environment of everything that is started in it.
+    variables: Vec<(String, OsString)>,
 }
 
 impl Project {
     /// A copy of what the repository ships: its runbooks, its demo and its project file.
     pub fn demo() -> Project {
         let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-        let project = Project { folder: farrier_testkit::temp_dir() };
+        let project = Project { folder: farrier_testkit::temp_dir(), variables: Vec::new() };
         for part in ["runbooks", "environments", "alerts"] {
             copy(&repository.join(part), &project.path(part));
         }
@@ -49,7 +53,7 @@ impl Project {
 
     /// An empty project, whose runs are kept in `data`.
     pub fn new() -> Project {
-        let project = Project { folder: farrier_testkit::temp_dir() };
+        let project = Project { folder: farrier_testkit::temp_dir(), variables: Vec::new() };
         project.write(
             "farrier.yaml",
             "runbooks: [runbooks]\nenvironments: [environments/*.yaml]\ndata_dir: data\n",
@@ -93,7 +97,13 @@ impl Project {
         {
             command.env_remove(name);
         }
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         command
+    }
+
+    /// From now on the binary goes by this clock.
+    pub fn goes_by(&mut self, clock: &Clock) {
+        self.variables = clock.variables();
     }
 
     /// Runs the binary to its end.

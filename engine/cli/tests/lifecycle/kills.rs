@@ -24,18 +24,18 @@ fn tool(index: usize) -> Tool {
     Tool { name: NAMES[index], number: 51_000 + u32::try_from(index).unwrap() }
 }
 
-fn words(tool: Tool) -> Vec<String> {
+pub(crate) fn words(tool: Tool) -> Vec<String> {
     let inputs = [format!("tool={}", tool.name), format!("number={}", tool.number)];
     let begin = ["run", "tool-delete", "--env", "test", "--yes"].map(ToOwned::to_owned);
     begin.into_iter().chain(inputs.into_iter().flat_map(|input| ["-i".to_owned(), input])).collect()
 }
 
 /// What an archive is: which file, when it was written, and what is in it.
-type Seen = (u64, i64, String);
+pub(crate) type Seen = (u64, i64, String);
 
 /// What must hold at every moment; gives the archive, if there is one.
 #[track_caller]
-fn holds(site: &Site, tool: Tool, first: Option<&Seen>, when: &str) -> Option<Seen> {
+pub(crate) fn holds(site: &Site, tool: Tool, first: Option<&Seen>, when: &str) -> Option<Seen> {
     let seen = fs::metadata(site.archive(tool)).ok().map(|file| {
         let sum = Command::new("sha256sum").arg(site.archive(tool)).output().unwrap();
         (file.ino(), file.mtime(), String::from_utf8(sum.stdout).unwrap()[..64].to_owned())
@@ -55,17 +55,18 @@ fn holds(site: &Site, tool: Tool, first: Option<&Seen>, when: &str) -> Option<Se
 #[test]
 fn t39_killed_at_twenty_points_there_is_one_archive_and_everything_is_finished() {
     let site = Site::new();
-    let mut next = 0;
-    let mut fresh = || {
-        let tool = tool(next);
-        next += 1;
-        site.create(tool);
-        site.run("tool-disable", &[&format!("tool={}", tool.name)]).expect(0);
-        site.pass_days(tool, 41);
-        tool
-    };
+    for index in 0..NAMES.len() {
+        site.create(tool(index));
+        site.run("tool-disable", &[&format!("tool={}", tool(index).name)]).expect(0);
+    }
     let neighbour = Tool { name: "birds", number: 510_001 };
     site.create(neighbour);
+    site.on_day(41, 0);
+    let mut next = 0;
+    let mut fresh = || {
+        next += 1;
+        tool(next - 1)
+    };
 
     let mut blows = Vec::new();
     for (call, points) in CALLS {

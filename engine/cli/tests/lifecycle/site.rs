@@ -4,7 +4,9 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt as _, chown, symlink};
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
+use farrier_testkit::clock::Clock;
 use farrier_testkit::mariadb::{Database, MariaDb};
 use farrier_testkit::slapd::{self, Slapd};
 use serde_json::json;
@@ -21,6 +23,7 @@ pub(crate) struct Site {
     pub(crate) directory: Slapd,
     /// The server's administrator, behind a database that no tool has.
     pub(crate) toolsdb: Database,
+    clock: Clock,
     _server: MariaDb,
 }
 
@@ -38,7 +41,7 @@ impl Site {
             rustix::process::geteuid().is_root(),
             "this test gives files to other accounts: run it as root"
         );
-        let project = Project::demo();
+        let mut project = Project::demo();
         fs::remove_dir_all(project.path("environments")).unwrap();
         for root in ["homes", "archives", "staging"] {
             fs::create_dir_all(project.path(root)).unwrap();
@@ -89,7 +92,9 @@ impl Site {
             "notify": { "toolforge-admins": mail, "toolforge-roots": mail },
         });
         project.write("environments/test.yaml", &environment.to_string());
-        Site { project, directory, toolsdb, _server: server }
+        let clock = Clock::start();
+        project.goes_by(&clock);
+        Site { project, directory, toolsdb, clock, _server: server }
     }
 
     /// Makes a tool as the programs of Toolforge do: account, group and sudo rule in the directory, a home with files of its
@@ -133,15 +138,10 @@ impl Site {
         self.project.farrier(&[&["run", runbook, "--env", "test", "--yes"][..], &inputs].concat())
     }
 
-    /// Lets so many days pass for a tool: all that is known of when it was disabled stands in the directory.
-    pub(crate) fn pass_days(&self, tool: Tool, days: i64) {
-        let then = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(24 * days + 1);
-        self.directory.change_ldif(&format!(
-            "dn: uid=tools.{},{PEOPLE}\nchangetype: modify\nreplace: pwdAccountLockedTime\n\
-             pwdAccountLockedTime: {}\n",
-            tool.name,
-            then.strftime("%Y%m%d%H%M%SZ")
-        ));
+    /// Moves the clock of everything that Farrier does here to so long after the beginning, and a while. The servers have the
+    /// machine's.
+    pub(crate) fn on_day(&self, day: u64, hour: u64) {
+        self.clock.set_ahead(Duration::from_secs((day * 24 + hour) * 60 * 60));
     }
 
     pub(crate) fn home(&self, tool: Tool) -> PathBuf {

@@ -1,19 +1,30 @@
-//! A tool from its beginning to its end, and one that came back on the twelfth day.
+//! Tools from their beginning to their end, and one that came back on the twelfth day. The times of disabling in the directory stay
+//! as they were written; it is Farrier's clock that goes on.
 
-use serde_json::json;
+use std::time::Instant;
 
+use farrier_testkit::DEADLINE;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+use crate::common::Started;
 use crate::site::{Site, Tool};
 
+/// Archived by the schedule.
 const OLD_MAP: Tool = Tool { name: "old-map", number: 50_031 };
+/// Disabled two days later, and archived by hand.
+const HARBOUR: Tool = Tool { name: "harbour", number: 50_033 };
 /// Enabled again in time.
 const RIVER: Tool = Tool { name: "river", number: 50_035 };
 /// Its number begins with that of old-map.
 const BIRDS: Tool = Tool { name: "birds", number: 500_312 };
 
+const ROUND: &str = "tools-archive-and-delete";
+
 #[test]
-fn a_tool_is_made_disabled_archived_and_deleted_and_its_neighbours_are_left_alone() {
+fn tools_are_made_disabled_archived_and_deleted_and_their_neighbours_are_left_alone() {
     let site = Site::new();
-    for tool in [OLD_MAP, RIVER, BIRDS] {
+    for tool in [OLD_MAP, HARBOUR, RIVER, BIRDS] {
         site.create(tool);
         site.is_alive(tool);
     }
@@ -24,49 +35,60 @@ fn a_tool_is_made_disabled_archived_and_deleted_and_its_neighbours_are_left_alon
         cluster.replace("nodeName: worker-1,", "nodeName: worker-1, terminationGracePeriodSeconds: 1,");
     site.project.write("environments/test/cluster.yaml", &quick);
 
-    for tool in [OLD_MAP, RIVER] {
-        site.run("tool-disable", &[&format!("tool={}", tool.name)]).expect(0);
-        let account = site.account(tool);
-        for line in [
-            "loginShell: /bin/disabledtoolshell",
-            "pwdPolicySubentry: cn=disabled,ou=ppolicies,dc=wikimedia,dc=org",
-            "pwdAccountLockedTime: 20",
-        ] {
-            assert!(account.contains(line), "`{line}` is not in {account}");
-        }
-    }
-    // Disabled again it keeps its time.
-    site.pass_days(OLD_MAP, 12);
-    let before = site.account(OLD_MAP);
-    site.run("tool-disable", &["tool=old-map"]).expect(0);
-    assert_eq!(site.account(OLD_MAP), before);
+    let begun = disable(&site, OLD_MAP);
+    disable(&site, RIVER);
+    site.on_day(2, 0);
+    disable(&site, HARBOUR);
 
-    // On the twelfth day nothing is due, and one tool comes back.
-    site.pass_days(RIVER, 12);
-    due(&site, &[]);
+    // On the twelfth day nothing is due. One tool comes back; another is disabled again, and keeps its time.
+    site.on_day(12, 0);
+    site.run("tool-disable", &["tool=old-map"]).expect(0);
+    assert_eq!(site.account(OLD_MAP), begun);
+    by_hand(&site, &[]);
     site.run("tool-enable", &["tool=river"]).expect(0);
     site.is_alive(RIVER);
 
-    // On the forty-first day, one is due.
-    site.pass_days(OLD_MAP, 41);
-    let mark = site.directory.mark();
-    site.project
-        .farrier(&["plan", "tools-archive-and-delete", "--env", "test"])
-        .expect(0)
-        .says("- uid=tools.old-map,ou=people")
-        .says("s50031__links");
-    assert_eq!(site.directory.writes_since(mark), [""; 0], "a plan writes nothing");
-    assert_eq!(site.toolsdb.writes(), [""; 0], "a plan writes nothing");
-    assert!(site.home_is_whole(OLD_MAP));
-    due(&site, &["old-map"]);
+    site.on_day(39, 0);
+    by_hand(&site, &[]);
+    // The clock goes on under a service, by less than a day at once: more would be a clock that is wrong.
+    site.on_day(39, 2);
+    let service = Started::from(site.project.command(&["serve", "--env", "test", "--quiet"]));
+    wait_until("the schedule is known", &site, |site| {
+        site.project.farrier(&["schedules", "-o", "json"]).out.contains(ROUND)
+    });
+    for (day, hour) in [(40, 0), (40, 23)] {
+        by_schedule(&site, day, hour, &[]);
+        assert_eq!(site.account(OLD_MAP), begun, "on day {day}, hour {hour}");
+        assert!(site.home_is_whole(OLD_MAP) && !site.archive(OLD_MAP).exists());
+    }
+    by_schedule(&site, 41, 1, &["old-map"]);
     site.is_archived_and_gone(OLD_MAP);
     let cluster = site.project.read("environments/test/cluster.yaml");
     assert!(!cluster.contains("tool-old-map") && cluster.contains("tool-quick-go"), "{cluster}");
+    kill_process(Pid::from_raw(service.child.id().cast_signed()).unwrap(), Signal::TERM).unwrap();
+    service.end().expect(0);
+    assert!(site.home_is_whole(HARBOUR) && !site.archive(HARBOUR).exists());
+
+    // The other one was disabled on the second day.
+    site.on_day(42, 23);
+    by_hand(&site, &[]);
+    site.on_day(43, 0);
+    let mark = (site.directory.mark(), site.toolsdb.writes().len());
+    site.project
+        .farrier(&["plan", ROUND, "--env", "test"])
+        .expect(0)
+        .says("- uid=tools.harbour,ou=people")
+        .says("s50033__links");
+    assert_eq!(site.directory.writes_since(mark.0), [""; 0], "a plan writes nothing");
+    assert_eq!(site.toolsdb.writes().len(), mark.1, "a plan writes nothing");
+    assert!(site.home_is_whole(HARBOUR));
+    by_hand(&site, &["harbour"]);
+    site.is_archived_and_gone(HARBOUR);
     for tool in [RIVER, BIRDS] {
         site.is_alive(tool);
     }
     // The next round finds nothing.
-    due(&site, &[]);
+    by_hand(&site, &[]);
     // Directory and disk are looked at side by side; whichever answers first says it.
     let enabled = site.run("tool-enable", &["tool=old-map"]).expect(10);
     let says = |text| enabled.err.contains(text);
@@ -74,13 +96,66 @@ fn a_tool_is_made_disabled_archived_and_deleted_and_its_neighbours_are_left_alon
     site.project.farrier(&["fsck"]).expect(0).says("everything is whole");
 }
 
-/// A round finds these tools due, and is through with them.
+/// Disables a tool; gives its account as it is then.
 #[track_caller]
-fn due(site: &Site, tools: &[&str]) {
-    site.run("tools-archive-and-delete", &[]).expect(0);
+fn disable(site: &Site, tool: Tool) -> String {
+    site.run("tool-disable", &[&format!("tool={}", tool.name)]).expect(0);
+    let account = site.account(tool);
+    for line in [
+        "loginShell: /bin/disabledtoolshell",
+        "pwdPolicySubentry: cn=disabled,ou=ppolicies,dc=wikimedia,dc=org",
+        "pwdAccountLockedTime: 20",
+    ] {
+        assert!(account.contains(line), "`{line}` is not in {account}");
+    }
+    account
+}
+
+/// A round that somebody starts finds these tools due, and is through with them.
+#[track_caller]
+fn by_hand(site: &Site, tools: &[&str]) {
+    site.run(ROUND, &[]).expect(0);
     let runs = site.project.farrier(&["runs", "-o", "json"]).expect(0).json();
-    let round =
-        runs.as_array().unwrap().iter().find(|run| run["runbook"] == "tools-archive-and-delete").unwrap();
-    let view = site.project.farrier(&["show", round["id"].as_str().unwrap(), "-o", "json"]).expect(0).json();
-    assert_eq!(view["outputs"]["due"], json!(tools), "{view}");
+    let round = runs.as_array().unwrap().iter().find(|run| run["runbook"] == ROUND).unwrap();
+    assert_eq!(shown(site, round["id"].as_str().unwrap())["outputs"]["due"], json!(tools));
+}
+
+/// The clock goes on to so long after the beginning, and the running service's next round finds these tools due, and is through
+/// with them.
+#[track_caller]
+fn by_schedule(site: &Site, day: u64, hour: u64, tools: &[&str]) {
+    let rounds = || -> Vec<String> {
+        let schedule = format!("test/{ROUND}");
+        let records = site.project.farrier(&["schedules", &schedule, "-o", "json"]).expect(0).json();
+        let runs = records.as_array().unwrap().iter().filter(|record| record["decision"] == "run");
+        runs.map(|record| record["run"].as_str().unwrap().to_owned()).collect()
+    };
+    let before = rounds();
+    site.on_day(day, hour);
+    let mut round = String::new();
+    wait_until("a round by the schedule", site, |_| {
+        round = rounds().into_iter().find(|run| !before.contains(run)).unwrap_or_default();
+        !round.is_empty()
+    });
+    wait_until("the end of the round", site, |site| shown(site, &round)["state"] == "succeeded");
+    assert_eq!(shown(site, &round)["outputs"]["due"], json!(tools), "on day {day}, hour {hour}");
+}
+
+fn shown(site: &Site, run: &str) -> Value {
+    site.project.farrier(&["show", run, "-o", "json"]).expect(0).json()
+}
+
+/// Waits for something that the service does; when it does not, says what there is.
+#[track_caller]
+fn wait_until(what: &str, site: &Site, mut condition: impl FnMut(&Site) -> bool) {
+    let begun = Instant::now();
+    while !condition(site) {
+        assert!(
+            begun.elapsed() < DEADLINE,
+            "waited in vain for {what}: {}{}",
+            site.project.farrier(&["runs"]),
+            site.project.farrier(&["schedules"])
+        );
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
 }

@@ -107,6 +107,28 @@ fn a_token_that_is_taken_out_of_the_file_is_refused() {
     serving.get("/api/v1/runs", "admin").expect(200);
 }
 
+/// Guards "what a reload cannot take up is said", and that the rest is taken up all the same.
+#[test]
+fn settings_that_only_a_start_takes_up_are_named() {
+    let serving = Serving::start();
+    let file = serving.project.read("serve.yaml");
+    let without: String =
+        file.lines().filter(|line| !line.contains("viewer:")).map(|line| format!("{line}\n")).collect();
+    serving.project.write(
+        "serve.yaml",
+        &format!("{without}\nruns: 7\ntelemetry: {{ traces: 'http://127.0.0.1:9/v1' }}\n"),
+    );
+    let told = serving.post("/api/v1/reload", "admin", &json!({})).expect(409).json();
+    let message = told["error"]["message"].as_str().unwrap();
+    assert!(message.contains("only a start takes up a new `runs` and `telemetry`"), "{told}");
+    serving.get("/api/v1/runs", "viewer").expect(401);
+    let notes = serving.get("/healthz", "admin").expect(200).body;
+    assert!(notes.contains("the service file or the certificates on disk are not those in use"), "{notes}");
+    serving.project.write("serve.yaml", &file);
+    serving.post("/api/v1/reload", "admin", &json!({})).expect(200);
+    serving.get("/api/v1/runs", "viewer").expect(200);
+}
+
 /// Guards "who comes back goes on where they were": ids of events are places in the journal.
 #[test]
 fn a_stream_goes_on_where_it_ended() {

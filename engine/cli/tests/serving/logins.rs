@@ -70,7 +70,7 @@ fn with_directory(target: &Value) -> Project {
 }
 
 /// A service whose people are in LDIF files.
-fn over_files() -> Serving {
+pub(crate) fn over_files() -> Serving {
     let project = with_directory(&json!({ "kind": "ldap", "url": "ldif:../directory" }));
     project.write("directory/a.ldif", include_str!("../../../testkit/schema/base.ldif"));
     project.write("directory/b.ldif", PEOPLE);

@@ -7,6 +7,7 @@ mod common;
 
 mod alertmanager;
 mod demo;
+mod doubts;
 mod edges;
 mod exporter;
 mod hostile;
@@ -16,6 +17,7 @@ mod rights;
 mod service;
 mod stores;
 mod telemetry;
+mod terminal;
 mod through;
 mod tls;
 mod units;

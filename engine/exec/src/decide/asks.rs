@@ -1,7 +1,7 @@
 //! What people ask of a run: whether it may be granted, and what follows.
 
 use farrier_model::time::Timestamp;
-use farrier_model::{Ask, Digest, Event, NodeEvent, NodeName, NodeState, Request, Subject, Text, Value};
+use farrier_model::{Ask, Digest, Event, NodeState, Request, Subject, Text};
 use farrier_runbook::authored::SignalThen;
 use farrier_runbook::graph::Signal;
 
@@ -20,12 +20,12 @@ pub enum Refusal {
 }
 
 /// Something that makes no sense where the run stands.
-fn now<T>(why: impl Into<String>) -> Result<T, Refusal> {
+pub(super) fn now<T>(why: impl Into<String>) -> Result<T, Refusal> {
     Err(Refusal::Now(why.into()))
 }
 
 /// Something that is not for this person.
-fn person<T>(why: impl Into<String>) -> Result<T, Refusal> {
+pub(super) fn person<T>(why: impl Into<String>) -> Result<T, Refusal> {
     Err(Refusal::Person(why.into()))
 }
 
@@ -83,23 +83,11 @@ impl Run {
                 }
                 _ => Ok(()),
             },
-            Ask::Resolve { node, applied, reason } => {
+            Ask::Resolve { node, applied, output, reason } => {
                 if reason.trim().is_empty() {
                     return now("say how you know");
                 }
-                let found =
-                    self.find(node).ok_or_else(|| Refusal::Now(format!("the run has no step `{node}`")))?;
-                let state = self.node(found).state;
-                // A run that was left by its owner has not looked at what is in doubt yet.
-                if !matches!(state, NodeState::InDoubt | NodeState::Running) {
-                    return now(format!("step `{node}` is {}, not in doubt", state.name()));
-                }
-                let mine =
-                    self.attested.iter().any(|(of, word, who)| of == node && word == applied && who == by);
-                if mine {
-                    return person(format!("{by} has said so already, and another person has to confirm it"));
-                }
-                Ok(())
+                self.word(by, node, *applied, output.as_ref()).map(drop)
             }
         }
     }
@@ -218,7 +206,11 @@ impl Decider<'_> {
                 self.run.memory.unparked = true;
                 self.emit(Event::Resumed { by, accepted })
             }
-            Ask::Resolve { node, applied, reason } => self.attest(node, applied, by, reason),
+            Ask::Resolve { node, applied, output, reason } => {
+                let word = self.run.word(&by, &node, applied, output.as_ref());
+                // It has been judged above.
+                word.map_or(Ok(()), |word| self.attest(word, reason))
+            }
         }
     }
 
@@ -249,36 +241,6 @@ impl Decider<'_> {
             }
         }
         self.look_at_waiting();
-        Ok(())
-    }
-
-    /// A person's word on a step in doubt. Where the environment wants approvals for such a run, another person has to say
-    /// the same.
-    fn attest(&mut self, name: NodeName, applied: bool, by: String, reason: String) -> Step {
-        let Some(node) = self.run.find(&name) else { return Ok(()) };
-        if self.run.node(node).state == NodeState::Running {
-            let reason = "its owner stopped before it recorded an outcome".into();
-            let attempt = self.run.node(node).attempt;
-            self.emit_node(node, attempt, NodeEvent::InDoubt { reason })?;
-        }
-        let confirmed = self.run.approvals_needed == 0
-            || self.run.attested.iter().any(|(of, word, who)| *of == name && *word == applied && *who != by);
-        if !confirmed {
-            return self.emit(Event::Attested { node: name, applied, by, reason });
-        }
-        self.run.memory.unparked = true;
-        let by = format!("{by}: {reason}");
-        let run_node = self.run.node(node);
-        let attempt = run_node.attempt;
-        let event = if applied {
-            let changed = run_node.effects.len() as u64;
-            NodeEvent::Succeeded { output: Value::Null, changed }
-        } else {
-            NodeEvent::NotApplied { by: by.clone() }
-        };
-        self.emit(Event::Resumed { by, accepted: None })?;
-        self.emit_node(node, attempt, event)?;
-        self.run.memory.dirty.insert(node);
         Ok(())
     }
 }

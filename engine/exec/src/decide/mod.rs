@@ -14,6 +14,7 @@
 //! that is short (`Limits::patience`) and that nobody else has to end is sat out instead.
 
 mod asks;
+mod doubts;
 mod locks;
 mod nodes;
 mod reports;

@@ -25,6 +25,7 @@ use crate::graph::{
     StepIndex, Undo, Uses, Verify,
 };
 use crate::read::{NoHooks, check_schema, constant};
+use crate::said::{Gives, OUTPUTS};
 use crate::yaml::Node;
 
 /// What a step does, as far as it is known.
@@ -169,9 +170,11 @@ pub(super) fn check(
 
     let graph = order.and_then(|order| {
         let mut graph: DiGraph<Step, Need, u32> = DiGraph::with_capacity(drafts.len(), pairs.len());
-        for (step, reads) in steps.into_iter().zip(&reads) {
+        let mut relied_on = relied_on(&drafts, &reads, &output_reads);
+        for (at, (step, reads)) in steps.into_iter().zip(&reads).enumerate() {
             let mut step = step?;
             step.reads = reads.keys().map(|read| StepIndex::from(*read)).collect();
+            step.gives.read = std::mem::take(&mut relied_on[at]);
             graph.add_node(step);
         }
         for (to, needs) in edges.iter().enumerate() {
@@ -205,6 +208,27 @@ pub(super) fn check(
         })
     });
     (graph, children)
+}
+
+/// For each step the fields of its output that are read as if they were always there, with their readers.
+fn relied_on(
+    drafts: &[Draft<'_>],
+    reads: &[BTreeMap<u32, Vec<StepUse>>],
+    output_reads: &BTreeMap<u32, Vec<StepUse>>,
+) -> Vec<Vec<(Text, Text)>> {
+    let mut fields: Vec<Vec<(Text, Text)>> = vec![Vec::new(); drafts.len()];
+    let readers = drafts.iter().map(|draft| draft.id.as_str()).zip(reads).chain([(OUTPUTS, output_reads)]);
+    for (reader, uses) in readers {
+        for (read, used) in uses.iter().flat_map(|(read, uses)| uses.iter().map(move |used| (*read, used))) {
+            let Some(field) = used.field.as_deref().filter(|_| !used.guarded) else { continue };
+            let entry = (Text::from(field), Text::from(reader));
+            let known = &mut fields[read as usize];
+            if !known.contains(&entry) {
+                known.push(entry);
+            }
+        }
+    }
+    fields
 }
 
 /// Finds what `uses` names.
@@ -353,6 +377,11 @@ impl<'a> Checker<'a, '_> {
                 Some(AuthoredOnFailure::Undo) => OnFailure::Undo,
             },
             undo: undo?,
+            gives: match &draft.does {
+                Does::Action(spec) => Gives { schema: Some(spec.output.clone()), ..Gives::default() },
+                Does::Runbook(interface) => Gives { names: interface.outputs.clone(), ..Gives::default() },
+                Does::Unknown => Gives::default(),
+            },
             expect: expect.into_iter().collect::<Option<_>>()?,
             verify: flat(verify)?,
             guards,
@@ -635,7 +664,7 @@ impl<'a> Checker<'a, '_> {
         }
         match &draft.does {
             Does::Action(spec) => {
-                let mut schema = spec.output.clone();
+                let mut schema = (*spec.output).clone();
                 // It may stand in for some fields only; what is read of it is checked with the readers.
                 if let Some(schema) = schema.as_object_mut() {
                     schema.insert("required".into(), Json::Array(Vec::new()));

@@ -37,6 +37,8 @@ pub struct EventAt {
     pub resolve: Option<At<String>>,
     /// With `resolve`: it happened.
     pub applied: Option<At<bool>>,
+    /// With `applied: true`: what it gave, fields of the step's output.
+    pub output: Option<Node>,
     /// Somebody lets a parked run go on.
     pub resume: Option<At<bool>>,
     /// With `resume`: and accepts what the guard asks about.
@@ -86,6 +88,8 @@ pub enum Happens<'a> {
         step: &'a At<String>,
         /// It happened.
         applied: bool,
+        /// What it gave.
+        output: Option<&'a Node>,
     },
     /// A parked run goes on.
     Resume {
@@ -109,7 +113,11 @@ impl EventAt {
             says(self.cancel.as_ref()).then(|| Happens::Cancel { undo: says(self.undo.as_ref()) }),
             self.act.as_ref().map(Happens::Act),
             says(self.crash.as_ref()).then_some(Happens::Crash),
-            self.resolve.as_ref().map(|step| Happens::Resolve { step, applied }),
+            self.resolve.as_ref().map(|step| Happens::Resolve {
+                step,
+                applied,
+                output: self.output.as_ref(),
+            }),
             says(self.resume.as_ref())
                 .then(|| Happens::Resume { accept_guard: says(self.accept_guard.as_ref()) }),
         ];
@@ -125,11 +133,14 @@ impl EventAt {
         let cancels = matches!(happens, Happens::Cancel { .. });
         let resolves = matches!(happens, Happens::Resolve { .. });
         let resumes = matches!(happens, Happens::Resume { .. });
+        let applied = matches!(happens, Happens::Resolve { applied: true, .. });
+        let output = self.output.as_ref().filter(|_| !applied);
         let others = matches!(happens, Happens::Act(_) | Happens::Crash);
         let refused = self.refused.as_ref().filter(|_| others);
         of(&self.undo, cancels, "`undo` belongs to `cancel`")
             .or(of(&self.applied, resolves, "`applied` belongs to `resolve`"))
             .or(of(&self.accept_guard, resumes, "`accept_guard` belongs to `resume`"))
+            .or(output.map(|output| (output.span, "`output` belongs to `resolve` with `applied: true`")))
             .or(refused.map(|refused| (refused.span, "only what people ask can be refused")))
     }
 

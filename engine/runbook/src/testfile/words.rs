@@ -56,7 +56,7 @@ impl TryFrom<String> for Condition {
         let expr = Expr::parse(&text).map_err(|error| error.message)?;
         let other = expr
             .references()
-            .into_iter()
+            .iter()
             .find(|name| name.split(['.', '[']).next().is_none_or(|root| root != "result"));
         match other {
             None => Ok(Condition(expr)),

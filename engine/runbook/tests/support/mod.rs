@@ -290,7 +290,7 @@ fn action<I: JsonSchema, O: JsonSchema>(name: &'static str, effect: Effect, risk
         deletes: name.contains("delete"),
         restores: name == "sql.sync",
         input: schema::<I>(),
-        output: schema::<O>(),
+        output: schema::<O>().into(),
         example: "",
     }
 }

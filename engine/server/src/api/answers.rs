@@ -73,10 +73,10 @@ pub(crate) async fn resolve(
     State(app): State<App>,
     Extension(person): Caller,
     Extension(row): Asked,
-    super::Json(ResolveRequest { node, applied, reason }): super::Json<ResolveRequest>,
+    super::Json(ResolveRequest { node, applied, output, reason }): super::Json<ResolveRequest>,
 ) -> Result<Response, ApiError> {
     let node: NodeName = node.parse().map_err(malformed)?;
-    tell(&app, &person.name, &row, Ask::Resolve { node, applied, reason }).await
+    tell(&app, &person.name, &row, Ask::Resolve { node, applied, output, reason }).await
 }
 
 fn malformed(message: String) -> ApiError {

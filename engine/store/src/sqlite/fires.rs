@@ -5,17 +5,17 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use farrier_model::time::Timestamp;
-use farrier_model::{Ask, Request, RunId, Text};
+use farrier_model::{Ask, Request, RunId};
 use farrier_schedule::{Calendar, Decision, Live, ScheduleId, Skip, Spec, What, settle, tzdb_version};
-use sqlx::sqlite::SqliteArguments;
-use sqlx::{AssertSqlSafe, Row as _, SqliteConnection};
+use sqlx::{Row as _, SqliteConnection};
 use uuid::Uuid;
 
-use super::writer::{CHUNKS, Line, Trouble, Writer, add, tuples};
+use super::bulk::{Fresh, KeyHolders, by_ids, chunked};
+use super::writer::{Trouble, Writer, add};
 use super::{asides, outbox};
-use crate::body::{self, Place, Row};
+use crate::body::Row;
 use crate::ledger::{AlarmKind, Fire, Fired, NewSchedule, Synced};
-use crate::rules::{Head, Moment};
+use crate::rules::Moment;
 use crate::{NewRun, Notice, timestamp};
 
 /// What is done to the ledger.
@@ -164,7 +164,7 @@ impl Writer {
         let mut alive = alive(&mut self.connection, &ids).await?;
         let mut outcome = Outcome::default();
         // Keys that runs of this very transaction have taken.
-        let mut keys = HashSet::new();
+        let mut keys = KeyHolders::new();
         let mut fired = Vec::with_capacity(fires.len());
         let mut decided = HashSet::new();
         for fire in fires {
@@ -190,7 +190,7 @@ impl Writer {
         fire: &'a Fire,
         paused: bool,
         live: &mut Live,
-        keys: &mut HashSet<(Text, Text)>,
+        keys: &mut KeyHolders,
         outcome: &mut Outcome<'a>,
     ) -> Result<Fired, Trouble> {
         let runs: BTreeMap<i64, &NewRun> =
@@ -217,7 +217,7 @@ impl Writer {
                             outcome.cancels.push((&fire.schedule, *other, nominal));
                             stirred.push(*other);
                         }
-                        keys.extend(new.live_key.clone().map(|key| (new.runbook.clone(), key)));
+                        keys.extend(new.live_key.clone().map(|key| ((new.runbook.clone(), key), new.id)));
                         if *held {
                             live.held.push((verdict.nominal, new.id));
                         } else {
@@ -252,15 +252,10 @@ impl Writer {
     }
 
     /// The run that keeps `new` from being created because of `one_run_per`.
-    async fn key_holder(
-        &mut self,
-        new: &NewRun,
-        keys: &HashSet<(Text, Text)>,
-    ) -> Result<Option<RunId>, Trouble> {
+    async fn key_holder(&mut self, new: &NewRun, keys: &KeyHolders) -> Result<Option<RunId>, Trouble> {
         let Some(key) = &new.live_key else { return Ok(None) };
-        if keys.contains(&(new.runbook.clone(), key.clone())) {
-            // Whichever it is, it was created a moment ago.
-            return Ok(Some(new.id));
+        if let Some(run) = keys.get(&(new.runbook.clone(), key.clone())) {
+            return Ok(Some(*run));
         }
         Ok(match self.obstacle(new).await? {
             Some(crate::StoreError::KeyTaken { run, .. }) => Some(run),
@@ -274,40 +269,13 @@ impl Writer {
         rows: &HashMap<RunId, Row>,
         now: i64,
     ) -> Result<u64, Trouble> {
-        let head = Head::created(now);
-        let entry_ids: Vec<Uuid> = outcome.runs.iter().map(|_| Uuid::now_v7()).collect();
-        let names: Vec<String> = outcome.runs.iter().map(|(_, run, _)| run.id.to_string()).collect();
-        let mut lines = Vec::with_capacity(outcome.runs.len());
-        for (((_, run, _), entry_id), name) in outcome.runs.iter().zip(&entry_ids).zip(&names) {
-            let missing = || sqlx::Error::Encode("a run without its first entry".into());
-            let row = rows.get(&run.id).ok_or_else(missing)?;
-            let place =
-                Place { run: name, seq: 1, epoch: 0, at: now, entry_id: entry_id.as_bytes(), part: 0 };
-            let link = body::link(&body::NO_LINK, place, row.said());
-            lines.push(Line { place, row, link });
+        let missing = || sqlx::Error::Encode("a run without its first entry".into());
+        let mut runs = Vec::with_capacity(outcome.runs.len());
+        for (schedule, new, held) in &outcome.runs {
+            let row = rows.get(&new.id).ok_or_else(missing)?;
+            runs.push(Fresh { new, row, schedule: Some(schedule), held: *held });
         }
-        let insert = "INSERT INTO run (run_id, runbook, bundle, environment, title, state, generation, epoch, seq, head, \
-             created_at, updated_at, live_key, schedule_id, held) VALUES ";
-        let runs: Vec<_> = outcome.runs.iter().zip(&lines).collect();
-        chunked(&mut self.connection, (insert, 15, ""), &runs, |arguments, ((schedule, run, held), line)| {
-            add(arguments, line.place.run)?;
-            add(arguments, run.runbook.clone())?;
-            add(arguments, run.bundle.to_string())?;
-            add(arguments, run.environment.clone())?;
-            add(arguments, run.title.clone())?;
-            add(arguments, head.state.name())?;
-            add(arguments, head.generation)?;
-            add(arguments, head.epoch)?;
-            add(arguments, head.seq)?;
-            add(arguments, line.link.to_vec())?;
-            add(arguments, now)?;
-            add(arguments, now)?;
-            add(arguments, run.live_key.clone())?;
-            add(arguments, schedule.0.clone())?;
-            add(arguments, *held)
-        })
-        .await?;
-        self.insert(&lines).await?;
+        self.create_all(&runs, now).await?;
         let insert = "INSERT INTO fire (schedule_id, nominal, since, decision, reason, run_id, into_nominal, spec_version, tzdb, \
              decided_at) VALUES ";
         chunked(&mut self.connection, (insert, 10, ""), &outcome.records, |arguments, record| {
@@ -354,58 +322,8 @@ impl Writer {
             .execute(&mut self.connection)
             .await?;
         }
-        Ok(lines.len() as u64)
+        Ok(runs.len() as u64)
     }
-}
-
-/// Runs a statement with a list of tuples for all of `items`, many at a time.
-async fn chunked<T>(
-    connection: &mut SqliteConnection,
-    (head, columns, tail): (&str, usize, &str),
-    items: &[T],
-    bind: impl Fn(&mut SqliteArguments, &T) -> Result<(), Trouble>,
-) -> Result<(), Trouble> {
-    let mut rest = items;
-    for size in CHUNKS {
-        while rest.len() >= size {
-            let (chunk, more) = rest.split_at(size);
-            rest = more;
-            let mut sql = String::from(head);
-            tuples(&mut sql, size, columns);
-            sql.push_str(tail);
-            let mut arguments = SqliteArguments::default();
-            for item in chunk {
-                bind(&mut arguments, item)?;
-            }
-            sqlx::query_with(AssertSqlSafe(sql), arguments).execute(&mut *connection).await?;
-        }
-    }
-    Ok(())
-}
-
-/// Runs `sql` with a list of ids in the place of its last word, some at a time.
-async fn by_ids(
-    connection: &mut SqliteConnection,
-    sql: &str,
-    ids: &[String],
-    mut each: impl FnMut(&sqlx::sqlite::SqliteRow) -> Result<(), sqlx::Error>,
-) -> Result<(), Trouble> {
-    let mut rest = ids;
-    for size in CHUNKS {
-        while rest.len() >= size {
-            let (chunk, more) = rest.split_at(size);
-            rest = more;
-            let sql = format!("{sql} ({})", vec!["?"; size].join(", "));
-            let mut arguments = SqliteArguments::default();
-            for id in chunk {
-                add(&mut arguments, id.clone())?;
-            }
-            for row in sqlx::query_with(AssertSqlSafe(sql), arguments).fetch_all(&mut *connection).await? {
-                each(&row)?;
-            }
-        }
-    }
-    Ok(())
 }
 
 async fn stored(

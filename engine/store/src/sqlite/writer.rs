@@ -34,7 +34,7 @@ use super::{Errors, asides, outbox, reader, retention};
 use crate::body::{self, Place, Row};
 use crate::record::{Verified, VerifiedRow};
 use crate::rules::{self, Aside, Head, Moment};
-use crate::{Batch, Claim, Clock, Delivery, NewRun, Notice, StoreError, Timing};
+use crate::{Arriving, Batch, Claim, Clock, Delivery, NewRun, Notice, StoreError, Taken, Timing};
 
 /// How much work may wait. Enough for the callers of one commit to queue while the one before it runs; beyond that they
 /// wait themselves.
@@ -96,7 +96,9 @@ pub(crate) enum Work {
     },
     /// What is done to schedules.
     Ledger(Box<LedgerWork>),
-    /// Alerts.
+    /// Alerts that come in.
+    Take(Vec<Arriving>),
+    /// What is done to alerts besides.
     Intake(super::intake::Errand),
     /// Takes a run away; none for what nothing refers to.
     Prune {
@@ -119,6 +121,7 @@ impl Work {
             | Work::Act { .. }
             | Work::Import { .. }
             | Work::Ledger(_)
+            | Work::Take(_)
             | Work::Intake(_)
             | Work::Prune { .. } => true,
         }
@@ -139,6 +142,7 @@ pub(crate) enum Done {
     Fenced(Vec<RunId>),
     Pruned(Pruned),
     Ledger(LedgerDone),
+    Taken(Taken),
     Intake(super::intake::Done),
     Nothing,
 }
@@ -266,7 +270,7 @@ impl Writer {
                     Job::Work(work, reply) => {
                         rows += match &work {
                             Work::Append { rows, .. } => rows.len(),
-                            Work::Intake(errand) => errand.rows(),
+                            Work::Take(arriving) => arriving.len(),
                             _ => 0,
                         };
                         group.push((work, reply));
@@ -408,8 +412,9 @@ impl Writer {
         sqlx::query("BEGIN IMMEDIATE").execute(&mut self.connection).await?;
         let mut staged = Staged { at: moment.now, ..Staged::default() };
         let mut answers = Vec::with_capacity(works.len());
-        for work in works {
-            if !matches!(work, Work::Append { .. }) {
+        let mut requests: Vec<(usize, &[Arriving])> = Vec::new();
+        for (at, work) in works.iter().enumerate() {
+            if !matches!(work, Work::Append { .. } | Work::Take(_)) {
                 self.flush(&mut staged).await?;
             }
             answers.push(match work {
@@ -443,6 +448,11 @@ impl Writer {
                 Work::Prune { run: None } => {
                     Ok(Done::Pruned(retention::sweep(&mut self.connection, moment.now).await?))
                 }
+                Work::Take(arriving) => {
+                    requests.push((at, arriving));
+                    // Is answered below.
+                    Ok(Done::Nothing)
+                }
                 Work::Intake(errand) => self.intake(errand, moment).await?,
                 Work::Heartbeat { claims } => Ok(Done::Fenced(self.heartbeat(claims, moment).await?)),
                 Work::Release { claim } => self.release(claim).await?,
@@ -452,8 +462,17 @@ impl Writer {
                 }
             });
         }
-        let rows = staged.written + staged.rows.len() as u64;
+        let mut rows = staged.written + staged.rows.len() as u64;
         self.flush(&mut staged).await?;
+        // All together, and last, so that they know of runs that have just ended.
+        if !requests.is_empty() {
+            let alerts: Vec<&[Arriving]> = requests.iter().map(|(_, arriving)| *arriving).collect();
+            let (taken, created) = self.take(&alerts, moment).await?;
+            rows += created;
+            for ((at, _), taken) in requests.into_iter().zip(taken) {
+                answers[at] = Ok(Done::Taken(taken));
+            }
+        }
         sqlx::query("COMMIT").execute(&mut self.connection).await?;
         // Nobody is told of a commit into a file that nobody will open again.
         self.files.anchors.check().map_err(Trouble::Adrift)?;
@@ -908,15 +927,17 @@ impl Writer {
         Ok(())
     }
 
+    /// Empties the write-ahead log, and gives the memory of cached pages back.
     async fn empty_log(&mut self) {
         if self.status.fatal.get().is_some() {
             return;
         }
-        if let Err(error) = sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(&mut self.connection).await
-        {
-            if Errors::is_fatal(&error) {
-                self.fail(self.errors.fatal(&error));
-            } else {
+        for pragma in ["PRAGMA wal_checkpoint(TRUNCATE)", "PRAGMA shrink_memory"] {
+            if let Err(error) = sqlx::query(pragma).execute(&mut self.connection).await {
+                if Errors::is_fatal(&error) {
+                    self.fail(self.errors.fatal(&error));
+                    return;
+                }
                 tracing::warn!(%error, "the write-ahead log could not be emptied");
             }
         }

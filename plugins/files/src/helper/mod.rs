@@ -2,24 +2,30 @@
 //! the disk is.
 //!
 //! Who decides what: the environment says how the helper is started (`via`, see `via`); the helper's own file says
-//! which folders there are (`roots`), and nothing that it is sent can name another one; the five actions that it knows
-//! are the same code, with the same checks, as without it (`serve`). One line of JSON goes in, one comes out (`wire`),
+//! which folders there are (`roots`), and nothing that it is sent can name another one; all that it knows to do is the
+//! same code, with the same checks, as without it (`serve`, `work`). One request goes in, one answer comes out (`wire`),
 //! and the process ends.
+//!
+//! On Farrier's side, `through` has whole actions done by a helper, and `send` the parts of other actions; both by way of
+//! `talk`.
 //!
 //! Before it reads the request, the process gives up everything but those folders, as far as the kernel can do that
 //! (`confine`).
 //!
-//! A helper whose caller goes away ends at once. Its work stands a death at any moment, and goes on when the step is
-//! tried again.
+//! A helper whose caller goes away ends at once (`listen`). Its work stands a death at any moment, and goes on when the
+//! step is tried again.
 
 mod confine;
+mod listen;
 mod roots;
+mod send;
 mod serve;
+mod talk;
 pub(crate) mod through;
 pub(crate) mod via;
-mod wire;
+pub(crate) mod wire;
+mod work;
 
 pub use serve::Helper;
-#[cfg(test)]
-pub(crate) use serve::answer_line;
+pub(crate) use talk::odd;
 pub use via::ViaConfig;

@@ -1,22 +1,26 @@
-//! The helper's side: reads one request, does it, answers, ends.
+//! The helper's side: hears one request, does it, answers, ends.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead as _, Read as _, Write as _};
+use std::io::Write;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use farrier_action::{
     Action, ActionRegistry, Binding, NodeInfo, Probe, ReadCx, TargetKind as _, Targets, WriteCx,
 };
 use farrier_model::{Failure, FailureKind, Scope, Value};
+use serde::{Deserialize, Serialize};
 
 use super::confine::{Confined, confine};
+use super::listen::{Body, Heard, listen};
 use super::roots;
-use super::wire::{Answer, LONGEST_REQUEST, Phase, Probed, Request, VERSION, Verb};
-use crate::{Archive, CheckArchive, DeleteTree, FilesTarget, Usage, Write};
+use super::wire::{Answer, Job, LONGEST_ANSWER, Phase, Planned, Probed, Request, Step, VERSION};
+use super::work;
+use crate::target::Files;
+use crate::{Archive, CheckArchive, DeleteTree, Discard, FilesTarget, Usage, Write as WriteFile};
 
-/// How the process ends when its caller has gone, or says more than one thing.
+/// How the process ends when its caller has gone.
 const LEFT_ALONE: i32 = 75;
 
 /// A process that may work in the folders of its file, and in no others.
@@ -46,114 +50,145 @@ impl Helper {
     /// # Errors
     /// When there is nothing to answer: the request cannot be read.
     pub async fn serve(self) -> Result<(), Failure> {
-        serve(&self.roots).await
+        let out = Out::new(std::io::stdout());
+        let answered = out.answered.clone();
+        let heard = listen(std::io::stdin(), move || {
+            if !answered.load(Ordering::SeqCst) {
+                std::process::exit(LEFT_ALONE);
+            }
+        });
+        converse(&self.roots, heard, &out).await
     }
 }
 
-async fn serve(roots: &BTreeMap<String, String>) -> Result<(), Failure> {
-    let line = tokio::task::spawn_blocking(read_request)
+/// Where answers go.
+#[derive(Clone)]
+pub(crate) struct Out {
+    to: Arc<Mutex<dyn Write + Send>>,
+    answered: Arc<AtomicBool>,
+}
+
+impl Out {
+    pub(crate) fn new(to: impl Write + Send + 'static) -> Out {
+        Out { to: Arc::new(Mutex::new(to)), answered: Arc::default() }
+    }
+
+    /// Says one thing; the last one unless more is to come.
+    pub(crate) fn say<T: Serialize>(&self, answer: &Answer<T>) -> Result<(), Failure> {
+        let internal =
+            |error: serde_json::Error| Failure::new(FailureKind::Internal, format!("no answer: {error}"));
+        let mut line = serde_json::to_string(answer).map_err(internal)?;
+        line.push('\n');
+        if line.len() > LONGEST_ANSWER {
+            let message = format!("an answer of {} bytes is too long for the files helper", line.len());
+            return Err(Failure::new(FailureKind::Limit, message).help("ask for less at a time"));
+        }
+        if let Answer::Done(_) | Answer::Failed(_) = answer {
+            self.answered.store(true, Ordering::SeqCst);
+        }
+        let mut to = self.to.lock().unwrap_or_else(PoisonError::into_inner);
+        to.write_all(line.as_bytes()).and_then(|()| to.flush()).map_err(|error| {
+            Failure::new(FailureKind::Unreachable, format!("nobody took the answer: {error}"))
+        })
+    }
+
+    pub(crate) fn done<T: Serialize>(&self, done: T) -> Result<(), Failure> {
+        self.say(&Answer::Done(done))
+    }
+}
+
+/// Hears a request, does it and says what came of it.
+pub(crate) async fn converse(
+    roots: &BTreeMap<String, String>,
+    heard: Heard,
+    out: &Out,
+) -> Result<(), Failure> {
+    let line = heard
+        .request
         .await
         .map_err(|error| Failure::new(FailureKind::Internal, format!("reading ended early: {error}")))??;
-    // From here on standard input says only one thing, its end: that nobody waits for the answer.
-    let answered = Arc::new(AtomicBool::new(false));
-    let done = answered.clone();
-    std::thread::spawn(move || {
-        let _ = std::io::stdin().lock().read(&mut [0]);
-        if !done.load(Ordering::SeqCst) {
-            std::process::exit(LEFT_ALONE);
-        }
-    });
-    let answer = answer_line(roots, &line).await;
-    answered.store(true, Ordering::SeqCst);
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{answer}")
-        .and_then(|()| out.flush())
-        .map_err(|error| Failure::new(FailureKind::Unreachable, format!("nobody took the answer: {error}")))
-}
-
-fn read_request() -> Result<String, Failure> {
-    let input = |message: String| Failure::new(FailureKind::Input, message);
-    let mut line = Vec::new();
-    // Unbuffered beyond the line: the lock's buffer is the process's own.
-    std::io::stdin()
-        .lock()
-        .take(LONGEST_REQUEST as u64 + 1)
-        .read_until(b'\n', &mut line)
-        .map_err(|error| input(format!("cannot read the request: {error}")))?;
-    if line.last() != Some(&b'\n') {
-        return Err(input(format!("the request is not a line of at most {LONGEST_REQUEST} bytes")));
-    }
-    String::from_utf8(line).map_err(|_| input("the request is no text".into()))
-}
-
-/// The answer to a request, as lines of JSON.
-pub(crate) async fn answer_line(roots: &BTreeMap<String, String>, line: &str) -> String {
-    let answer = match serde_json::from_str::<Request>(line) {
-        Ok(request) => answer(roots, request).await.unwrap_or_else(Answer::Failed),
-        Err(error) => {
-            let message = format!("this is no request to a files helper: {error}");
-            Answer::Failed(Failure::new(FailureKind::Input, message))
-        }
+    let worked = match read(&line) {
+        Ok(job) => perform(roots, job, heard.body, out).await,
+        Err(failure) => Err(failure),
     };
-    serde_json::to_string(&answer).unwrap_or_else(|_| "{}".into())
+    match worked {
+        Err(failure) if !out.answered.load(Ordering::SeqCst) => out.say::<()>(&Answer::Failed(failure)),
+        worked => worked,
+    }
 }
 
-async fn answer(roots: &BTreeMap<String, String>, request: Request) -> Result<Answer, Failure> {
-    if request.version != VERSION {
-        let message =
-            format!("the helper speaks version {VERSION}, and the request version {}", request.version);
-        return Err(Failure::new(FailureKind::Input, message)
+fn read(line: &str) -> Result<Job, Failure> {
+    /// What requests of all versions have.
+    #[derive(Deserialize)]
+    struct Any {
+        version: u32,
+    }
+    let input = |message: String| Failure::new(FailureKind::Input, message);
+    let none = |error: &serde_json::Error| input(format!("this is no request to a files helper: {error}"));
+    let Any { version } = serde_json::from_str(line).map_err(|error| none(&error))?;
+    if version != VERSION {
+        return Err(input(format!("the helper speaks version {VERSION}, and the request version {version}"))
             .help("install the same version of Farrier on both sides"));
     }
-    match request.verb {
-        Verb::Usage => act::<Usage>(roots, request).await,
-        Verb::Write => act::<Write>(roots, request).await,
-        Verb::Archive => act::<Archive>(roots, request).await,
-        Verb::CheckArchive => act::<CheckArchive>(roots, request).await,
-        Verb::DeleteTree => act::<DeleteTree>(roots, request).await,
+    let request: Request = serde_json::from_str(line).map_err(|error| none(&error))?;
+    Ok(request.job)
+}
+
+async fn perform(roots: &BTreeMap<String, String>, job: Job, body: Body, out: &Out) -> Result<(), Failure> {
+    let files = Arc::new(Files::over(roots));
+    match job {
+        Job::Usage(step) => act::<Usage>(roots, step, out).await,
+        Job::Write(step) => act::<WriteFile>(roots, step, out).await,
+        Job::Archive(step) => act::<Archive>(roots, step, out).await,
+        Job::CheckArchive(step) => act::<CheckArchive>(roots, step, out).await,
+        Job::DeleteTree(step) => act::<DeleteTree>(roots, step, out).await,
+        Job::Discard(step) => act::<Discard>(roots, step, out).await,
+        Job::ReadMany(wanted) => work::read_many(&files, wanted, body, out).await,
+        Job::Deposited(making) => out.done(making.deposited(files).await?),
+        Job::Deposit(making) => work::deposit(files, making, body, out).await,
+        Job::Withdraw(making) => out.done(making.withdraw(files).await?),
+        Job::WithDigest(wanted) => out.done(crate::deposit::find(files, wanted.root, wanted.sha256).await?),
+        Job::LookAtSecrets(places) => out.done(work::look_at_secrets(files, places).await?),
+        Job::MakeSecret(wanted) => out.done(wanted.place.make(files, wanted.effect, wanted.content.0).await?),
+        Job::RemoveSecret(wanted) => out.done(work::remove_secret(files, wanted).await?),
     }
 }
 
-async fn act<A: Action>(roots: &BTreeMap<String, String>, request: Request) -> Result<Answer, Failure> {
+async fn act<A: Action>(roots: &BTreeMap<String, String>, step: Step, out: &Out) -> Result<(), Failure> {
     let input =
         |error: &dyn std::fmt::Display| Failure::new(FailureKind::Input, format!("`{}`: {error}", A::NAME));
-    let action: A = request.input.read().map_err(|error| input(&error))?;
-    let alias = request.input.get("target").and_then(Value::as_str).unwrap_or("files").to_owned();
-    let cx = context(roots, alias, &request)?;
+    let action: A = step.input.read().map_err(|error| input(&error))?;
+    let alias = step.input.get("target").and_then(Value::as_str).unwrap_or("files").to_owned();
+    let cx = context(roots, alias, &step)?;
     let value = |output: &A::Output| {
         Value::of(output).map_err(|error| {
             Failure::new(FailureKind::Internal, format!("the output is not a value: {error}"))
         })
     };
-    Ok(match request.phase {
+    match step.phase {
         Phase::Plan => {
             let planned = action.plan(&cx).await?;
-            Answer::Planned {
+            out.done(Planned {
                 output: planned.output.as_ref().map(value).transpose()?,
                 changes: planned.changes,
                 unknown: planned.unknown.into_iter().map(str::to_owned).collect(),
                 fidelity: planned.fidelity,
                 considered: planned.considered,
                 notes: planned.notes,
-            }
+            })
         }
-        Phase::Apply => {
-            Answer::Applied(value(&action.apply(&WriteCx::after_intent(cx), &request.changes).await?)?)
-        }
-        Phase::Undo => {
-            action.undo(&WriteCx::after_intent(cx), &request.changes).await?;
-            Answer::Undone {}
-        }
-        Phase::Probe => Answer::Probed(match action.probe(&cx, &request.changes).await? {
+        Phase::Apply => out.done(value(&action.apply(&WriteCx::after_intent(cx), &step.changes).await?)?),
+        Phase::Undo => out.done(action.undo(&WriteCx::after_intent(cx), &step.changes).await?),
+        Phase::Probe => out.done(match action.probe(&cx, &step.changes).await? {
             Probe::Applied => Probed::Applied,
             Probe::NotApplied => Probed::NotApplied,
             Probe::Unknown => Probed::Unknown,
         }),
-    })
+    }
 }
 
 /// A world of these roots alone.
-fn context(roots: &BTreeMap<String, String>, alias: String, request: &Request) -> Result<ReadCx, Failure> {
+fn context(roots: &BTreeMap<String, String>, alias: String, step: &Step) -> Result<ReadCx, Failure> {
     let mut registry = ActionRegistry::default();
     registry
         .target::<FilesTarget>()
@@ -163,10 +198,10 @@ fn context(roots: &BTreeMap<String, String>, alias: String, request: &Request) -
     let binding = Binding { alias, kind: FilesTarget::KIND.into(), config };
     let targets = Targets::new("/".into(), vec![binding], BTreeMap::new());
     let node = NodeInfo {
-        run: request.run,
-        node: request.node.clone(),
-        attempt: request.attempt,
-        effect_id: request.effect.clone(),
+        run: step.run,
+        node: step.node.clone(),
+        attempt: step.attempt,
+        effect_id: step.effect.clone(),
     };
     Ok(ReadCx::new(Arc::new(targets), Scope::default(), node))
 }

@@ -4,19 +4,20 @@ use std::borrow::Cow;
 
 use farrier_action::{Action, NodeInfo, Planned, Probe, ReadCx, Target, WriteCx};
 use farrier_model::spec::Risk;
-use farrier_model::{Change, Effect, Failure, FailureKind, Value};
+use farrier_model::{Change, Effect, Failure, Value};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
-use serde::de::Error as _;
+use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::via::Via;
-use super::wire::{Answer, Phase, Probed, Request, VERSION, Verb};
+use super::talk::odd;
+use super::via::{Via, unanswered};
+use super::wire::{self, Job, Phase, Probed, Step};
 use crate::target::FilesTarget;
-use crate::{Archive, CheckArchive, DeleteTree, Usage, Write};
+use crate::{Archive, CheckArchive, DeleteTree, Discard, Usage, Write};
 
-/// An action that a helper knows.
+/// An action that a helper does as a whole.
 pub(crate) trait Privileged: Action {
-    const VERB: Verb;
+    const JOB: fn(Step) -> Job;
     /// Where it works.
     fn target(&self) -> &Target<FilesTarget>;
 }
@@ -24,7 +25,7 @@ pub(crate) trait Privileged: Action {
 macro_rules! privileged {
     ($($action:ident)*) => {$(
         impl Privileged for $action {
-            const VERB: Verb = Verb::$action;
+            const JOB: fn(Step) -> Job = Job::$action;
             fn target(&self) -> &Target<FilesTarget> {
                 &self.target
             }
@@ -32,7 +33,7 @@ macro_rules! privileged {
     )*};
 }
 
-privileged! { Archive CheckArchive DeleteTree Usage Write }
+privileged! { Archive CheckArchive DeleteTree Discard Usage Write }
 
 /// The action, and what the step says under `with`: a helper gets the same.
 pub(crate) struct Through<A> {
@@ -88,16 +89,14 @@ impl<O: JsonSchema> JsonSchema for Told<O> {
 }
 
 impl<A: Privileged> Through<A> {
-    async fn ask(
+    async fn ask<T: DeserializeOwned>(
         &self,
         via: &Via,
         node: &NodeInfo,
         phase: Phase,
         changes: &[Change],
-    ) -> Result<Answer, Failure> {
-        let request = Request {
-            version: VERSION,
-            verb: A::VERB,
+    ) -> Result<T, Failure> {
+        let job = A::JOB(Step {
             phase,
             input: self.given.clone(),
             changes: changes.to_vec(),
@@ -105,11 +104,8 @@ impl<A: Privileged> Through<A> {
             node: node.node.clone(),
             attempt: node.attempt,
             effect: node.effect_id.clone(),
-        };
-        match via.ask(&request).await.map_err(|failure| failure.at(self.action.target().alias()))? {
-            Answer::Failed(failure) => Err(failure),
-            answer => Ok(answer),
-        }
+        });
+        via.ask(job).await.map_err(|failure| failure.at(self.action.target().alias()))
     }
 }
 
@@ -133,53 +129,34 @@ impl<A: Privileged> Action for Through<A> {
             let output = output.map(Told::Here);
             return Ok(Planned { changes, output, unknown, fidelity, considered, notes, wait });
         };
-        match self.ask(via, cx.node(), Phase::Plan, &[]).await? {
-            Answer::Planned { changes, output, unknown, fidelity, considered, notes } => {
-                let unknown = unknown.iter().map(|name| field(name)).collect::<Result<_, _>>()?;
-                let output = output.map(Told::There);
-                Ok(Planned { changes, output, unknown, fidelity, considered, notes, wait: None })
-            }
-            _ => Err(odd()),
-        }
+        let wire::Planned { changes, output, unknown, fidelity, considered, notes } =
+            self.ask(via, cx.node(), Phase::Plan, &[]).await?;
+        let unknown = unknown.iter().map(|name| field(name)).collect::<Result<_, _>>()?;
+        let output = output.map(Told::There);
+        Ok(Planned { changes, output, unknown, fidelity, considered, notes, wait: None })
     }
 
     async fn apply(&self, cx: &WriteCx, changes: &[Change]) -> Result<Told<A::Output>, Failure> {
         let files = cx.writer(self.action.target()).await?;
         let Some(via) = files.via() else { return self.action.apply(cx, changes).await.map(Told::Here) };
-        match self.ask(via, cx.node(), Phase::Apply, changes).await.map_err(unanswered)? {
-            Answer::Applied(output) => Ok(Told::There(output)),
-            _ => Err(odd().in_doubt()),
-        }
+        self.ask(via, cx.node(), Phase::Apply, changes).await.map(Told::There).map_err(unanswered)
     }
 
     async fn undo(&self, cx: &WriteCx, changes: &[Change]) -> Result<(), Failure> {
         let files = cx.writer(self.action.target()).await?;
         let Some(via) = files.via() else { return self.action.undo(cx, changes).await };
-        match self.ask(via, cx.node(), Phase::Undo, changes).await.map_err(unanswered)? {
-            Answer::Undone {} => Ok(()),
-            _ => Err(odd().in_doubt()),
-        }
+        self.ask(via, cx.node(), Phase::Undo, changes).await.map_err(unanswered)
     }
 
     async fn probe(&self, cx: &ReadCx, changes: &[Change]) -> Result<Probe, Failure> {
         let files = cx.reader(self.action.target()).await?;
         let Some(via) = files.via() else { return self.action.probe(cx, changes).await };
-        match self.ask(via, cx.node(), Phase::Probe, changes).await? {
-            Answer::Probed(Probed::Applied) => Ok(Probe::Applied),
-            Answer::Probed(Probed::NotApplied) => Ok(Probe::NotApplied),
-            Answer::Probed(Probed::Unknown) => Ok(Probe::Unknown),
-            _ => Err(odd()),
-        }
+        Ok(match self.ask(via, cx.node(), Phase::Probe, changes).await? {
+            Probed::Applied => Probe::Applied,
+            Probed::NotApplied => Probe::NotApplied,
+            Probed::Unknown => Probe::Unknown,
+        })
     }
-}
-
-/// A helper that has gone without an answer may have done its work.
-fn unanswered(failure: Failure) -> Failure {
-    if failure.kind == FailureKind::Unreachable { failure.in_doubt() } else { failure }
-}
-
-fn odd() -> Failure {
-    Failure::new(FailureKind::Refused, "the files helper answered something else than it was asked")
 }
 
 /// The outputs that a plan may leave open.

@@ -1,19 +1,13 @@
-//! Farrier's side: how a helper is started, asked and left.
-
-use std::process::Stdio;
-use std::time::Duration;
+//! Farrier's side: how a helper is reached and asked.
 
 use farrier_action::ConnectCx;
 use farrier_model::{Failure, FailureKind};
 use schemars::JsonSchema;
 use serde::Deserialize;
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::process::Command;
+use serde::de::DeserializeOwned;
 
-use super::wire::{Answer, LONGEST_ANSWER, LONGEST_REQUEST, Request};
-
-/// What is kept of what a helper says beside its answer.
-const TOLD: u64 = 4 << 10;
+use super::talk::Talk;
+use super::wire::{Job, LONGEST_REQUEST, Request, VERSION};
 
 /// How the helper is reached: by `helper` on this machine, by `ssh` on another one.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -66,7 +60,8 @@ impl ViaConfig {
         if let Some(Words::Program(program)) = &self.helper
             && let Some(folder) = program.strip_prefix("here:")
         {
-            let roots = [("tool_homes", "homes"), ("archives", "archives"), ("staging", "staging")];
+            let roots = ["tool_homes homes", "archives archives", "staging staging", "gone nowhere"];
+            let roots = roots.map(|root| root.split_once(' ').unwrap_or_default());
             return Ok(Via::Here(roots.map(|(name, at)| (name.into(), format!("{folder}/{at}"))).into()));
         }
         let input = |message: &str| Err(Failure::new(FailureKind::Input, message));
@@ -141,73 +136,37 @@ impl ViaConfig {
 }
 
 impl Via {
-    /// Asks a helper. Dropping the future ends it.
-    pub(crate) async fn ask(&self, request: &Request) -> Result<Answer, Failure> {
-        let line = serde_json::to_string(request)
+    /// Asks what has one answer. Dropping the future ends the helper.
+    pub(crate) async fn ask<T: DeserializeOwned>(&self, job: Job) -> Result<T, Failure> {
+        self.begin(job).await?.done().await
+    }
+
+    /// The same for what changes something: without an answer it may be done.
+    pub(crate) async fn tell<T: DeserializeOwned>(&self, job: Job) -> Result<T, Failure> {
+        self.ask(job).await.map_err(unanswered)
+    }
+
+    /// Starts a helper and says what is wanted.
+    pub(crate) async fn begin(&self, job: Job) -> Result<Talk, Failure> {
+        let mut line = serde_json::to_string(&Request { version: VERSION, job })
             .map_err(|error| Failure::new(FailureKind::Internal, format!("no request: {error}")))?;
         if line.len() >= LONGEST_REQUEST {
             return Err(Failure::new(FailureKind::Limit, "the step is too long for the files helper"));
         }
-        let answer = match self {
-            Via::Command(words) => talk(words, &line).await?,
+        line.push('\n');
+        let mut talk = match self {
+            Via::Command(words) => Talk::with_process(words)?,
             #[cfg(test)]
-            Via::Here(roots) => super::answer_line(roots, &line).await,
+            Via::Here(roots) => Talk::with_thread(roots.clone())?,
         };
-        serde_json::from_str(&answer).map_err(|error| {
-            Failure::new(
-                FailureKind::Unreachable,
-                format!("the files helper's answer cannot be read: {error}"),
-            )
-        })
+        talk.say(line.into_bytes()).await?;
+        Ok(talk)
     }
 }
 
-/// One helper's life. Its standard input stays open as long as its answer is waited for: a helper without a caller
-/// ends, on this machine and behind SSH, also when Farrier is killed.
-async fn talk(words: &[String], line: &str) -> Result<String, Failure> {
-    let shown = &words[0];
-    let gone =
-        |why: String| Failure::new(FailureKind::Unreachable, format!("the files helper `{shown}` {why}"));
-    let mut command = Command::new(&words[0]);
-    command.args(&words[1..]).env_clear().kill_on_drop(true);
-    for name in ["PATH", "HOME", "SSH_AUTH_SOCK"] {
-        command.envs(std::env::var_os(name).map(|value| (name, value)));
-    }
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(|error| {
-        // Nothing was begun, so nothing is in doubt.
-        Failure::new(FailureKind::Input, format!("cannot start the files helper `{shown}`: {error}"))
-    })?;
-    let (Some(mut stdin), Some(stdout), Some(stderr)) =
-        (child.stdin.take(), child.stdout.take(), child.stderr.take())
-    else {
-        return Err(Failure::new(FailureKind::Internal, "the files helper has no pipes"));
-    };
-    let said = tokio::spawn(async move {
-        let mut text = Vec::new();
-        let _ = stderr.take(TOLD).read_to_end(&mut text).await;
-        String::from_utf8_lossy(&text).trim().to_owned()
-    });
-    // One that refuses at once may not read it all; what it says instead is told below.
-    let sent = stdin.write_all(line.as_bytes()).await;
-    let sent = sent.and(stdin.write_all(b"\n").await).and(stdin.flush().await);
-    let mut answer = String::new();
-    let mut reader = BufReader::new(stdout.take(LONGEST_ANSWER as u64 + 1));
-    let read = reader.read_line(&mut answer).await;
-    drop(stdin);
-    if read.is_ok() && sent.is_ok() && answer.ends_with('\n') {
-        return Ok(answer);
-    }
-    let _ = tokio::time::timeout(Duration::from_secs(5), child.wait()).await;
-    let said = tokio::time::timeout(Duration::from_secs(1), said).await;
-    let said = said.ok().and_then(Result::ok).filter(|said| !said.is_empty());
-    if answer.len() > LONGEST_ANSWER {
-        return Err(gone(format!("says more than {LONGEST_ANSWER} bytes")));
-    }
-    Err(gone(match said {
-        Some(said) => format!("gave no answer: {said}"),
-        None => "gave no answer".into(),
-    }))
+/// A helper that has gone without an answer may have done its work.
+pub(crate) fn unanswered(failure: Failure) -> Failure {
+    if failure.kind == FailureKind::Unreachable { failure.in_doubt() } else { failure }
 }
 
 #[cfg(test)]
@@ -255,20 +214,6 @@ mod tests {
             "{'ssh': 'nfs-1', 'known_hosts': 'k', 'helper': ['-x']}",
         ] {
             assert_eq!(way(bad).unwrap_err().kind, FailureKind::Input, "{bad}");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_helper_that_does_not_answer_is_told_of() {
-        for (words, expected) in [
-            (&["/nowhere/farrier"][..], "cannot start the files helper `/nowhere/farrier`"),
-            (&["false"], "gave no answer"),
-            (&["sh", "-c", "echo it is forbidden >&2; exit 1"], "gave no answer: it is forbidden"),
-            (&["sh", "-c", "printf half"], "gave no answer"),
-        ] {
-            let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
-            let failure = talk(&words, "{}").await.unwrap_err();
-            assert!(failure.message.contains(expected), "{words:?}: {failure}");
         }
     }
 }

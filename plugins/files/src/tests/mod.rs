@@ -1,9 +1,11 @@
-//! Tests of the actions that archive, delete, write and measure.
+//! Tests of the actions, and of what is done for other plugins' steps.
 
 mod crash;
+mod deposits;
 mod hostile;
 mod laws;
 mod races;
+mod read_many;
 
 use std::collections::BTreeMap;
 use std::fs;

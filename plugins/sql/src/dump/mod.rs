@@ -37,7 +37,9 @@ pub(crate) use standin::StandInContents;
 /// of it is of one moment: tables with their rows, views, triggers, routines and events, read in one transaction (tables
 /// without transactions, such as MyISAM, may change meanwhile). It is written under a private name, read back from the
 /// disk, and its rows are counted against the database's; only then it gets its name, which must be free. A step that was
-/// cut off starts again or goes on, and never makes a second file. Undo removes the file.
+/// cut off starts again or goes on, and never makes a second file. Undo removes the file. Where the target of the files has
+/// `via`, the text goes to the host with the disk as it is written, and is read on its way; the host compares what lies on its disk
+/// with the digest of what was sent before the file gets its name.
 ///
 /// The account must be allowed to see everything in the database, since what it may not see would be missing without
 /// a word.
@@ -224,8 +226,7 @@ pub(crate) async fn write_database(
     }
     .await;
     session.rollback().await;
-    let text::Written { sha256, tables, rows } = written?;
-    Ok(About { server: server.to_owned(), database: name.to_owned(), text_sha256: sha256, tables, rows })
+    Ok(written?.about(server, name))
 }
 
 impl Action for Dump {
@@ -256,6 +257,7 @@ dump:
         let reader = cx.reader(&self.target).await?;
         let (alias, into) = (self.target.alias().to_owned(), self.into.target().alias().to_owned());
         let (place, name): (String, String) = (reader.1.place.clone(), self.database.clone());
+        let (of_server, of_name) = (place.clone(), name.clone());
         let database: Arc<dyn Database> = reader.0.clone();
         let runtime = tokio::runtime::Handle::current();
         let write = move |out: &mut (dyn Write + Send)| -> Result<Value, Failure> {
@@ -265,10 +267,10 @@ dump:
             out.finish()?;
             Value::of(&about).map_err(|error| Failure::new(FailureKind::Internal, error.to_string()))
         };
-        let check = move |file: &mut dyn Read, said: &Value| -> Result<(), Failure> {
-            let said: About =
-                said.read().map_err(|error| Failure::new(FailureKind::Internal, error.to_string()))?;
-            text::check(file, compressed, &said)
+        let check = move |file: &mut dyn Read| -> Result<Value, Failure> {
+            let read = text::check(file, compressed)?;
+            Value::of(&read.about(&of_server, &of_name))
+                .map_err(|error| Failure::new(FailureKind::Internal, error.to_string()))
         };
         let receipt = deposit::deposit(files, self.into.clone(), effect_of(cx), write, check).await;
         Self::dumped(receipt.map_err(|failure| at(failure, &into))?)

@@ -120,8 +120,7 @@ impl World {
     pub(crate) fn url(&self) -> Option<String> {
         match &self.server {
             Server::Sqlite(_) => None,
-            Server::MariaDb(database) => Some(database.url()),
-            Server::Postgres(database) => Some(database.url()),
+            Server::MariaDb(database) | Server::Postgres(database) => Some(database.url()),
         }
     }
 
@@ -164,8 +163,7 @@ impl World {
     pub(crate) async fn exec(&self, sql: &str) -> String {
         match &self.server {
             Server::Sqlite(_) => self.connect().await.rows(sql).await,
-            Server::MariaDb(database) => database.exec(sql),
-            Server::Postgres(database) => database.exec(sql),
+            Server::MariaDb(database) | Server::Postgres(database) => database.exec(sql),
         }
     }
 
@@ -272,8 +270,7 @@ impl World {
     pub(crate) fn writes(&self) -> Vec<String> {
         match &self.server {
             Server::Sqlite(_) => Vec::new(),
-            Server::MariaDb(database) => database.writes(),
-            Server::Postgres(database) => database.writes(),
+            Server::MariaDb(database) | Server::Postgres(database) => database.writes(),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! One execution of a case: lives of a simulated process, one after the other, until nothing is left to happen.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -13,16 +14,16 @@ use farrier_model::{
     Ask, Digest, Effect, Event, Failure, NodeEvent, NodeName, NodeState, RunId, RunState, Scope, Subject,
     Text, Value,
 };
-use farrier_runbook::Bundle;
 use farrier_runbook::graph::{Graph, Uses};
 use farrier_runbook::inputs::{Given, check_inputs};
 use farrier_runbook::testfile::{Call, EventAt, Happens, Test};
+use farrier_runbook::{Bundle, Node};
 use farrier_store::{Fault, MemoryStore, RunFilter, RunRow, Store, StoreError};
 use tokio::sync::watch;
 
 use super::super::Problem;
 use super::compare;
-use super::hooks::{Between, Failing, Invariants};
+use super::hooks::{Between, Failing, Invariants, Place};
 use super::sandbox::{Sandbox, Tree};
 use super::simulated::{Held, Simulated, runtime};
 use crate::render::plan::{Shown, draw};
@@ -52,6 +53,8 @@ pub(super) struct Trouble {
     pub(super) crash: Option<(u64, Fault)>,
     /// A node fails.
     pub(super) failing: Option<Failing>,
+    /// What nodes gave without any trouble, for whoever says after a crash what one in doubt has given.
+    pub(super) gave: HashMap<NodeName, Value>,
 }
 
 impl Trouble {
@@ -69,8 +72,10 @@ pub(super) struct Came {
     pub(super) state: Option<RunState>,
     /// The fault was met.
     pub(super) crashed: bool,
-    /// Nodes that read or changed something.
-    pub(super) acted: Vec<NodeName>,
+    /// Nodes that read or changed something, those of runs that it started after its own.
+    pub(super) acted: Vec<Place>,
+    /// What nodes gave.
+    pub(super) gave: HashMap<NodeName, Value>,
     /// Nodes that failed.
     pub(super) failed: Vec<NodeName>,
     /// Nodes in doubt for which a person has answered.
@@ -296,6 +301,14 @@ impl Course<'_> {
         Ok(rows.into_iter().find(|row| row.parent.is_none()))
     }
 
+    /// Runs that it has started, and that those have, the oldest first.
+    async fn children(&self) -> Result<Vec<RunRow>, DriverError> {
+        let mut rows = self.store.runs(RunFilter::default()).await?;
+        rows.retain(|row| row.parent.is_some());
+        rows.sort_by_key(|row| (row.created_at, row.id));
+        Ok(rows)
+    }
+
     /// Drives the run, lets things happen at their times, and lets time pass, until nothing is left.
     async fn go_on(&mut self, driver: &Driver, start: &Start) -> Result<End, DriverError> {
         let id = match self.root().await? {
@@ -492,11 +505,13 @@ impl Course<'_> {
             for node in run.nodes().filter(|node| run.node(*node).state == NodeState::InDoubt) {
                 let node = run.name(node);
                 let applied = self.between.happened(&node);
+                let output =
+                    self.trouble.gave.get(&node).filter(|output| applied && !output.is_null()).cloned();
                 self.came.answered.push(node.clone());
                 // Where the environment wants approvals, a second person has to say the same.
                 for by in ["operator", "second operator"] {
                     let reason = "looked at the world after a crash".to_owned();
-                    let ask = Ask::Resolve { node: node.clone(), applied, reason };
+                    let ask = Ask::Resolve { node: node.clone(), applied, output: output.clone(), reason };
                     driver.ask(row.id, by, ask).await?;
                     if start.world.approvals.needed(start.bundle.graph().risk) == 0 {
                         break;
@@ -524,7 +539,19 @@ impl Course<'_> {
         self.came.state = Some(run.state);
         let failed = run.nodes().filter(|node| run.node(*node).state == NodeState::Failed);
         self.came.failed = failed.map(|node| run.name(node)).collect();
+        let gave = run.nodes().filter_map(|node| Some((run.name(node), run.node(node).output.clone()?)));
+        self.came.gave = gave.collect();
         self.came.acted = acted(&run, journal.iter().map(|entry| &entry.event));
+        for child in self.children().await? {
+            let Some(graph) = start.bundle.graphs.get(&child.runbook) else { continue };
+            let (journal, run) =
+                (self.store.journal(child.id).await?, self.replay_of(child.id, graph).await?);
+            for place in acted(&run, journal.iter().map(|entry| &entry.event)) {
+                if !self.came.acted.contains(&place) {
+                    self.came.acted.push(place);
+                }
+            }
+        }
         let report = farrier_store::fsck(&self.store).await?;
         self.differences.extend(report.violations.iter().map(|violation| format!("journal: {violation}")));
         if self.trouble.failing.is_some() {
@@ -566,6 +593,13 @@ impl Course<'_> {
             self.differences
                 .push(format!("the run neither ended nor was parked; it is {}{waits}", run.state.name()));
         }
+        for child in self.children().await? {
+            if run.state.is_final() && !child.state.is_final() {
+                let state = child.state.name();
+                self.differences
+                    .push(format!("the run ended, and its run of `{}` is {state}", child.runbook));
+            }
+        }
         let others = self.case.test.events.iter().any(|event| event.act.is_some());
         if run.state == RunState::Undone
             && !others
@@ -597,7 +631,7 @@ impl Course<'_> {
 
     /// The mails that the stand-ins hold, in the order of sending: what the run that sent each says of it.
     async fn mails(&self) -> Result<Vec<Value>, Problem> {
-        let mut written: std::collections::HashMap<String, Value> = std::collections::HashMap::new();
+        let mut written: HashMap<String, Value> = HashMap::new();
         for row in self.store.runs(RunFilter::default()).await? {
             for entry in self.store.journal(row.id).await? {
                 if let Event::Node { event: NodeEvent::Intent { changes, effect_id, .. }, .. } = entry.event
@@ -649,9 +683,10 @@ fn ask_of(event: &EventAt, run: &Run) -> Option<(Option<Ask>, Then)> {
             Ask::Reject { digest: digest(&subject), subject, reason }
         }
         Happens::Cancel { undo } => Ask::Cancel { undo, reason },
-        Happens::Resolve { step, applied } => Ask::Resolve {
+        Happens::Resolve { step, applied, output } => Ask::Resolve {
             node: step.parse().unwrap_or_else(|_| NodeName::step(step.as_str())),
             applied,
+            output: output.map(Node::to_value),
             reason: reason.unwrap_or_else(|| "they looked".into()),
         },
         Happens::Resume { accept_guard } => {
@@ -674,8 +709,8 @@ fn write_golden(path: &Path, text: &str) -> Result<(), Problem> {
 }
 
 /// Nodes that read or changed something: those that can fail.
-fn acted<'a>(run: &Run, journal: impl Iterator<Item = &'a Event>) -> Vec<NodeName> {
-    let mut acted: Vec<NodeName> = Vec::new();
+fn acted<'a>(run: &Run, journal: impl Iterator<Item = &'a Event>) -> Vec<Place> {
+    let mut acted: Vec<Place> = Vec::new();
     for event in journal {
         let Event::Node { node, event, .. } = event else { continue };
         let Some(reference) = run.find(node) else { continue };
@@ -685,8 +720,9 @@ fn acted<'a>(run: &Run, journal: impl Iterator<Item = &'a Event>) -> Vec<NodeNam
             NodeEvent::Succeeded { .. } => *effect == Effect::Read && !pure,
             _ => false,
         };
-        if did && !acted.contains(node) {
-            acted.push(node.clone());
+        let place = Place { runbook: run.graph.name.clone(), node: node.clone() };
+        if did && !acted.contains(&place) {
+            acted.push(place);
         }
     }
     acted

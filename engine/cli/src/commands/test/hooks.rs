@@ -7,16 +7,23 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use farrier_action::ActionRegistry;
 use farrier_exec::{Interpose, Run, StandIn, Witness};
-use farrier_model::{Effect, Failure, FailureKind, NodeName};
+use farrier_model::{Effect, Failure, FailureKind, NodeName, Text};
 use farrier_runbook::testfile::{self, Test};
 use farrier_store::{MemoryStore, Store, check_run};
 
 use super::sandbox::{Sandbox, Tree};
 
+/// A node of the case's run, or of a run that it starts: runs of one runbook are not told apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) runbook: Text,
+    pub(super) node: NodeName,
+}
+
 /// A node that fails on purpose.
 #[derive(Debug, Clone)]
 pub(super) struct Failing {
-    pub(super) node: NodeName,
+    pub(super) at: Place,
     /// Every time, and not just the first.
     pub(super) for_good: bool,
 }
@@ -79,9 +86,10 @@ impl Between {
 }
 
 impl Interpose for Between {
-    fn instead_of(&self, node: &NodeName, action: &str, applies: bool) -> Option<StandIn> {
+    fn instead_of(&self, runbook: &str, node: &NodeName, action: &str, applies: bool) -> Option<StandIn> {
         if let Some(failing) = &self.failing
-            && failing.node == *node
+            && failing.at.node == *node
+            && *failing.at.runbook == *runbook
             && applies != self.reads(action)
             && (failing.for_good || !self.has_failed.swap(true, Ordering::Relaxed))
         {

@@ -7,7 +7,7 @@ use farrier_store::Fault;
 
 use super::super::Problem;
 use super::case::{Came, Case, Trouble};
-use super::hooks::Failing;
+use super::hooks::{Failing, Place};
 
 /// What is swept over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -74,20 +74,24 @@ impl Swept {
 
     fn failures(&mut self, case: &Case, came: &Came, tries: Option<u64>) -> Result<(), Problem> {
         for at in spread(came.acted.len() as u64, tries) {
-            let Some(node) = usize::try_from(at - 1).ok().and_then(|at| came.acted.get(at)) else { continue };
+            let Some(failing_at) = usize::try_from(at - 1).ok().and_then(|at| came.acted.get(at)) else {
+                continue;
+            };
+            let Place { runbook, node } = failing_at;
+            let Some(graph) = case.bundle.graphs.get(runbook) else { continue };
+            let of = if graph.name == case.bundle.graph().name {
+                String::new()
+            } else {
+                format!(" of `{runbook}`")
+            };
             for for_good in [false, true] {
                 self.failures += 1;
-                let failing = Some(Failing { node: node.clone(), for_good });
+                let failing = Some(Failing { at: failing_at.clone(), for_good });
                 let again = case.execute(&Trouble { failing, ..Trouble::default() })?;
                 let how = if for_good { "for good" } else { "once" };
-                let place = format!("with `{node}` failing {how}");
+                let place = format!("with `{node}`{of} failing {how}");
                 let mut differences = again.differences;
-                let step = case
-                    .bundle
-                    .graph()
-                    .indices()
-                    .map(|index| case.bundle.graph().step(index))
-                    .find(|step| *step.id == *node.step);
+                let step = graph.indices().map(|index| graph.step(index)).find(|step| *step.id == *node.step);
                 let retried = step.is_some_and(|step| step.retry.attempts > 1 && step.retry.on.is_empty());
                 if !for_good && retried && again.state != came.state {
                     let name = |state: Option<RunState>| state.map_or("no run", RunState::name);
@@ -117,7 +121,9 @@ impl Swept {
             // Without a limit it goes on until no write is left: there can be more of them than without any trouble.
             let count = if tries.is_some() { came.writes } else { MAX_WRITES };
             for nth in spread(count, tries) {
-                let again = case.execute(&Trouble { crash: Some((nth, fault)), ..Trouble::default() })?;
+                let crash = Some((nth, fault));
+                let again =
+                    case.execute(&Trouble { crash, gave: came.gave.clone(), ..Trouble::default() })?;
                 if !again.crashed {
                     break;
                 }

@@ -1,9 +1,4 @@
-//! `farrier files-helper`: the work with files in a process of its own, on the real binary. As the superuser, since
-//! homes belong to other accounts.
-
-#![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
-
-mod common;
+//! Whole steps by the helper, and the helper's own life.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -11,12 +6,12 @@ use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 
-use common::Project;
 use farrier_testkit::sshd::{Options, Sshd};
 use farrier_testkit::wait_until;
 use serde_json::{Value, json};
 
-const FARRIER: &str = env!("CARGO_BIN_EXE_farrier");
+use crate::common::{FARRIER, Project};
+use crate::far::{behind, helper_of, roots_file};
 
 const RUNBOOK: &str = "runbook: retire
 summary: Archive a home, read the archive back, then delete the home
@@ -67,13 +62,9 @@ fn project() -> Project {
     for path in ["world/homes/foxes", "world/homes/foxes/data", "world/homes/foxes/data/text"] {
         chown(project.path(path), Some(52503), Some(52503)).unwrap();
     }
-    let (homes, archives) = (project.path("world/homes"), project.path("world/archives"));
-    project.write("roots", &format!("tool_homes {}\narchives {}\n", homes.display(), archives.display()));
-    fs::set_permissions(project.path("roots"), fs::Permissions::from_mode(0o644)).unwrap();
+    roots_file(&project, &[("tool_homes", "world/homes"), ("archives", "world/archives")]);
     project.write("runbooks/retire.yaml", RUNBOOK);
-    let roots = project.path("roots");
-    let helper = json!([FARRIER, "files-helper", "--roots", roots]);
-    project.environment(&json!({ "homes": { "kind": "files", "via": { "helper": helper } } }));
+    project.environment(&json!({ "homes": { "kind": "files", "via": { "helper": helper_of(&project) } } }));
     project
 }
 
@@ -134,12 +125,15 @@ impl Helper {
     }
 }
 
-fn request(verb: &str, input: &Value) -> String {
-    let request = json!({
-        "version": 1, "verb": verb, "phase": "plan", "input": input, "run": "00000000-0000-7000-8000-000000000000",
-        "node": "size", "attempt": 1, "effect": "x",
-    });
-    format!("{request}\n")
+fn request(job: &str, wanted: &Value) -> String {
+    format!("{}\n", json!({ "version": 2, "job": { job: wanted } }))
+}
+
+fn plan(input: &Value) -> Value {
+    json!({
+        "phase": "plan", "input": input, "run": "00000000-0000-7000-8000-000000000000", "node": "size",
+        "attempt": 1, "effect": "x",
+    })
 }
 
 #[test]
@@ -148,7 +142,7 @@ fn a_helper_does_what_its_own_file_allows_and_nothing_else() {
     let roots = project.path("roots");
     let home = json!({ "target": "homes", "root": "tool_homes", "path": ["foxes"] });
     let mut helper = Helper::start(&roots);
-    helper.say(&request("usage", &home));
+    helper.say(&request("usage", &plan(&home)));
     let (answer, code) = helper.hear();
     assert!(answer.contains("\"exists\":true"), "{answer}");
     assert_eq!(code, Some(0));
@@ -157,19 +151,56 @@ fn a_helper_does_what_its_own_file_allows_and_nothing_else() {
         other[field] = value;
         other
     };
-    for (verb, input, expected) in [
-        ("usage", other("root", json!("etc")), "there is no root `etc`"),
-        ("usage", other("root", json!("/etc")), "there is no root `/etc`"),
-        ("usage", other("path", json!(["..", "archives"])), "`..`"),
-        ("usage", other("more", json!(true)), "more"),
-        ("exec", home.clone(), "unknown variant `exec`"),
-        ("read_many", home.clone(), "unknown variant `read_many`"),
+    let reading = |root: &str| {
+        json!({
+            "reading": {
+                "root": root, "parallel": 1, "timeout": { "secs": 5, "nanos": 0 }, "max_bytes": 100,
+                "max_total_bytes": 100,
+            },
+            "shared": [["text"]],
+        })
+    };
+    let making = |path: Value| json!({ "target": "homes", "place": { "root": "archives", "path": path }, "effect": "e" });
+    let secret = |path: Value| json!([{ "place": { "root": "tool_homes", "path": path }, "owner": 1 }]);
+    for (job, wanted, expected) in [
+        ("usage", plan(&other("root", json!("etc"))), "there is no root `etc`"),
+        ("usage", plan(&other("root", json!("/etc"))), "there is no root `/etc`"),
+        ("usage", plan(&other("path", json!(["..", "archives"]))), "`..`"),
+        ("usage", plan(&other("more", json!(true))), "more"),
+        ("exec", plan(&home), "unknown variant `exec`"),
+        ("read_many", reading("etc"), "there is no root `etc`"),
+        ("with_digest", json!({ "root": "etc", "sha256": "00" }), "there is no root `etc`"),
+        ("deposited", making(json!(["..", "x"])), "`..`"),
+        ("deposit", making(json!([".farrier-private", "x"])), "no path leads there"),
+        ("withdraw", making(json!([])), "no segments"),
+        ("look_at_secrets", secret(json!(["..", "etc", "shadow"])), "`..`"),
+        ("look_at_secrets", secret(json!(["foxes", "shadow"])), "there is a link on the way"),
     ] {
         let mut helper = Helper::start(&roots);
-        helper.say(&request(verb, &input));
+        helper.say(&request(job, &wanted));
+        // A body without anything in it.
+        helper.say("\0\0\0\0");
         let (answer, _) = helper.hear();
-        assert!(answer.starts_with("{\"failed\":") && answer.contains(expected), "{verb} {input}: {answer}");
+        assert!(answer.contains(expected), "{job} {wanted}: {answer}");
+        assert!(!answer.contains("root:"), "{job} {wanted}: {answer}");
     }
+    for (frame, expected) in [
+        ("[[\"../archives\",[]]]", "`..`"),
+        ("[[\".farrier-private\",[]]]", "no path leads there"),
+        ("[[\"foxes\",[[\"shadow\"]]]]", "too few or too many places"),
+        ("7", "these are no items"),
+    ] {
+        let mut helper = Helper::start(&roots);
+        helper.say(&request("read_many", &reading("tool_homes")));
+        helper.say(&format!("\0\0\0{}{frame}", char::from(u8::try_from(frame.len()).unwrap())));
+        helper.say("\0\0\0\0");
+        let (answer, _) = helper.hear();
+        assert!(answer.starts_with("{\"failed\":") && answer.contains(expected), "{frame}: {answer}");
+    }
+    let mut helper = Helper::start(&roots);
+    helper.say("{\"version\": 1, \"verb\": \"usage\"}\n");
+    let (answer, _) = helper.hear();
+    assert!(answer.contains("the helper speaks version 2, and the request version 1"), "{answer}");
 }
 
 #[test]
@@ -202,7 +233,7 @@ fn in_between(project: &Project, mode: &str) -> PathBuf {
 import os, subprocess, sys
 folder, helper = {folder:?}, [{FARRIER:?}, 'files-helper', '--roots', {roots:?}]
 line = sys.stdin.buffer.readline()
-once = b'\"verb\":\"delete_tree\",\"phase\":\"apply\"' in line and not os.path.exists(folder + '/once')
+once = b'\"delete_tree\":{{\"phase\":\"apply\"' in line and not os.path.exists(folder + '/once')
 if once:
     open(folder + '/once', 'w').close()
     if {mode:?} == 'before':
@@ -234,11 +265,7 @@ sys.stdout.buffer.write(answer)
 
 /// The project with its files on another host, where `helper` is called.
 fn remote(sshd: &Sshd, project: &Project, helper: &Value) {
-    project.write("known_hosts", &sshd.known_hosts(&format!("[127.0.0.1]:{}", sshd.port())));
-    project.environment(&json!({ "homes": { "kind": "files", "via": {
-        "ssh": "127.0.0.1", "port": sshd.port(), "user": "root", "identity": sshd.identity(),
-        "known_hosts": project.path("known_hosts"), "helper": helper,
-    } } }));
+    project.environment(&json!({ "homes": behind(sshd, project, helper) }));
 }
 
 fn is_archived_and_deleted(project: &Project) {
@@ -250,8 +277,7 @@ fn is_archived_and_deleted(project: &Project) {
 #[test]
 fn a_helper_on_another_host_does_the_same() {
     let (project, sshd) = (project(), Sshd::start(Options::default()));
-    let helper = json!([FARRIER, "files-helper", "--roots", project.path("roots")]);
-    remote(&sshd, &project, &helper);
+    remote(&sshd, &project, &helper_of(&project));
     project.farrier(&["plan", "retire", "--env", "test"]).expect(0).says("archives/foxes.tgz");
     assert!(project.path("world/homes/foxes/data/text").exists());
     project.farrier(&["run", "retire", "--env", "test", "--yes"]).expect(0);
@@ -262,8 +288,7 @@ fn a_helper_on_another_host_does_the_same() {
 #[test]
 fn a_host_with_another_key_is_not_asked() {
     let (project, mut sshd) = (project(), Sshd::start(Options::default()));
-    let helper = json!([FARRIER, "files-helper", "--roots", project.path("roots")]);
-    remote(&sshd, &project, &helper);
+    remote(&sshd, &project, &helper_of(&project));
     sshd.change_host_key();
     let run = project.farrier(&["run", "retire", "--env", "test", "--yes"]);
     assert_ne!(run.code, Some(0));
