@@ -153,12 +153,14 @@ pub(crate) fn write_failure(error: &kube::Error, doing: &str) -> Failure {
     if unanswered { failure.in_doubt() } else { failure }
 }
 
+/// Refusals that have nothing to do with who asks: of an object beyond a quota, of one that does not say what a quota counts, and
+/// of anything in a namespace on its way out.
+const OTHER_REFUSALS: [&str; 3] = ["exceeded quota: ", "failed quota: ", "being terminated"];
+
 fn of_status(status: &Status, doing: &str) -> Failure {
     let kind = match status.code {
-        // Quotas and namespaces on their way out are told in the words of permissions.
-        403 if ["exceeded quota", "being terminated"].iter().any(|text| status.message.contains(text)) => {
-            FailureKind::Refused
-        }
+        // They are told in the words of permissions.
+        403 if OTHER_REFUSALS.iter().any(|text| status.message.contains(text)) => FailureKind::Refused,
         401 | 403 => FailureKind::Denied,
         409 | 410 | 429 => FailureKind::Conflict,
         500.. if status.reason != "InternalError" && !status.reason.is_empty() => FailureKind::Unreachable,
