@@ -69,7 +69,7 @@ impl Talk {
 
     /// The same in a thread of this process: all of it but the process.
     #[cfg(test)]
-    pub(super) fn with_thread(roots: std::collections::BTreeMap<String, String>) -> Result<Talk, Failure> {
+    pub(super) fn with_thread(roots: std::collections::BTreeMap<String, String>) -> Talk {
         use super::listen::listen;
         use super::serve::{Out, converse};
 
@@ -80,13 +80,13 @@ impl Talk {
             let _ = runtime.block_on(converse(&roots, listen(asked, || {}), &Out::new(answers)));
         });
         let output = tokio::net::unix::pipe::Receiver::from_owned_fd(output.into()).unwrap();
-        Ok(Talk {
+        Talk {
             shown: "here".into(),
             child: None,
             aside: None,
             input: Some(File::from(std::os::fd::OwnedFd::from(input))),
             output: BufReader::new(Box::new(output)),
-        })
+        }
     }
 
     /// Sends bytes. A helper that does not take them all may have said why, so that is no error yet.

@@ -157,7 +157,7 @@ impl Via {
         let mut talk = match self {
             Via::Command(words) => Talk::with_process(words)?,
             #[cfg(test)]
-            Via::Here(roots) => Talk::with_thread(roots.clone())?,
+            Via::Here(roots) => Talk::with_thread(roots.clone()),
         };
         talk.say(line.into_bytes()).await?;
         Ok(talk)
