@@ -76,6 +76,9 @@ struct Run {
     created_at: i64,
     head: Head,
     entries: Vec<Entry>,
+    /// The number of the write that appended its last entry, and of that which claimed it last.
+    written: u64,
+    claimed: u64,
     once: HashSet<(&'static str, String, u32)>,
     /// Where each batch stands: index of its first entry, and their number.
     batches: HashMap<Uuid, (usize, usize)>,
@@ -259,14 +262,11 @@ impl Shared {
             }
             Aside::Parked => self.wake_parent(run, now),
             Aside::Waits => {
-                let claimed = self.runs.get(&run).and_then(|run| {
-                    let entries = run.entries.iter().rev();
-                    entries.clone().find(|entry| matches!(entry.event, Event::Claimed { .. })).map(|e| e.at)
-                });
+                let claimed = self.runs.get(&run).map_or(0, |run| run.claimed);
                 let child_came = self.runs.values().any(|child| {
                     child.new.parent == Some(run)
                         && (child.head.state.is_final() || child.head.state == RunState::Parked)
-                        && claimed.is_some_and(|at| child.head.updated_at >= at.as_millisecond())
+                        && child.written > claimed
                 });
                 let came = self.requests.iter().any(|(of, _)| *of == run)
                     || self
@@ -414,6 +414,8 @@ impl Store for MemoryStore {
                 created_at: moment.now,
                 head: Head::created(moment.now),
                 entries: rules::entries(vec![new.created.clone()], 1, 0, moment.now),
+                written: shared.writes,
+                claimed: 0,
                 once: HashSet::new(),
                 batches: HashMap::new(),
                 new,
@@ -425,8 +427,10 @@ impl Store for MemoryStore {
 
     async fn claim(&self, run: RunId, owner: &str) -> Result<Claim, StoreError> {
         self.write(Some(run), true, |shared, moment| {
+            let write = shared.writes;
             let stored = shared.run(run)?;
             let head = stored.head.claim(run, owner, moment)?;
+            (stored.written, stored.claimed) = (write, write);
             let claimed = vec![Event::Claimed { owner: owner.to_string() }];
             stored.entries.extend(rules::entries(claimed, head.seq, head.epoch, moment.now));
             stored.head = head;
@@ -440,6 +444,7 @@ impl Store for MemoryStore {
         }
         let run = claim.run;
         self.write(Some(run), batch.events.iter().any(Event::needs_lease), |shared, moment| {
+            let write = shared.writes;
             let stored = shared.run(run)?;
             if let Some((first, count)) = stored.batches.get(&batch.entry_id) {
                 let entries = &stored.entries[*first..first + count];
@@ -461,6 +466,7 @@ impl Store for MemoryStore {
             }
             let entries = rules::entries(batch.events, stored.head.seq + 1, claim.epoch, moment.now);
             stored.entries.extend(entries.iter().cloned());
+            stored.written = write;
             stored.head = head;
             shared.requests.retain(|(_, request)| !batch.taken.contains(&request.id));
             for aside in asides {

@@ -766,7 +766,6 @@ async fn a_lock_is_given_back_with_the_end_of_its_run(world: &mut World) {
 
 async fn the_end_of_a_child_makes_its_parent_due(world: &mut World) {
     for (child, end) in [(2, finished(RunState::Succeeded)), (3, parked("step `a`"))] {
-        // A child that ended in the moment in which its parent was taken up counts as news.
         world.clock.advance_ms(10);
         let mut new = new_run(child);
         new.parent = Some(run_id(1));
@@ -781,6 +780,19 @@ async fn the_end_of_a_child_makes_its_parent_due(world: &mut World) {
         world.store().release(&claim).await.unwrap();
         assert_eq!(due(world).await, ["sweep 1"]);
     }
+    // All of this happens within one instant. What ended before the parent was taken up, it has seen.
+    let parent = world.store().claim(run_id(1), "host:1").await.unwrap();
+    suspend(world, &parent, None).await;
+    assert_eq!(due(world).await, [""; 0], "what it knows of does not wake it again");
+    // What ends while it is at work, it may not have seen.
+    let mut new = new_run(4);
+    new.parent = Some(run_id(1));
+    world.store().create_run(new).await.unwrap();
+    let child = world.store().claim(run_id(4), "host:1").await.unwrap();
+    let parent = world.store().claim(run_id(1), "host:1").await.unwrap();
+    world.store().append(&child, vec![finished(RunState::Succeeded)], None).await.unwrap();
+    suspend(world, &parent, None).await;
+    assert_eq!(due(world).await, ["sweep 1"]);
     world.look(1).await;
 }
 

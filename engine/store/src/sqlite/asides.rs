@@ -175,7 +175,7 @@ async fn wake_parent(connection: &mut SqliteConnection, run: RunId, now: i64) ->
 }
 
 /// A run lets go. What came for it after it last looked must not be slept over: a request, a granted lock, or the end of
-/// a child.
+/// a child. What came later is told by the order in which it was written: within one instant the clock does not tell.
 async fn wait(connection: &mut SqliteConnection, run: RunId, now: i64) -> Result<(), sqlx::Error> {
     let run = run.to_string();
     let came = sqlx::query(
@@ -183,7 +183,8 @@ async fn wait(connection: &mut SqliteConnection, run: RunId, now: i64) -> Result
          OR EXISTS (SELECT 1 FROM ticket WHERE run_id = ?1 AND held_at IS NOT NULL AND told = 0) \
          OR EXISTS (SELECT 1 FROM run child WHERE child.parent_id = ?1 \
                     AND (child.finished_at IS NOT NULL OR child.state = 'parked') \
-                    AND child.updated_at >= (SELECT max(at) FROM journal WHERE run_id = ?1 AND kind = 'claimed'))",
+                    AND (SELECT rowid FROM journal WHERE run_id = child.run_id ORDER BY seq DESC LIMIT 1) > \
+                        (SELECT rowid FROM journal WHERE run_id = ?1 AND kind = 'claimed' ORDER BY seq DESC LIMIT 1))",
     )
     .bind(run.clone())
     .fetch_one(&mut *connection)
