@@ -633,6 +633,7 @@ fn a_service_that_is_told_to_end_lets_go() {
     project.farrier(&["logs", &run]).expect(0);
 
     terminate(&serving);
+    wait_until("it takes no more words", || project.farrier(&["signal", &run, "x"]).code != Some(64));
     // What is at work may end; what follows waits for the next process.
     project.write("ledger.go", "");
     serving.end().expect(0).complains("runs go on when they are taken up again");
