@@ -124,9 +124,14 @@ fn each_account_has_its_file_on_the_other_host() {
 fn deadly(project: &Project, when: &str) -> Value {
     let script = format!(
         "#!/usr/bin/python3
-import os, subprocess, sys
+import os, subprocess, sys, threading
 folder, helper = {folder:?}, [{FARRIER:?}, 'files-helper', '--roots', {roots:?}]
-line = sys.stdin.buffer.readline()
+line = b''
+while not line.endswith(b'\\n'):
+    more = os.read(0, 1)
+    if not more:
+        sys.exit(1)
+    line += more
 once = line.startswith(b'{{\"version\":2,\"job\":{{\"make_secret\"') and not os.path.exists(folder + '/once')
 if once:
     open(folder + '/once', 'w').close()
@@ -135,14 +140,23 @@ if once and {when:?} == 'before':
 if once and {when:?} == 'naming':
     helper = ['strace', '-f', '-qqq', '-o', '/dev/null', '-e', 'trace=renameat2', '-e', 'inject=renameat2:signal=KILL'] + helper
 running = subprocess.Popen(helper, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-running.stdin.write(line)
-running.stdin.flush()
-answer = running.stdout.readline()
-running.stdin.close()
+def pump():
+    try:
+        running.stdin.write(line)
+        running.stdin.flush()
+        while more := os.read(0, 65536):
+            running.stdin.write(more)
+            running.stdin.flush()
+        running.stdin.close()
+    except BrokenPipeError:
+        pass
+threading.Thread(target=pump, daemon=True).start()
+answer = running.stdout.read()
 running.wait()
-if once and {when:?} == 'after':
-    sys.exit(1)
-sys.stdout.buffer.write(answer)
+if not (once and {when:?} == 'after'):
+    sys.stdout.buffer.write(answer)
+    sys.stdout.buffer.flush()
+os._exit(1 if once else 0)
 ",
         folder = project.path("").display().to_string(),
         roots = project.path("roots").display().to_string(),

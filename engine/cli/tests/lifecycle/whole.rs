@@ -54,7 +54,7 @@ fn tools_are_made_disabled_archived_and_deleted_and_their_neighbours_are_left_al
     site.on_day(39, 2);
     let service = Started::from(site.project.command(&["serve", "--env", "test", "--quiet"]));
     wait_until("the schedule is known", &site, |site| {
-        site.project.farrier(&["schedules", "-o", "json"]).out.contains(ROUND)
+        site.project.farrier(&["schedules", &format!("test/{ROUND}"), "-o", "json"]).code == Some(0)
     });
     for (day, hour) in [(40, 0), (40, 23)] {
         by_schedule(&site, day, hour, &[]);
