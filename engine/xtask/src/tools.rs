@@ -101,7 +101,8 @@ fn pass_on(from: impl Read, mut to: impl Write) -> Vec<Counts> {
 /// The counts in a closing line of `cargo test` or of nextest.
 fn counts_in(line: &str) -> Option<Counts> {
     let line = without_colours(line);
-    let is_closing = line.trim_start().starts_with("test result: ")
+    // nextest repeats what a failed test said, indented: that is in its own count already.
+    let is_closing = line.starts_with("test result: ")
         || (line.trim_start().starts_with("Summary [") && line.contains(" run: "));
     let before = |word: &str| -> usize {
         let words: Vec<&str> =
@@ -149,7 +150,8 @@ mod tests {
         for (line, (passed, failed, skipped)) in cases {
             assert_eq!(counts_in(line), Some(Counts { passed, failed, skipped }), "{line}");
         }
-        for other in ["test a ... ok", "Summary of 3 passed", "4 passed, 0 failed"] {
+        let repeated = "    test result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 13 filtered out";
+        for other in [repeated, "test a ... ok", "Summary of 3 passed", "4 passed, 0 failed"] {
             assert_eq!(counts_in(other), None, "{other}");
         }
     }
