@@ -15,6 +15,9 @@ use crate::{suite, tools};
 
 /// Fetches and builds in the folder `$1`, as root where packages are missing. The package's own lists keep the machine's
 /// as they are.
+///
+/// The reflect2 of its time reaches into the maps of Go's runtime and panics since Go 1.18, whose iterators are larger
+/// ([release notes](https://github.com/modern-go/reflect2/releases/tag/v1.0.2)): Debian's own 1.0.2 takes its place.
 const BUILD: &str = r#"
 set -e
 folder=$1
@@ -24,6 +27,8 @@ missing=
 for program in /usr/lib/go-1.19/bin/go etcd make rsync dpkg-source xz; do
     command -v "$program" >/dev/null || missing=yes
 done
+reflect2=/usr/share/gocode/src/github.com/modern-go/reflect2
+[ -d "$reflect2" ] || missing=yes
 if [ -n "$missing" ]; then
     policy=/usr/sbin/policy-rc.d
     if [ ! -e "$policy" ]; then
@@ -33,7 +38,7 @@ if [ -n "$missing" ]; then
     fi
     apt-get update -q
     DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends \
-        golang-1.19-go etcd-server make rsync dpkg-dev xz-utils
+        golang-1.19-go golang-github-modern-go-reflect2-dev etcd-server make rsync dpkg-dev xz-utils
 fi
 cat /etc/apt/sources.list.d/debian.sources 2>/dev/null | sed 's/^Types: deb$/Types: deb-src/' >debian.sources
 sed 's/^deb /deb-src /' /etc/apt/sources.list >debian.list 2>/dev/null || true
@@ -45,6 +50,9 @@ apt-get $apt -q source --download-only kubernetes
 rm -rf source
 dpkg-source -x kubernetes_*.dsc source
 cd source
+rm -rf vendor/github.com/modern-go/reflect2
+mkdir vendor/github.com/modern-go/reflect2
+cp "$reflect2"/*.go "$reflect2"/*.s vendor/github.com/modern-go/reflect2/
 mkdir -p .go/src/k8s.io home
 ln -sfn ../../.. .go/src/k8s.io/kubernetes
 export GOPATH=$PWD/.go PATH=/usr/lib/go-1.19/bin:$PATH CGO_ENABLED=0 HOME=$PWD/home
