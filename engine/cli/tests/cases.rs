@@ -67,6 +67,21 @@ fn making_database_accounts_survives_crashes_and_failures() {
     survives_some("maintain-dbusers-populate", "4");
 }
 
+#[test]
+fn keeping_database_accounts_survives_crashes_and_failures() {
+    survives_some("harvest-replicas", "2");
+}
+
+#[test]
+fn deleting_database_accounts_survives_crashes_and_failures() {
+    survives_some("maintain-dbusers-delete", "2");
+}
+
+#[test]
+fn publishing_the_list_of_tools_survives_crashes_and_failures() {
+    survives_some("updatetools", "2");
+}
+
 /// A command whose connection is cut after it has done its work: only a person can tell.
 const DOUBTFUL: &str = "runbook: doubtful
 summary: Runs a command that may or may not have happened
