@@ -362,14 +362,13 @@ fn a_run_becomes_a_case_that_passes() {
 #[test]
 fn a_run_that_people_answered_becomes_a_case() {
     let project = Project::demo();
-    project
-        .farrier(&["run", "tool-lifecycle", "--env", "lifecycle", "--yes", "-i", "tool=wm-lol"])
-        .expect(15);
+    project.write("runbooks/at_the_end.yaml", AT_THE_END);
+    project.farrier(&["run", "at_the_end", "--env", "lifecycle", "--yes"]).expect(15);
     let runs = project.farrier(&["runs", "-o", "json"]).expect(0).json();
     let run = runs[0]["id"].as_str().unwrap()[..13].to_owned();
-    project.farrier_as("bogdan", &["signal", &run, "reenable", "--reason", "people use it"]).expect(0);
+    project.farrier_as("ada", &["signal", &run, "back", "--reason", "people use it"]).expect(0);
     project.farrier(&["resume", &run]);
-    let case = project.farrier(&["test", "--record", &run]).expect(0).says("signal: reenable");
-    project.write("runbooks/lifecycle/tool-lifecycle.test.yaml", &case.out);
-    project.farrier(&["test", "tool-lifecycle"]).expect(0).says("1 passed, 0 failed");
+    let case = project.farrier(&["test", "--record", &run]).expect(0).says("signal: back");
+    project.write("runbooks/at_the_end.test.yaml", &case.out);
+    project.farrier(&["test", "at_the_end"]).expect(0).says("1 passed, 0 failed");
 }
