@@ -4,7 +4,9 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use farrier_model::{Failure, NodeName, RunId, Scope};
+use tokio::sync::watch;
 
+use crate::progress::Progress;
 use crate::target::{Target, TargetKind, Targets};
 
 /// Which attempt of which node is at work.
@@ -27,18 +29,34 @@ pub struct ReadCx {
     scope: Scope,
     node: NodeInfo,
     look_once: bool,
+    told: Option<watch::Sender<Option<Progress>>>,
 }
 
 impl ReadCx {
     /// A context for one node.
     pub fn new(targets: Arc<Targets>, scope: Scope, node: NodeInfo) -> ReadCx {
-        ReadCx { targets, scope, node, look_once: false }
+        ReadCx { targets, scope, node, look_once: false, told: None }
     }
 
     /// The same for a plan that must not wait, see [`ReadCx::looks_once`].
     #[must_use]
     pub fn looking_once(self, look_once: bool) -> ReadCx {
         ReadCx { look_once, ..self }
+    }
+
+    /// The same for an attempt whose progress somebody may hear of.
+    #[must_use]
+    pub fn telling(self, told: watch::Sender<Option<Progress>>) -> ReadCx {
+        ReadCx { told: Some(told), ..self }
+    }
+
+    /// Says how far the step has come: `done` of `total`, and in a few words of what. Nobody has to hear of it, and it never
+    /// waits, so it may be called as often as something is done. The words are the action's own and the names of objects,
+    /// never what a program or a server said: they are shown without having been looked through.
+    pub fn progress(&self, done: usize, total: usize, text: impl FnOnce() -> String) {
+        if let Some(told) = self.told.as_ref().filter(|told| told.receiver_count() > 0) {
+            told.send_replace(Some(Progress::new(done, total, &text())));
+        }
     }
 
     /// The reading side of a target, connected on first use with its `read_as` credentials and then shared.

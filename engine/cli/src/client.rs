@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use farrier_server::wire::{EntryView, RunPage, RunSummary, RunView};
+use farrier_server::wire::{EntryView, ProgressView, RunPage, RunSummary, RunView};
 use farrier_server::{ErrorBody, SOCKET, USER_HEADER, through};
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST};
 use http::{Method, Request, Response};
@@ -30,6 +30,14 @@ use crate::problem::Problem;
 const TOKEN: &str = "FARRIER_TOKEN";
 /// The largest answer that is read whole.
 const LARGEST: usize = 256 * 1024 * 1024;
+
+/// What is heard of a run that is followed.
+pub enum Heard {
+    /// Its journal has another entry.
+    Entry(EntryView),
+    /// One of its steps has come further.
+    Progress(ProgressView),
+}
 
 /// Somebody to ask.
 #[derive(Clone)]
@@ -153,13 +161,13 @@ impl Client {
         self.get(&format!("/api/v1/runs/{id}")).await
     }
 
-    /// Hands over what a run's journal holds after `after`, and what comes, until `each` says that it is enough or the stream
+    /// Hands over what a run's journal holds after `after`, and what comes, with how far its steps are, until `each` says that it is enough or the stream
     /// ends. Gives the place of the last entry.
     pub async fn follow(
         &self,
         id: &str,
         after: i64,
-        mut each: impl FnMut(EntryView) -> bool,
+        mut each: impl FnMut(Heard) -> bool,
     ) -> Result<i64, Problem> {
         let path = format!("/api/v1/runs/{id}/events?after={after}");
         let response = self.send(Method::GET, &path, Bytes::new(), Some("text/event-stream")).await?;
@@ -175,9 +183,14 @@ impl Client {
                 let event: Vec<u8> = text.drain(..end + 2).collect();
                 let event = String::from_utf8_lossy(&event);
                 let Some(data) = event.lines().find_map(|line| line.strip_prefix("data: ")) else { continue };
-                let entry: EntryView = serde_json::from_str(data).map_err(unexpected)?;
-                last = entry.seq;
-                if each(entry) {
+                let heard = if event.lines().any(|line| line == "event: progress") {
+                    Heard::Progress(serde_json::from_str(data).map_err(unexpected)?)
+                } else {
+                    let entry: EntryView = serde_json::from_str(data).map_err(unexpected)?;
+                    last = entry.seq;
+                    Heard::Entry(entry)
+                };
+                if each(heard) {
                     return Ok(last);
                 }
             }

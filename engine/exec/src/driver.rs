@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use farrier_action::{ActionRegistry, Targets};
+use farrier_action::{ActionRegistry, Progress, Targets};
 use farrier_model::event::{ParkCause, Trigger};
 use farrier_model::time::Timestamp;
 use farrier_model::{Ask, BoundPlan, Entry, Event, Failure, NodeName, Request, RunId, RunState, Text, Value};
@@ -124,10 +124,28 @@ pub struct RunUpdate<'a> {
     pub events: &'a [Event],
 }
 
+/// How far a step has come, as it says itself.
+#[derive(Debug, Clone, Copy)]
+pub struct ProgressUpdate<'a> {
+    /// The run.
+    pub run: RunId,
+    /// Its runbook.
+    pub runbook: &'a str,
+    /// How many runs it is below the one that a person started.
+    pub depth: usize,
+    /// The step.
+    pub node: &'a NodeName,
+    /// The latest word; nothing when the attempt is over.
+    pub progress: Option<&'a Progress>,
+}
+
 /// Is told of every batch of events after it is durable. Must return at once.
 pub trait Observer: Send + Sync {
     /// One batch.
     fn update(&self, update: RunUpdate<'_>);
+
+    /// How far a step has come. A step is at work while this is called: it must neither write nor wait.
+    fn progress(&self, _: ProgressUpdate<'_>) {}
 }
 
 /// Watches nothing.
@@ -612,6 +630,8 @@ impl Driver {
             targets: start.world.targets.clone(),
             interpose: self.options.interpose.clone(),
             stillness: self.options.stillness.clone(),
+            observer: self.observer.clone(),
+            depth,
             children: Children { driver: self.clone(), start: start.clone(), depth },
         });
         let (reports_in, mut reports) = mpsc::channel::<(NodeRef, Report)>(MAX_BATCH);

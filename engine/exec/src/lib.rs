@@ -27,12 +27,13 @@ mod run;
 pub mod saved;
 mod scope;
 mod task;
+mod telling;
 
 pub use bound::canonical;
 pub use decide::{Decision, Input, Limits, Refusal, Report, Work, WorkKind};
 pub use driver::{
-    Confirm, Driver, DriverError, Ended, Halt, Interpose, Observer, Options, RunUpdate, StandIn, Stillness,
-    Witness,
+    Confirm, Driver, DriverError, Ended, Halt, Interpose, Observer, Options, ProgressUpdate, RunUpdate,
+    StandIn, Stillness, Witness,
 };
 pub use engine::{Engine, Launcher};
 pub use guard::{Counts, GuardFinding};

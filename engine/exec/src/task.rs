@@ -6,16 +6,20 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use farrier_action::{ActionRegistry, BoundAction, NodeInfo, Planned, Probe, ReadCx, Targets, WriteCx};
+use farrier_action::{
+    ActionRegistry, BoundAction, NodeInfo, Planned, Probe, Progress, ReadCx, Targets, WriteCx,
+};
 use farrier_model::expr::Template;
 use farrier_model::{Change, Effect, Failure, FailureKind, Fidelity, NodeName, RunId, Scope, Value};
 use farrier_runbook::graph::{Graph, Step, Undo, Uses, Verify};
 use futures_util::FutureExt;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
 use crate::decide::{PlanReport, Report, Work, WorkKind};
-use crate::driver::{Children, Interpose, StandIn, Stillness};
+use crate::driver::{Children, Interpose, Observer, ProgressUpdate, StandIn, Stillness};
+use crate::telling::telling;
 
 /// What every task of a run shares.
 pub(crate) struct TaskCx {
@@ -25,6 +29,8 @@ pub(crate) struct TaskCx {
     pub(crate) targets: Arc<Targets>,
     pub(crate) interpose: Option<Arc<dyn Interpose>>,
     pub(crate) stillness: Option<Arc<dyn Stillness>>,
+    pub(crate) observer: Arc<dyn Observer>,
+    pub(crate) depth: usize,
     pub(crate) children: Children,
 }
 
@@ -39,15 +45,19 @@ pub(crate) async fn perform(cx: Arc<TaskCx>, name: NodeName, work: Work) -> Repo
         attempt = work.attempt,
         doing = work.kind.name(),
     );
-    attempt(cx, name, work).instrument(span).await
+    let hear = |progress: Option<&Progress>| {
+        let (runbook, depth) = (&*cx.graph.name, cx.depth);
+        cx.observer.progress(ProgressUpdate { run: cx.run, runbook, depth, node: &name, progress });
+    };
+    telling(|told| attempt(&cx, &name, &work, told), hear).instrument(span).await
 }
 
-async fn attempt(cx: Arc<TaskCx>, name: NodeName, work: Work) -> Report {
+async fn attempt(cx: &TaskCx, name: &NodeName, work: &Work, told: watch::Sender<Option<Progress>>) -> Report {
     let graph = cx.graph.clone();
     let step = graph.step(work.node.step);
     let kind = work.kind.clone();
     let timeout = step.timeout;
-    let task = Task { cx: &cx, step, name: &name, work: &work };
+    let task = Task { cx, step, name, work, told };
     let result = match timeout {
         // `verify` has its own limit, which may be longer than one attempt.
         Some(limit) if !matches!(kind, WorkKind::Verify(_)) => tokio::time::timeout(
@@ -69,6 +79,7 @@ struct Task<'a> {
     step: &'a Step,
     name: &'a NodeName,
     work: &'a Work,
+    told: watch::Sender<Option<Progress>>,
 }
 
 impl Task<'_> {
@@ -218,7 +229,7 @@ impl Task<'_> {
             attempt: self.work.attempt,
             effect_id: self.work.effect_id.clone(),
         };
-        ReadCx::new(self.cx.targets.clone(), self.work.scope.clone(), node)
+        ReadCx::new(self.cx.targets.clone(), self.work.scope.clone(), node).telling(self.told.clone())
     }
 
     async fn plan(&self, action: &dyn BoundAction, look_once: bool) -> Result<PlanReport, Failure> {

@@ -3,8 +3,9 @@
 
 use std::sync::Arc;
 
-use farrier_exec::{Observer, RunUpdate};
-use farrier_model::{RunId, RunState, Text};
+use farrier_action::Progress;
+use farrier_exec::{Observer, ProgressUpdate, RunUpdate};
+use farrier_model::{NodeName, RunId, RunState, Text};
 use tokio::sync::broadcast;
 
 /// Notes that a slow follower may be behind before it has to look itself.
@@ -23,30 +24,50 @@ pub struct Note {
     pub ended: Option<RunState>,
 }
 
+/// How far a step has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    /// The run.
+    pub run: RunId,
+    /// The step.
+    pub node: NodeName,
+    /// Its latest word.
+    pub progress: Progress,
+}
+
 /// The way from drivers to followers. Cloning shares it.
 #[derive(Debug, Clone)]
-pub struct Live(broadcast::Sender<Note>);
+pub struct Live {
+    notes: broadcast::Sender<Note>,
+    /// Apart from the notes, so that talkative steps push none of those out.
+    told: broadcast::Sender<Told>,
+}
 
 impl Live {
     /// Without followers, telling costs next to nothing.
     pub fn new() -> Live {
-        Live(broadcast::Sender::new(NOTES))
+        Live { notes: broadcast::Sender::new(NOTES), told: broadcast::Sender::new(NOTES) }
     }
 
     /// Tells all followers.
     pub fn tell(&self, note: Note) {
         // Nobody follows: nobody has to know.
-        let _ = self.0.send(note);
+        let _ = self.notes.send(note);
     }
 
     /// Follows from now on.
     pub fn follow(&self) -> broadcast::Receiver<Note> {
-        self.0.subscribe()
+        self.notes.subscribe()
+    }
+
+    /// Hears how far steps have come from now on. Who is too slow misses some of it for good.
+    pub fn listen(&self) -> broadcast::Receiver<Told> {
+        self.told.subscribe()
     }
 
     /// How many follow.
     pub fn followers(&self) -> usize {
-        self.0.receiver_count()
+        self.notes.receiver_count()
     }
 }
 
@@ -58,7 +79,7 @@ impl Default for Live {
 
 impl Observer for Live {
     fn update(&self, update: RunUpdate<'_>) {
-        if self.0.receiver_count() == 0 {
+        if self.notes.receiver_count() == 0 {
             return;
         }
         let ended = update.events.iter().find_map(|event| match event {
@@ -72,6 +93,13 @@ impl Observer for Live {
             ended,
         });
     }
+
+    fn progress(&self, update: ProgressUpdate<'_>) {
+        if let Some(progress) = update.progress.filter(|_| self.told.receiver_count() > 0) {
+            let told = Told { run: update.run, node: update.node.clone(), progress: progress.clone() };
+            let _ = self.told.send(told);
+        }
+    }
 }
 
 /// Several observers as one.
@@ -82,6 +110,12 @@ impl Observer for Observers {
         let RunUpdate { run, runbook, depth, events } = update;
         for observer in &self.0 {
             observer.update(RunUpdate { run, runbook, depth, events });
+        }
+    }
+
+    fn progress(&self, update: ProgressUpdate<'_>) {
+        for observer in &self.0 {
+            observer.progress(update);
         }
     }
 }

@@ -35,6 +35,7 @@ use crate::wire;
         wire::ApprovalView,
         wire::RunView,
         wire::EntryView,
+        wire::ProgressView,
         wire::RunbookSummary,
         wire::InputView,
         wire::RunbookView,

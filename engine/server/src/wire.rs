@@ -1,6 +1,7 @@
 //! What the API says: types that are read and written, apart from those that the engine works with. The command line prints the
 //! same ones, so that `farrier show -o json` and the API agree.
 
+use farrier_action::Progress;
 use farrier_exec::{NodeRef, Plan, Run};
 use farrier_model::spec::Risk;
 use farrier_model::{Change, Entry, Event, FailureKind, NodeState, RunState, Value, Wait};
@@ -9,6 +10,8 @@ use farrier_runbook::{Bundle, Graph};
 use farrier_store::{Act, FireRow, IncidentRow, RunRow, ScheduleRow, Ticket};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+
+use crate::live::Told;
 
 /// A run in a list.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -284,6 +287,26 @@ pub struct EntryView {
 impl From<Entry> for EntryView {
     fn from(entry: Entry) -> EntryView {
         EntryView { seq: entry.seq, epoch: entry.epoch, at: entry.at.to_string(), event: entry.event }
+    }
+}
+
+/// How far a step has come: an event `progress` among those of a run. It has no id and is in no journal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ProgressView {
+    /// The step.
+    pub node: String,
+    /// How many are done.
+    pub done: u64,
+    /// Of how many.
+    pub total: u64,
+    /// Of what, and what else is to say: one short line.
+    pub text: String,
+}
+
+impl From<Told> for ProgressView {
+    fn from(Told { node, progress, .. }: Told) -> ProgressView {
+        let Progress { done, total, text } = progress;
+        ProgressView { node: node.to_string(), done, total, text }
     }
 }
 

@@ -7,7 +7,7 @@ use farrier_model::{Effect, Failure, FailureKind};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::fan_out::{Pace, Share, fan_out};
+use crate::fan_out::{Pace, Share, fan_out, telling};
 use crate::hosts::{Names, fold};
 use crate::marks::Marks;
 use crate::target::{Choice, HostTarget};
@@ -92,6 +92,7 @@ workers:
             pace,
             async |at| host.transport.facts(&chosen[at], &marks).await,
             Result::is_err,
+            telling(cx, chosen.len()),
         )
         .await;
         let (mut found, mut failed, mut reason) = (Vec::new(), Vec::new(), None);

@@ -7,6 +7,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use farrier_action::ReadCx;
 use farrier_action::duration::Length;
 use farrier_model::{Failure, FailureKind};
 use futures_util::future::join_all;
@@ -110,13 +111,16 @@ impl Pace {
 }
 
 /// Does `work` for every host, in order, and gives what came of it; nothing for hosts that were not begun because too
-/// many had failed before. Hosts already at work finish. Dropping the future drops the work.
+/// many had failed before. Hosts already at work finish. Dropping the future drops the work. `tell` hears how many are done
+/// and how many of these failed, see [`telling`].
 pub(crate) async fn fan_out<T, F: Future<Output = T>>(
     hosts: &[String],
     pace: Pace,
     work: impl Fn(usize) -> F,
     has_failed: impl Fn(&T) -> bool,
+    tell: impl Fn(usize, usize),
 ) -> Vec<Option<T>> {
+    tell(0, 0);
     let results: Mutex<Vec<Option<T>>> = Mutex::new(hosts.iter().map(|_| None).collect());
     let stopped = AtomicBool::new(false);
     let one = async |at: usize| {
@@ -124,6 +128,7 @@ pub(crate) async fn fan_out<T, F: Future<Output = T>>(
         let mut results = results.lock().unwrap_or_else(PoisonError::into_inner);
         results[at] = Some(outcome);
         let failed = results.iter().flatten().filter(|outcome| has_failed(outcome)).count();
+        tell(results.iter().flatten().count(), failed);
         if !pace.allows(failed) {
             stopped.store(true, Ordering::Relaxed);
         }
@@ -162,6 +167,21 @@ pub(crate) async fn fan_out<T, F: Future<Output = T>>(
     results.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Tells whoever watches a step how many of its hosts are done.
+pub(crate) fn telling(cx: &ReadCx, total: usize) -> impl Fn(usize, usize) + '_ {
+    move |done, failed| {
+        if total > 1 {
+            cx.progress(done, total, || match failed {
+                0 => "hosts".into(),
+                failed => format!("hosts, {failed} failed"),
+            });
+        }
+    }
+}
+
+/// For a look before the work: nobody counts those.
+pub(crate) fn silent(_: usize, _: usize) {}
+
 #[cfg(test)]
 mod tests {
     use tokio::time::Instant;
@@ -187,7 +207,7 @@ mod tests {
                 at
             }
         };
-        fan_out(&hosts(count), pace, work, |_| false).await
+        fan_out(&hosts(count), pace, work, |_| false, silent).await
     }
 
     #[tokio::test(start_paused = true)]
@@ -215,16 +235,20 @@ mod tests {
             (&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9], Share::Hosts(0), 10),
         ] {
             let pace = pace(10, Share::Hosts(1), false, 0, must);
-            let results = fan_out(&hosts(10), pace, async |at| failing.contains(&at), |failed| *failed).await;
+            let results =
+                fan_out(&hosts(10), pace, async |at| failing.contains(&at), |failed| *failed, silent).await;
             assert_eq!(results.iter().flatten().count(), expected, "{failing:?} {must:?}");
         }
         let pace = pace(4, Share::Hosts(2), false, 0, Share::Percent(100));
+        let told = Mutex::new(Vec::new());
         let work = async |at: usize| {
             tokio::time::sleep(Duration::from_secs(at as u64)).await;
             at == 0
         };
-        let results = fan_out(&hosts(4), pace, work, |failed| *failed).await;
+        let tell = |done, failed| told.lock().unwrap().push((done, failed));
+        let results = fan_out(&hosts(4), pace, work, |failed| *failed, tell).await;
         assert_eq!(results, [Some(true), Some(false), None, None]);
+        assert_eq!(told.into_inner().unwrap(), [(0, 0), (1, 1), (2, 1)]);
     }
 
     #[test]

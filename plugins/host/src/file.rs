@@ -8,7 +8,7 @@ use farrier_model::{Change, ChangeKind, Effect, Failure, FailureKind, Value};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::fan_out::{Pace, Share, fan_out};
+use crate::fan_out::{Pace, Share, fan_out, silent, telling};
 use crate::hosts::Names;
 use crate::marks::Marks;
 use crate::target::{Choice, Host, HostTarget};
@@ -97,7 +97,7 @@ maintenance:
         let marks = Marks::of(cx.node());
         let pace = Pace::new(chosen.len(), None, false, None, None)?;
         let read = async |at: usize| host.transport.read_file(&chosen[at], &self.path, LONGEST, &marks).await;
-        let found = fan_out(&chosen, pace, read, Result::is_err).await;
+        let found = fan_out(&chosen, pace, read, Result::is_err, telling(cx, chosen.len())).await;
         let found: Vec<Option<RemoteFile>> =
             found.into_iter().flatten().collect::<Result<_, _>>().map_err(at_target)?;
         let (mut changes, mut changed) = (Vec::new(), Vec::new());
@@ -239,7 +239,8 @@ impl File {
         };
         // All are looked at before one is written, so that drift on one leaves all as they are.
         let looked =
-            fan_out(&hosts, Pace::new(hosts.len(), None, false, None, None)?, look, Result::is_err).await;
+            fan_out(&hosts, Pace::new(hosts.len(), None, false, None, None)?, look, Result::is_err, silent)
+                .await;
         if let Some(failure) = looked.into_iter().flatten().find_map(Result::err) {
             return Err(failure.at(self.target.alias()));
         }
@@ -250,7 +251,7 @@ impl File {
                 host.transport.write_file(&hosts[at], &self.path, now, to, &marks).await
             }
         };
-        let outcomes = fan_out(&hosts, pace, work, Result::is_err).await;
+        let outcomes = fan_out(&hosts, pace, work, Result::is_err, telling(cx, hosts.len())).await;
         let failed = outcomes.into_iter().flatten().find_map(Result::err);
         failed.map_or(Ok(hosts), |failure| Err(failure.at(self.target.alias())))
     }

@@ -11,7 +11,7 @@ use farrier_model::{Change, ChangeKind, Effect, Failure, FailureKind, Value};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::fan_out::{Pace, Share, fan_out};
+use crate::fan_out::{Pace, Share, fan_out, telling};
 use crate::hosts::Names;
 use crate::marks::{self, Marks};
 use crate::outcome::{self, Done, Ran};
@@ -237,7 +237,7 @@ impl Run {
         let marks = Marks::of(cx.node());
         let pace = Pace::new(chosen.len(), self.batch, false, None, None)?;
         let ask = async |at: usize| is_done(host, &chosen[at], unless, &marks).await;
-        let answers = fan_out(chosen, pace, ask, Result::is_err).await;
+        let answers = fan_out(chosen, pace, ask, Result::is_err, telling(cx, chosen.len())).await;
         let mut left = Vec::new();
         for (name, answer) in chosen.iter().zip(answers) {
             match answer {
@@ -275,7 +275,7 @@ impl Run {
                 Err(failure) => Done::failed(failure),
             }
         };
-        fan_out(chosen, pace, work, Done::has_failed).await
+        fan_out(chosen, pace, work, Done::has_failed, telling(cx, chosen.len())).await
     }
 }
 

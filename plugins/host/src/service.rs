@@ -8,7 +8,7 @@ use farrier_model::{Change, ChangeKind, Effect, Failure, FailureKind, Fidelity, 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::fan_out::{Pace, Share, fan_out};
+use crate::fan_out::{Pace, Share, fan_out, silent, telling};
 use crate::hosts::Names;
 use crate::marks::Marks;
 use crate::target::{Choice, Host, HostTarget};
@@ -231,7 +231,11 @@ impl Service {
             })
         };
         // Hosts that were not asked come after one that failed.
-        fan_out(chosen, pace, ask, Result::is_err).await.into_iter().flatten().collect()
+        fan_out(chosen, pace, ask, Result::is_err, telling(cx, chosen.len()))
+            .await
+            .into_iter()
+            .flatten()
+            .collect()
     }
 
     /// Brings one side of changes about, host by host, comparing before. Gives the hosts where something was done.
@@ -264,7 +268,8 @@ impl Service {
         };
         // All are looked at before one is changed, so that drift on one leaves all as they are.
         let looked =
-            fan_out(&hosts, Pace::new(hosts.len(), None, false, None, None)?, look, Result::is_err).await;
+            fan_out(&hosts, Pace::new(hosts.len(), None, false, None, None)?, look, Result::is_err, silent)
+                .await;
         if let Some(failure) = looked.into_iter().flatten().find_map(Result::err) {
             return Err(failure.at(self.target.alias()));
         }
@@ -278,7 +283,7 @@ impl Service {
             }
             Ok::<_, Failure>(())
         };
-        let outcomes = fan_out(&hosts, pace, work, Result::is_err).await;
+        let outcomes = fan_out(&hosts, pace, work, Result::is_err, telling(cx, hosts.len())).await;
         let failed = outcomes.into_iter().flatten().find_map(Result::err);
         failed.map_or(Ok(hosts), |failure| Err(failure.at(self.target.alias())))
     }

@@ -129,7 +129,7 @@ drain:
 
     async fn apply(&self, cx: &WriteCx, changes: &[Change]) -> Result<Drained, Failure> {
         let writer = cx.writer(&self.target).await?;
-        self.apply_in(&writer.cluster, changes).await.map_err(|failure| failure.at(self.target.alias()))
+        self.apply_in(cx, &writer.cluster, changes).await.map_err(|failure| failure.at(self.target.alias()))
     }
 }
 
@@ -145,6 +145,22 @@ impl Going {
     fn shown(&self) -> String {
         format!("{}/{}", self.namespace, self.name)
     }
+}
+
+/// What people are told while pods are waited for.
+fn left_over(waiting: &[Going], held: &BTreeMap<String, String>) -> String {
+    let mut text = "pods gone".to_owned();
+    let first: Vec<String> = waiting.iter().take(3).map(Going::shown).collect();
+    if !first.is_empty() {
+        text = format!("{text}; waiting for {}", first.join(", "));
+        if waiting.len() > first.len() {
+            text = format!("{text} and {} more", waiting.len() - first.len());
+        }
+    }
+    if !held.is_empty() {
+        text = format!("{text}; disruption budgets hold {} back", held.len());
+    }
+    text
 }
 
 /// How it stands with a pod.
@@ -216,7 +232,12 @@ impl Drain {
         all(cluster, kind, None, params, None).await
     }
 
-    async fn apply_in(&self, cluster: &Cluster, changes: &[Change]) -> Result<Drained, Failure> {
+    async fn apply_in(
+        &self,
+        cx: &WriteCx,
+        cluster: &Cluster,
+        changes: &[Change],
+    ) -> Result<Drained, Failure> {
         let kind = cluster.kind("Pod", Some("v1")).await?;
         let mut waiting: Vec<Going> = changes.iter().map(going).collect::<Result<_, _>>()?;
         let evicted = waiting.iter().map(Going::shown).collect();
@@ -240,6 +261,8 @@ impl Drain {
                 }
             }
             waiting = still;
+            let gone = changes.len() - waiting.len();
+            cx.progress(gone, changes.len(), || left_over(&waiting, &held));
             if waiting.is_empty() {
                 break;
             }

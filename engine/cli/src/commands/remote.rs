@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use farrier_exec::driver::{Answer as Said, Confirm as _};
-use farrier_exec::{Observer as _, RunUpdate};
+use farrier_exec::{Observer as _, ProgressUpdate, RunUpdate};
 use farrier_model::time::Timestamp;
 use farrier_model::{Event, FailureKind, RunId, RunState, Value};
 use farrier_server::wire::{
@@ -17,7 +17,7 @@ use farrier_server::wire::{
 use super::plan::exit_of as exit_of_plan;
 use super::run::{Answers, past, print_end};
 use super::{App, Problem};
-use crate::client::Client;
+use crate::client::{Client, Heard};
 use crate::exit::Exit;
 use crate::interact::{Ask, read_line};
 use crate::progress::Progress;
@@ -111,7 +111,18 @@ async fn follow(
     let run: RunId = id.parse().unwrap_or(RunId(uuid::Uuid::nil()));
     let mut tries = 0;
     loop {
-        let followed = client.follow(id, after, |entry| {
+        let followed = client.follow(id, after, |heard| {
+            let entry = match heard {
+                Heard::Entry(entry) => entry,
+                Heard::Progress(told) => {
+                    let Ok(node) = told.node.parse() else { return false };
+                    let told =
+                        farrier_action::Progress { done: told.done, total: told.total, text: told.text };
+                    let (runbook, depth, told) = ("", 0, Some(&told));
+                    progress.progress(ProgressUpdate { run, runbook, depth, node: &node, progress: told });
+                    return false;
+                }
+            };
             progress.update(RunUpdate {
                 run,
                 runbook: "",
@@ -339,7 +350,8 @@ pub(super) async fn cancel(
     let mut after = 0;
     while !view.state.is_final() && !matches!(view.state, RunState::Parked | RunState::Waiting) {
         after = client
-            .follow(&run.id, after, |entry| {
+            .follow(&run.id, after, |heard| {
+                let Heard::Entry(entry) = heard else { return false };
                 matches!(entry.event, Event::Finished { .. } | Event::Parked { .. } | Event::Suspended { .. })
             })
             .await?;

@@ -13,6 +13,7 @@ mod exporter;
 mod hostile;
 mod lives;
 mod logins;
+mod progress;
 mod rights;
 mod service;
 mod stores;

@@ -21,9 +21,9 @@ use super::{Asked, Caller, Query, cursor, cursor_of};
 use crate::app::App;
 use crate::error::{ApiError, ErrorCode};
 use crate::listen::stopped;
-use crate::live::Note;
+use crate::live::{Note, Told};
 use crate::rights::{Person, Role};
-use crate::wire::{EntryView, LockView, RunPage, RunSummary, RunView};
+use crate::wire::{EntryView, LockView, ProgressView, RunPage, RunSummary, RunView};
 
 /// Runs on one page, when the caller does not say.
 const PAGE: usize = 50;
@@ -157,6 +157,7 @@ pub(crate) async fn events(
     let place = place(&app)?;
     let follower = Follower {
         notes: app.0.live.follow(),
+        told: app.0.live.listen(),
         app,
         run: row.id,
         after,
@@ -172,9 +173,20 @@ struct Follower {
     run: RunId,
     after: i64,
     notes: broadcast::Receiver<Note>,
+    told: broadcast::Receiver<Told>,
     read: VecDeque<EntryView>,
     ended: bool,
     _place: OwnedSemaphorePermit,
+}
+
+/// Why a follower wakes up.
+enum Heard {
+    /// The journal may have grown.
+    News,
+    /// A step has come further.
+    Progress(Told),
+    /// The service stops.
+    Stop,
 }
 
 impl Follower {
@@ -201,24 +213,37 @@ impl Follower {
             if row.is_none_or(|row| row.state.is_final()) {
                 return None;
             }
-            if !self.wait().await {
-                return None;
+            match self.wait().await {
+                Heard::News => {}
+                // It has no id: it is no part of the journal, and nobody goes on from it.
+                Heard::Progress(told) => {
+                    let sent = Sent::default().event("progress").json_data(ProgressView::from(told));
+                    return Some((Ok(sent.unwrap_or_else(|_| Sent::default().comment("unreadable"))), self));
+                }
+                Heard::Stop => return None,
             }
         }
     }
 
-    /// Waits until the journal may have grown; false when the service stops.
-    async fn wait(&mut self) -> bool {
+    /// Waits until there is something to say. The journal comes before how far its steps are.
+    async fn wait(&mut self) -> Heard {
         let mut stopping = self.app.0.stopping.clone();
+        let look = tokio::time::Instant::now() + LOOK;
         loop {
             tokio::select! {
+                biased;
+                () = stopped(&mut stopping) => return Heard::Stop,
                 note = self.notes.recv() => match note {
                     Ok(note) if note.run != self.run => {}
-                    Err(broadcast::error::RecvError::Closed) => return false,
-                    Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => return true,
+                    Err(broadcast::error::RecvError::Closed) => return Heard::Stop,
+                    Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => return Heard::News,
                 },
-                () = tokio::time::sleep(LOOK) => return true,
-                () = stopped(&mut stopping) => return false,
+                told = self.told.recv() => match told {
+                    Ok(told) if told.run == self.run => return Heard::Progress(told),
+                    Err(broadcast::error::RecvError::Closed) => return Heard::Stop,
+                    Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+                },
+                () = tokio::time::sleep_until(look) => return Heard::News,
             }
         }
     }
