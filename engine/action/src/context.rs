@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use farrier_model::{Failure, NodeName, RunId, Scope};
 
+use crate::known::Known;
 use crate::target::{Target, TargetKind, Targets};
 
 /// Which attempt of which node is at work.
@@ -58,6 +59,11 @@ impl ReadCx {
     /// [`Fidelity::Deferred`](farrier_model::Fidelity::Deferred), what it would wait for.
     pub fn looks_once(&self) -> bool {
         self.look_once
+    }
+
+    /// The secrets that targets were connected with so far.
+    pub(crate) fn known(&self) -> Arc<Known> {
+        self.targets.known()
     }
 
     /// Which attempt of which node is at work.
