@@ -6,6 +6,7 @@ use std::sync::Arc;
 use farrier_model::{Failure, NodeName, RunId, Scope};
 use tokio::sync::watch;
 
+use crate::known::Known;
 use crate::progress::Progress;
 use crate::target::{Target, TargetKind, Targets};
 
@@ -76,6 +77,11 @@ impl ReadCx {
     /// [`Fidelity::Deferred`](farrier_model::Fidelity::Deferred), what it would wait for.
     pub fn looks_once(&self) -> bool {
         self.look_once
+    }
+
+    /// The secrets that targets were connected with so far.
+    pub(crate) fn known(&self) -> Arc<Known> {
+        self.targets.known()
     }
 
     /// Which attempt of which node is at work.

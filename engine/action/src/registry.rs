@@ -34,34 +34,52 @@ pub trait BoundAction: Send + Sync {
     fn undo<'a>(&'a self, cx: &'a WriteCx, changes: &'a [Change]) -> BoxFuture<'a, Result<(), Failure>>;
 }
 
+/// What leaves an action for journals and people leaves through here, without the secrets of its targets.
 impl<A: Action> BoundAction for A {
     fn plan<'a>(&'a self, cx: &'a ReadCx) -> BoxFuture<'a, Result<Planned<Value>, Failure>> {
-        async move { Action::plan(self, cx).await?.erase(&cx.node().node.step) }.boxed()
+        async move {
+            let planned =
+                Action::plan(self, cx).await.and_then(|planned| planned.erase(&cx.node().node.step));
+            let known = cx.known();
+            planned
+                .map(|planned| Planned {
+                    notes: planned.notes.iter().map(|note| known.text(note)).collect(),
+                    ..planned
+                })
+                .map_err(|failure| known.failure(failure))
+        }
+        .boxed()
     }
     fn apply<'a>(&'a self, cx: &'a WriteCx, changes: &'a [Change]) -> BoxFuture<'a, Result<Value, Failure>> {
         async move {
-            let output = Action::apply(self, cx, changes).await?;
-            Value::of(&output).map_err(|error| {
-                Failure::new(FailureKind::Internal, format!("the output is not a value: {error}"))
-            })
+            let output = Action::apply(self, cx, changes).await.and_then(|output| {
+                Value::of(&output).map_err(|error| {
+                    Failure::new(FailureKind::Internal, format!("the output is not a value: {error}"))
+                })
+            });
+            output.map_err(|failure| cx.known().failure(failure))
         }
         .boxed()
     }
     fn probe<'a>(&'a self, cx: &'a ReadCx, changes: &'a [Change]) -> BoxFuture<'a, Result<Probe, Failure>> {
-        Action::probe(self, cx, changes).boxed()
+        async move { Action::probe(self, cx, changes).await.map_err(|failure| cx.known().failure(failure)) }
+            .boxed()
     }
     fn output_now<'a>(&'a self, cx: &'a ReadCx) -> BoxFuture<'a, Result<Value, Failure>> {
         async move {
-            let planned = Action::plan(self, cx).await?;
-            let output = planned.output.map(|output| Value::of(&output)).transpose();
-            output.map(Option::unwrap_or_default).map_err(|error| {
-                Failure::new(FailureKind::Internal, format!("the output is not a value: {error}"))
-            })
+            let output = Action::plan(self, cx).await.and_then(|planned| {
+                let output = planned.output.map(|output| Value::of(&output)).transpose();
+                output.map(Option::unwrap_or_default).map_err(|error| {
+                    Failure::new(FailureKind::Internal, format!("the output is not a value: {error}"))
+                })
+            });
+            output.map_err(|failure| cx.known().failure(failure))
         }
         .boxed()
     }
     fn undo<'a>(&'a self, cx: &'a WriteCx, changes: &'a [Change]) -> BoxFuture<'a, Result<(), Failure>> {
-        Action::undo(self, cx, changes).boxed()
+        async move { Action::undo(self, cx, changes).await.map_err(|failure| cx.known().failure(failure)) }
+            .boxed()
     }
 }
 

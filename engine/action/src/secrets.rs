@@ -25,11 +25,17 @@ pub enum SecretRef {
 }
 
 impl SecretRef {
-    /// Reads the secret.
+    /// Reads the secret. From then on it is kept out of every failure and note of actions on the same targets.
     ///
     /// # Errors
     /// [`FailureKind::Denied`], naming the reference and never its content.
     pub async fn resolve(&self, cx: &ConnectCx) -> Result<Secret, Failure> {
+        let secret = self.read(cx).await?;
+        cx.known.learn(&secret);
+        Ok(secret)
+    }
+
+    async fn read(&self, cx: &ConnectCx) -> Result<Secret, Failure> {
         let fail = |message: String| Failure::new(FailureKind::Denied, message).at(&cx.alias);
         match self {
             SecretRef::Env(name) => std::env::var(name)

@@ -19,6 +19,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use tokio::sync::OnceCell;
 
+use crate::known::{Known, SharedKnown};
+
 /// One kind of target: `ldap`, `sql`, `files`, …
 ///
 /// Connections are shared by all steps of a process, so both sides must be usable from many tasks at once. A
@@ -91,6 +93,8 @@ pub struct ConnectCx {
     pub base_dir: PathBuf,
     /// The time, for stand-ins whose world has one.
     pub now: Now,
+    /// What must not come back: every secret that [`SecretRef::resolve`](crate::SecretRef::resolve) reads here.
+    pub known: SharedKnown,
 }
 
 impl ConnectCx {
@@ -163,6 +167,7 @@ pub struct Binding {
 pub struct Targets {
     base_dir: PathBuf,
     now: Now,
+    known: SharedKnown,
     slots: BTreeMap<String, Slot>,
     groups: BTreeMap<String, Vec<String>>,
 }
@@ -190,13 +195,18 @@ impl Targets {
                 (binding.alias.clone(), Slot { binding, reader: OnceCell::new(), writer: OnceCell::new() })
             })
             .collect();
-        Targets { base_dir, now: Now::default(), slots, groups }
+        Targets { base_dir, now: Now::default(), known: SharedKnown::default(), slots, groups }
     }
 
     /// The same targets in a world whose time is `now`.
     #[must_use]
     pub fn at(self, now: Now) -> Targets {
         Targets { now, ..self }
+    }
+
+    /// The secrets that targets were connected with so far.
+    pub(crate) fn known(&self) -> Arc<Known> {
+        self.known.now()
     }
 
     /// The members of a group, in the environment's order.
@@ -264,7 +274,12 @@ impl Targets {
         Ok((
             slot,
             config,
-            ConnectCx { alias: alias.to_owned(), base_dir: self.base_dir.clone(), now: self.now.clone() },
+            ConnectCx {
+                alias: alias.to_owned(),
+                base_dir: self.base_dir.clone(),
+                now: self.now.clone(),
+                known: self.known.clone(),
+            },
         ))
     }
 }

@@ -156,6 +156,41 @@ async fn attempts_are_repeated_with_pauses_and_recorded() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_target_that_asks_to_wait_is_left_alone_that_long_but_not_for_ever() {
+    // Less than the step's own pause, more, and too much.
+    for (asked, pauses) in [(2, [5, 10]), (90, [90, 90]), (1_000_000, [3600, 3600])] {
+        let bench = Bench::new(&format!("retry_after_{asked}"));
+        {
+            let mut state = bench.world.state.lock().unwrap();
+            state.failing.insert("a".into(), 2);
+            state.retry_after_s = Some(asked);
+        }
+        let rest = "steps:
+  a:
+    uses: fake.set
+    with: { target: world, object: a, value: v }
+    retry: { attempts: 3, backoff: 5s..1m }
+    undo: restore
+";
+        let start = bench.start(&[runbook("retry_after", "recoverable", rest)], Value::map::<&str>([]));
+        let ended = bench.run(&start).await.unwrap();
+        assert_eq!(ended.state, RunState::Succeeded, "{:?}", ended.failure);
+        let journal = bench.store.journal(ended.run).await.unwrap();
+        let waited: Vec<i64> = journal
+            .iter()
+            .filter_map(|entry| match &entry.event {
+                farrier_model::Event::Node {
+                    event: farrier_model::NodeEvent::Failed { retry_at: Some(at), .. },
+                    ..
+                } => Some(at.as_second() - entry.at.as_second()),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(waited, pauses, "{asked}");
+    }
+}
+
 #[tokio::test]
 async fn expectations_fail_a_step_or_finish_the_run() {
     let (_, ended) = run_text(

@@ -93,12 +93,22 @@ pub struct Failure {
     /// True when the effect may have happened although no answer came: the step is then in doubt, not failed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub in_doubt: bool,
+    /// How many seconds the target asks to wait before it is asked again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after_s: Option<u32>,
 }
 
 impl Failure {
     /// A failure of `kind`.
     pub fn new(kind: FailureKind, message: impl Into<String>) -> Failure {
-        Failure { kind, message: message.into(), target: None, help: None, in_doubt: false }
+        Failure {
+            kind,
+            message: message.into(),
+            target: None,
+            help: None,
+            in_doubt: false,
+            retry_after_s: None,
+        }
     }
 
     /// Names the target.
@@ -110,6 +120,12 @@ impl Failure {
     /// Says what to do next.
     pub fn help(mut self, help: impl Into<String>) -> Failure {
         self.help = Some(help.into());
+        self
+    }
+
+    /// Says how long to wait before the next try.
+    pub fn retry_after(mut self, seconds: u32) -> Failure {
+        self.retry_after_s = Some(seconds);
         self
     }
 

@@ -72,9 +72,25 @@ pub fn refused(request: &Request, answer: &Answer) -> Failure {
             failure.help(format!("redirects are not followed; the server points to {}", shortened(place)))
         }
         (412, ..) => failure.help("plan again: the resource is not the one that was read"),
-        (429 | 503, _, Some(wait)) => failure.help(format!("the server asks to wait ({})", shortened(wait))),
+        (429 | 503, _, Some(wait)) => {
+            let failure = match seconds_to_wait(wait, answer.headers.get("date")) {
+                Some(seconds) => failure.retry_after(seconds),
+                None => failure,
+            };
+            failure.help(format!("the server asks to wait ({})", shortened(wait)))
+        }
         _ => failure,
     }
+}
+
+/// What `Retry-After` means: seconds, or a moment on the server's own clock.
+fn seconds_to_wait(wait: &str, date: Option<&String>) -> Option<u32> {
+    if let Ok(seconds) = wait.trim().parse::<u64>() {
+        return Some(u32::try_from(seconds).unwrap_or(u32::MAX));
+    }
+    let moment = |text: &str| jiff::fmt::rfc2822::parse(text.trim()).ok().map(|moment| moment.timestamp());
+    let seconds = moment(wait)?.as_second() - moment(date?)?.as_second();
+    Some(u32::try_from(seconds.max(0)).unwrap_or(u32::MAX))
 }
 
 /// The beginning of a text from outside, without what could move a terminal's cursor.
@@ -109,6 +125,26 @@ mod tests {
             let request = Request::new(method, ["a"]).unwrap();
             let failure = refused(&request, &Answer { status, ..Answer::default() });
             assert_eq!((failure.kind, failure.in_doubt), (kind, doubtful), "{method} {status}");
+        }
+    }
+
+    #[test]
+    fn a_server_says_how_long_to_wait() {
+        let now = "Wed, 21 Oct 2015 07:28:00 GMT";
+        for (status, wait, seconds) in [
+            (429, "7", Some(7)),
+            (503, " 120 ", Some(120)),
+            (503, "99999999999999", Some(u32::MAX)),
+            (429, "Wed, 21 Oct 2015 07:29:30 GMT", Some(90)),
+            (429, "Wed, 21 Oct 2015 07:00:00 GMT", Some(0)),
+            (429, "-7", None),
+            (429, "soon", None),
+            (400, "7", None),
+        ] {
+            let headers = [("retry-after".to_owned(), wait.to_owned()), ("date".to_owned(), now.to_owned())];
+            let answer = Answer { status, headers: BTreeMap::from(headers), ..Answer::default() };
+            let failure = refused(&Request::new(Method::Get, ["a"]).unwrap(), &answer);
+            assert_eq!(failure.retry_after_s, seconds, "{status} {wait}");
         }
     }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use farrier_action::Known;
 use farrier_model::{Failure, FailureKind, Secret};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{HeaderName, HeaderValue};
@@ -50,7 +51,7 @@ pub struct Client {
     base: Url,
     headers: Vec<(String, HeaderValue)>,
     /// What must not come back in an answer.
-    secrets: Vec<Secret>,
+    known: Known,
     size_limit: u64,
 }
 
@@ -62,6 +63,10 @@ impl fmt::Debug for Client {
 
 impl Client {
     pub(crate) fn new(settings: Settings) -> Result<Client, Failure> {
+        let mut known = Known::default();
+        for secret in &settings.secrets {
+            known.learn(secret);
+        }
         let tls = tls_config(settings.ca_file.as_deref(), settings.identity)?;
         let http = reqwest::Client::builder()
             .tls_backend_preconfigured(tls)
@@ -85,7 +90,7 @@ impl Client {
             http,
             base: settings.base,
             headers: settings.headers,
-            secrets: settings.secrets,
+            known,
             size_limit: settings.size_limit,
         })
     }
@@ -141,10 +146,11 @@ impl Client {
                 .collect();
             answer.headers.insert(name.as_str().to_owned(), values.join(", "));
         }
+        let limit = usize::try_from(self.size_limit).unwrap_or(usize::MAX);
+        let enough = limit.saturating_add(self.known.longest());
         while let Some(piece) = response.chunk().await.map_err(|error| trouble(request, error))? {
-            let room = self.size_limit.saturating_sub(answer.body.len() as u64);
-            if piece.len() as u64 <= room {
-                answer.body.extend_from_slice(&piece);
+            answer.body.extend_from_slice(&piece);
+            if answer.body.len() <= limit {
                 continue;
             }
             if request.method == Method::Get {
@@ -160,48 +166,24 @@ impl Client {
                 .help("ask for less, or raise the target's `size_limit`"));
             }
             // The status says what became of it; too long a report does not undo that.
-            answer.body.extend_from_slice(&piece[..room as usize]);
             answer.cut = true;
-            break;
+            if answer.body.len() >= enough {
+                break;
+            }
         }
         self.hide_secrets(&mut answer);
         Ok(answer)
     }
 
-    /// A server that repeats what it was asked would carry our credentials into outputs, errors and journals.
+    /// A server that repeats what it was asked would carry our credentials into outputs, errors and journals. They are looked
+    /// for before the answer is cut, so that none is there in part.
     fn hide_secrets(&self, answer: &mut Answer) {
-        // What is shorter hides nothing, and would tear holes into every text.
-        const SHORTEST: usize = 4;
-        for secret in self.secrets.iter().map(Secret::reveal).filter(|secret| secret.len() >= SHORTEST) {
-            for value in answer.headers.values_mut() {
-                if value.contains(secret) {
-                    *value = value.replace(secret, HIDDEN);
-                }
-            }
-            if contains(&answer.body, secret.as_bytes()) {
-                answer.body = replaced(&answer.body, secret.as_bytes(), HIDDEN.as_bytes());
-            }
+        for value in answer.headers.values_mut() {
+            *value = self.known.text(value);
         }
+        let limit = usize::try_from(self.size_limit).unwrap_or(usize::MAX);
+        answer.body = self.known.within(&answer.body, 0..limit).into_owned();
     }
-}
-
-/// What stands in an answer where a secret was.
-const HIDDEN: &str = "[hidden]";
-
-fn contains(text: &[u8], part: &[u8]) -> bool {
-    text.windows(part.len()).any(|window| window == part)
-}
-
-fn replaced(text: &[u8], part: &[u8], by: &[u8]) -> Vec<u8> {
-    let mut result = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(at) = rest.windows(part.len()).position(|window| window == part) {
-        result.extend_from_slice(&rest[..at]);
-        result.extend_from_slice(by);
-        rest = &rest[at + part.len()..];
-    }
-    result.extend_from_slice(rest);
-    result
 }
 
 #[async_trait]
@@ -276,6 +258,10 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     fn client(base: &str, networks: Networks) -> Client {
+        client_with(base, networks, Vec::new(), 100)
+    }
+
+    fn client_with(base: &str, networks: Networks, secrets: Vec<Secret>, size_limit: u64) -> Client {
         // Any authority will do; the machine may have none.
         let key = rcgen::KeyPair::generate().unwrap();
         let certificate = rcgen::CertificateParams::default().self_signed(&key).unwrap();
@@ -286,15 +272,93 @@ mod tests {
             base: Url::parse(base).unwrap(),
             networks,
             headers: Vec::new(),
-            secrets: Vec::new(),
+            secrets,
             identity: None,
             ca_file: Some(ca_file),
             connect_timeout: Duration::from_secs(30),
             timeout: Duration::from_secs(30),
-            size_limit: 100,
+            size_limit,
             keep_alive: true,
         })
         .unwrap()
+    }
+
+    /// Wherever the answer is cut, no part of a secret is left before the cut.
+    #[tokio::test]
+    async fn a_secret_is_hidden_before_an_answer_is_cut() {
+        const SECRET: &str = "Canary+/7~?&=Kanarienvogel>>";
+        let coded = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, SECRET);
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        let echo = format!("told {SECRET} and {SECRET} in {coded} more");
+        let length = echo.len();
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let _ = stream.read_buf(&mut Vec::with_capacity(4096)).await.unwrap();
+                let head =
+                    format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n");
+                stream.write_all(head.as_bytes()).await.unwrap();
+                // In pieces, so that a cut is between two of them as well.
+                for piece in echo.as_bytes().chunks(7) {
+                    if stream.write_all(piece).await.is_err() {
+                        break;
+                    }
+                    let _ = stream.flush().await;
+                    tokio::task::yield_now().await;
+                }
+            }
+        });
+        let loopback = Network::parse("127.0.0.0/8").unwrap();
+        for limit in 0..=length + 1 {
+            let networks = Networks::new(&[loopback], &url::Host::Domain("example.org"));
+            let client = client_with(&base, networks, vec![Secret::new(SECRET)], limit as u64);
+            let answer = client.send(&Request::new(Method::Post, ["a"]).unwrap()).await.unwrap();
+            assert_eq!(answer.cut, limit < length);
+            for piece in SECRET.as_bytes().windows(3).chain(coded.as_bytes().windows(3)) {
+                let found = answer.body.windows(3).any(|window| window == piece);
+                let whole = "told  and  in  more«secret»";
+                let ours = whole.as_bytes().windows(3).any(|window| window == piece);
+                assert!(ours || !found, "cut at {limit}: {}", answer.text());
+            }
+        }
+    }
+
+    /// Set in the process that is started with proxies in its environment: where the server is.
+    const CHILD: &str = "FARRIER_TEST_OF_PROXIES";
+
+    /// The environment of the process says where requests are to go through, and they do not.
+    #[tokio::test]
+    async fn a_proxy_of_the_process_is_not_used() {
+        let loopback = Network::parse("127.0.0.0/8").unwrap();
+        if let Ok(base) = std::env::var(CHILD) {
+            let client = client(&base, Networks::new(&[loopback], &url::Host::Domain("localhost")));
+            let answer = client.send(&Request::new(Method::Get, ["a"]).unwrap()).await.unwrap();
+            assert_eq!(answer.text(), "server");
+            return;
+        }
+        let serve = |text: &'static str| async move {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = format!("http://{}", listener.local_addr().unwrap());
+            tokio::spawn(async move {
+                loop {
+                    let (mut stream, _) = listener.accept().await.unwrap();
+                    let _ = stream.read_buf(&mut Vec::with_capacity(4096)).await.unwrap();
+                    let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{text}", text.len());
+                    stream.write_all(answer.as_bytes()).await.unwrap();
+                }
+            });
+            address
+        };
+        let (server, proxy) = (serve("server").await, serve("proxy").await);
+        let mut child = tokio::process::Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", "client::tests::a_proxy_of_the_process_is_not_used"]).env(CHILD, server);
+        for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"] {
+            child.env(name, &proxy).env(name.to_lowercase(), &proxy);
+        }
+        let ended = child.env_remove("NO_PROXY").env_remove("no_proxy").output().await.unwrap();
+        let said = String::from_utf8_lossy(&ended.stdout);
+        assert!(ended.status.success() && said.contains("1 passed"), "{said}");
     }
 
     /// The name is the environment's, the address is whoever's zone it is; only the environment's networks count.

@@ -240,7 +240,7 @@ impl Account {
             let password = password.resolve(cx).await?;
             let pair = BASE64.encode(format!("{user}:{}", password.reveal()));
             headers.insert("authorization".into(), format!("Basic {pair}"));
-            secrets.extend([password, Secret::new(pair)]);
+            secrets.push(password);
         }
         if let Some(SecretHeader { name, value }) = &self.header {
             let value = value.resolve(cx).await?;

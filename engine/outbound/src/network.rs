@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use farrier_model::{Failure, FailureKind};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -110,13 +110,17 @@ impl Networks {
     ///
     /// # Errors
     /// [`FailureKind::Unreachable`] when the name is not known, [`FailureKind::Denied`] when none may.
-    pub async fn resolve(&self, host: &str, port: u16) -> Result<Vec<std::net::SocketAddr>, Failure> {
-        let found: Vec<std::net::SocketAddr> = tokio::net::lookup_host((host, port))
+    pub async fn resolve(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, Failure> {
+        let found: Vec<SocketAddr> = tokio::net::lookup_host((host, port))
             .await
             .map_err(|error| {
                 Failure::new(FailureKind::Unreachable, format!("cannot resolve `{host}`: {error}"))
             })?
             .collect();
+        self.allowed(host, &found)
+    }
+
+    fn allowed(&self, host: &str, found: &[SocketAddr]) -> Result<Vec<SocketAddr>, Failure> {
         let allowed: Vec<_> = found.iter().copied().filter(|address| self.allow(address.ip())).collect();
         match (allowed.is_empty(), found.first()) {
             (false, _) => Ok(allowed),
@@ -197,6 +201,26 @@ mod tests {
             url::Host::Ipv6(address) => url::Host::Ipv6(*address),
         };
         Networks::new(&listed, &borrowed)
+    }
+
+    #[test]
+    fn of_a_name_with_several_addresses_only_the_allowed_ones_are_connected_to() {
+        let found = |addresses: &[&str]| -> Vec<SocketAddr> {
+            addresses.iter().map(|address| SocketAddr::new(address.parse().unwrap(), 443)).collect()
+        };
+        let none = networks(&[], "example.org");
+        for mixed in
+            [["198.35.26.96", "10.0.0.1"], ["169.254.169.254", "198.35.26.96"], ["::1", "198.35.26.96"]]
+        {
+            assert_eq!(
+                none.allowed("example.org", &found(&mixed)).unwrap(),
+                found(&["198.35.26.96"]),
+                "{mixed:?}"
+            );
+        }
+        let failure = none.allowed("example.org", &found(&["10.0.0.1", "::1"])).unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Denied);
+        assert_eq!(none.allowed("example.org", &[]).unwrap_err().kind, FailureKind::Unreachable);
     }
 
     #[test]

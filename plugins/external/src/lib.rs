@@ -9,7 +9,6 @@
 //! **Rule:** without a whole answer of the right kind from a program that then ends well, a step that changes something is
 //! in doubt.
 
-mod redact;
 mod run;
 pub mod runner;
 mod standin;

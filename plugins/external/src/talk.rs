@@ -10,7 +10,7 @@ use std::process::Stdio;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use farrier_action::{ConnectCx, NodeInfo};
+use farrier_action::{ConnectCx, Known, NodeInfo};
 use farrier_model::{Failure, FailureKind, Value};
 use farrier_plugin_host::group::Ending;
 use farrier_plugin_host::marks::Marks;
@@ -18,7 +18,6 @@ use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteEx
 use tokio::process::{ChildStdin, ChildStdout, Command};
 use tokio::sync::mpsc;
 
-use crate::redact::Known;
 use crate::runner;
 use crate::target::Program;
 use crate::wire::{Ask, Request, Said, for_people};
@@ -250,23 +249,31 @@ async fn speak(mut stdin: ChildStdin, mut lines: mpsc::UnboundedReceiver<String>
 
 /// The end of what a program says on standard error.
 #[derive(Default)]
-struct Tail(Vec<u8>);
+struct Tail {
+    text: Vec<u8>,
+    /// There was more before it.
+    cut: bool,
+}
 
 impl Tail {
     async fn listen(&mut self, mut pipe: impl AsyncRead + Unpin) -> Never {
         let mut buffer = vec![0; 8192];
         while let Ok(count @ 1..) = pipe.read(&mut buffer).await {
-            self.0.extend_from_slice(&buffer[..count]);
-            if self.0.len() > 2 * TOLD {
-                self.0.drain(..self.0.len() - TOLD);
+            self.text.extend_from_slice(&buffer[..count]);
+            if self.text.len() > 2 * TOLD {
+                self.text.drain(..self.text.len() - TOLD);
+                self.cut = true;
             }
         }
         std::future::pending().await
     }
 
-    /// Without secrets: these are looked for before it is cut to what is shown, and far from where it was cut already.
+    /// Without secrets: these are looked for before it is cut to what is shown, and where it was cut already, what may be the
+    /// end of one is left out. Blank space and secrets in it take no room in what is shown, so that place can be near.
     fn text(&self, known: &Known) -> String {
-        let clean = known.text(&String::from_utf8_lossy(&self.0));
+        let start = if self.cut { known.longest() } else { 0 };
+        let clean = known.within(&self.text, start..self.text.len());
+        let clean = String::from_utf8_lossy(&clean);
         let clean = clean.trim();
         let start = clean.char_indices().rev().nth(SHOWN - 1).map_or(0, |(at, _)| at);
         for_people(&clean[start..])

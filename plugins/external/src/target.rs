@@ -5,12 +5,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use farrier_action::text::Span;
-use farrier_action::{ConnectCx, SecretRef, TargetKind};
+use farrier_action::{ConnectCx, Known, SecretRef, TargetKind};
 use farrier_model::{Failure, FailureKind, Value};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::redact::Known;
 use crate::runner::Order;
 use crate::standin::StandIn;
 

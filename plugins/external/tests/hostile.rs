@@ -89,6 +89,28 @@ async fn secrets_do_not_come_out_again() {
     }
 }
 
+/// Only the end of what a program says is kept, and less of it is shown. Neither cut leaves a part of a secret, wherever the
+/// secret lies.
+#[tokio::test]
+async fn no_cut_leaves_a_part_of_a_secret() {
+    let told = 64 << 10;
+    let shown = 470..=502;
+    // Here the secret crosses the place where the kept text begins, and the rest is blank.
+    let kept = (told - 30..=told + 2).step_by(4);
+    let texts = shown.map(|after| format!("token + 'y' * {after}"));
+    for text in texts
+        .chain(kept.map(|after| format!("'x' * {} + token + ' ' * {after}", 3 * told - after - SECRET.len())))
+    {
+        let place = secretive(&format!("sys.stderr.write({text}); sys.stderr.flush(); sys.exit(1)"));
+        let failure = place.plan().await.unwrap_err();
+        assert!(failure.message.contains("ended without an answer"), "{failure}");
+        for piece in SECRET.as_bytes().windows(4) {
+            let piece = std::str::from_utf8(piece).unwrap();
+            assert!(!failure.message.contains(piece), "{text}: `{piece}` in {failure}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn secrets_are_given_to_whom_they_are_for() {
     let place = secretive("planned()");

@@ -241,7 +241,12 @@ mod tests {
     use super::*;
 
     fn host(json: &str) -> Result<Host, Failure> {
-        let cx = ConnectCx { alias: "here".into(), base_dir: "/nowhere".into(), now: Now::default() };
+        let cx = ConnectCx {
+            alias: "here".into(),
+            base_dir: "/nowhere".into(),
+            now: Now::default(),
+            known: farrier_action::SharedKnown::default(),
+        };
         Host::new(Value::from_json(json).unwrap().read().unwrap(), Side::Read, &cx)
     }
 
@@ -290,7 +295,12 @@ mod tests {
         std::fs::write(folder.path().join("known"), "").unwrap();
         std::fs::write(folder.path().join("all"), "w-[1-5]\n").unwrap();
         std::fs::write(folder.path().join("broken"), "w-2 # its disk\nw-4\n").unwrap();
-        let cx = ConnectCx { alias: "here".into(), base_dir: folder.path().into(), now: Now::default() };
+        let cx = ConnectCx {
+            alias: "here".into(),
+            base_dir: folder.path().into(),
+            now: Now::default(),
+            known: farrier_action::SharedKnown::default(),
+        };
         let new = |json: &str| Host::new(Value::from_json(json).unwrap().read().unwrap(), Side::Read, &cx);
         let config = |groups: &str| {
             format!(

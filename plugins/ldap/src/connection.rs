@@ -12,7 +12,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use farrier_action::{ConnectCx, SecretRef};
+use farrier_action::{ConnectCx, Known, SecretRef};
 use farrier_model::{Failure, FailureKind, Secret};
 use ldap3::asn1::StructureTag;
 use ldap3::controls::{Assertion, Control, ControlType, MakeCritical, PagedResults, RawControl};
@@ -465,7 +465,10 @@ impl Directory for Connection {
         let answer = self.bind(&mut ldap, &name, password).await;
         // Whatever came of it, nobody stays bound.
         let _ = ldap.unbind().await;
-        let result = answer?;
+        // This password is no secret of the environment, whose own are kept out of what is said anyway.
+        let mut known = Known::default();
+        known.learn(password);
+        let result = answer.map_err(|failure| known.failure(failure))?;
         match result.rc {
             // Wrong, without a password, locked or expired: each server has its own way to say no.
             INVALID_CREDENTIALS
@@ -475,7 +478,7 @@ impl Directory for Connection {
             | CONSTRAINT_VIOLATION => Ok(false),
             _ => accept(&result, &format!("bind as `{name}`"))
                 .map(|()| true)
-                .map_err(|refusal| refusal.failure),
+                .map_err(|refusal| known.failure(refusal.failure)),
         }
     }
 }

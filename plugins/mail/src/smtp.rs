@@ -19,6 +19,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use farrier_action::Known;
 use farrier_model::{Failure, FailureKind, Secret};
 use farrier_outbound::tls_config;
 use lettre::transport::smtp::authentication::{Credentials, Mechanism};
@@ -116,6 +117,8 @@ impl Settings {
 pub(crate) struct Server {
     settings: Settings,
     tls: Option<TlsConnector>,
+    /// What the server is told and must not be quoted with.
+    known: Known,
 }
 
 impl Server {
@@ -126,7 +129,11 @@ impl Server {
                 Some(TlsConnector::from(Arc::new(tls_config(settings.ca_file.as_deref(), None)?)))
             }
         };
-        Ok(Server { settings, tls })
+        let mut known = Known::default();
+        if let Some((_, password)) = &settings.login {
+            known.learn(password);
+        }
+        Ok(Server { settings, tls, known })
     }
 
     async fn connect(&self, hello: &ClientId) -> Result<AsyncSmtpConnection, Failure> {
@@ -159,7 +166,7 @@ impl Server {
         };
         AsyncSmtpConnection::connect_with_transport(stream, hello)
             .await
-            .map_err(|error| trouble("greeted", &error))
+            .map_err(|error| self.trouble("greeted", &error))
     }
 
     async fn send(&self, letter: &Letter, in_doubt: &AtomicBool) -> Result<(), Failure> {
@@ -169,7 +176,7 @@ impl Server {
             let credentials = Credentials::new(user.clone(), password.reveal().to_owned());
             let mechanisms = [Mechanism::Plain, Mechanism::Login];
             if let Err(error) = connection.auth(&mechanisms, &credentials).await {
-                let mut failure = trouble("logged in", &error);
+                let mut failure = self.trouble("logged in", &error);
                 if error.status().is_some() || error.is_client() {
                     failure.kind = FailureKind::Denied;
                 }
@@ -179,15 +186,15 @@ impl Server {
         connection
             .command(Mail::new(Some(letter.from.clone()), Vec::new()))
             .await
-            .map_err(|error| trouble(&format!("given the sender {}", letter.from), &error))?;
+            .map_err(|error| self.trouble(&format!("given the sender {}", letter.from), &error))?;
         for address in &letter.to {
             if let Err(error) = connection.command(Rcpt::new(address.clone(), Vec::new())).await {
                 // Nobody gets it when one cannot: the run should not have to tell who has.
                 connection.abort().await;
-                return Err(trouble(&format!("given the recipient {address}"), &error));
+                return Err(self.trouble(&format!("given the recipient {address}"), &error));
             }
         }
-        connection.command(Data).await.map_err(|error| trouble("about to be given the text", &error))?;
+        connection.command(Data).await.map_err(|error| self.trouble("about to be given the text", &error))?;
         in_doubt.store(true, Ordering::Relaxed);
         // The library ends the last line itself.
         let bytes = letter.bytes.strip_suffix(b"\r\n").unwrap_or(&letter.bytes);
@@ -198,10 +205,38 @@ impl Server {
             Err(error) => error.status().is_some(),
         };
         in_doubt.store(!said, Ordering::Relaxed);
-        answer.map_err(|error| trouble("given the text", &error))?;
+        answer.map_err(|error| self.trouble("given the text", &error))?;
         // It is sent; how the connection ends does not matter.
         let _ = connection.quit().await;
         Ok(())
+    }
+}
+
+impl Server {
+    /// What the server's refusal, or its silence, means.
+    fn trouble(&self, when: &str, error: &lettre::transport::smtp::Error) -> Failure {
+        let mut reason = error.to_string();
+        let mut source = std::error::Error::source(error);
+        while let Some(inner) = source {
+            let inner_text = inner.to_string();
+            if !reason.contains(&inner_text) {
+                reason = format!("{reason}: {inner_text}");
+            }
+            source = inner.source();
+        }
+        // What a server says is shown on terminals. It may repeat what it was told.
+        let reason = self.known.text(&reason);
+        let reason: String = reason.chars().take(300).map(|c| if c.is_control() { ' ' } else { c }).collect();
+        let kind = if error.is_permanent() {
+            FailureKind::Refused
+        } else if error.is_transient() {
+            FailureKind::Conflict
+        } else {
+            FailureKind::Unreachable
+        };
+        let what =
+            if kind == FailureKind::Unreachable { "went away or was not understood" } else { "refused" };
+        Failure::new(kind, format!("the server {what} when {when}: {reason}"))
     }
 }
 
@@ -218,30 +253,6 @@ impl Outbox for Server {
         };
         sent.map_err(|failure| if in_doubt.load(Ordering::Relaxed) { failure.in_doubt() } else { failure })
     }
-}
-
-/// What the server's refusal, or its silence, means.
-fn trouble(when: &str, error: &lettre::transport::smtp::Error) -> Failure {
-    let mut reason = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(inner) = source {
-        let inner_text = inner.to_string();
-        if !reason.contains(&inner_text) {
-            reason = format!("{reason}: {inner_text}");
-        }
-        source = inner.source();
-    }
-    // What a server says is shown on terminals.
-    let reason: String = reason.chars().take(300).map(|c| if c.is_control() { ' ' } else { c }).collect();
-    let kind = if error.is_permanent() {
-        FailureKind::Refused
-    } else if error.is_transient() {
-        FailureKind::Conflict
-    } else {
-        FailureKind::Unreachable
-    };
-    let what = if kind == FailureKind::Unreachable { "went away or was not understood" } else { "refused" };
-    Failure::new(kind, format!("the server {what} when {when}: {reason}"))
 }
 
 /// Asks the server to make the connection private. Reads byte by byte, so that nothing that belongs to TLS is taken.

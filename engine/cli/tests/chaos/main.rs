@@ -22,6 +22,7 @@ mod power;
 mod secrets;
 mod service;
 mod stopping;
+mod tattlers;
 mod trees;
 mod undoing;
 mod world;

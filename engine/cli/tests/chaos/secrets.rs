@@ -12,9 +12,10 @@ use farrier_testkit::wait_until;
 use serde_json::{Value, json};
 
 use crate::common::{Answer, Project, Started};
+use crate::tattlers::Tattler;
 
 /// With characters that differ when they are encoded.
-const CANARY: &str = "Canary+/7~?&=Kanarienvogel>>";
+pub(crate) const CANARY: &str = "Canary+/7~?&=Kanarienvogel>>";
 /// A part of it as it is, in base64 at each of the three offsets, and as in addresses.
 const FORMS: [&str; 5] =
     ["Kanarienvogel", "Q2FuYXJ5Ky83fj8m", "NhbmFyeSsvN34/", "YW5hcnkrLzd+PyY9", "Canary%2B%2F7"];
@@ -181,6 +182,39 @@ fn passwords_are_found_nowhere_however_their_targets_fail() {
     project.write("runbooks/leaky.yaml", STEPS);
     project.environment(&environment(server(Manner::Refuses), &slapd.url(), &slapd.reader_dn, &secret));
     keeps_to_itself(&project, "a wrong password");
+}
+
+/// Servers of every kind that are told the password and repeat it in all its forms.
+#[test]
+fn servers_that_repeat_a_password_are_not_quoted_with_it() {
+    let tattlers = [Tattler::smtp(), Tattler::mysql(), Tattler::postgres(), Tattler::ldap()];
+    let [mail, maria, postgres, ldap] = &tattlers;
+    let project = Project::new();
+    let secret = project.secret("canary.secret", CANARY);
+    // Nobody here is late on purpose.
+    project.write("runbooks/leaky.yaml", &STEPS.replace("timeout: 1s", "timeout: 1m"));
+    let directory = format!("ldap://127.0.0.1:{}", ldap.port);
+    let mut targets =
+        environment(server(Manner::Echoes), &directory, "cn=reader,dc=wikimedia,dc=org", &secret);
+    targets["post"]["url"] = json!(format!("smtp://127.0.0.1:{}", mail.port));
+    targets["maria"]["url"] = json!(format!("mysql://farrier@127.0.0.1:{}/a", maria.port));
+    targets["postgres"]["url"] = json!(format!("postgres://farrier@127.0.0.1:{}/a", postgres.port));
+    project.environment(&targets);
+    keeps_to_itself(&project, "a server that repeats");
+    for (name, tattler) in ["mail", "maria", "postgres", "ldap"].iter().zip(&tattlers) {
+        assert!(tattler.told() > 0, "{name} was never told the password");
+    }
+    // What they said is there, without it.
+    let said = watched(&project, &["logs", &project.last_run(), "-o", "json"]).out;
+    let entries: Vec<Value> = serde_json::from_str(&said).unwrap();
+    let entries: Vec<String> = entries.iter().map(Value::to_string).collect();
+    for step in ["mail", "maria", "postgres", "search", "get"] {
+        let mut of_step = entries.iter().filter(|entry| entry.contains(&format!("\"{step}\"")));
+        assert!(
+            of_step.any(|entry| entry.contains("«secret»")),
+            "the refusal of `{step}` is not there: {said}"
+        );
+    }
 }
 
 /// What can be planned without a look, so that a plan can be saved.

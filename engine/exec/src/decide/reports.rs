@@ -1,5 +1,7 @@
 //! What the end of a task means for its node: success, another attempt, doubt, or the end.
 
+use std::time::Duration;
+
 use farrier_action::Probe;
 use farrier_model::event::ParkCause;
 use farrier_model::{Event, Failure, FailureKind, Fidelity, NodeEvent, NodeState, Value};
@@ -8,6 +10,9 @@ use farrier_runbook::graph::OnFailure;
 use super::{Decider, PlanReport, Report, Step};
 use crate::guard::Counts;
 use crate::run::{NodeRef, Phase, PlannedNode};
+
+/// How long a server may keep a step from its next try.
+const LONGEST_ASKED: Duration = Duration::from_secs(3600);
 
 impl Decider<'_> {
     pub(super) fn report(&mut self, node: NodeRef, report: Report) -> Step {
@@ -192,7 +197,11 @@ impl Decider<'_> {
         };
         let again =
             attempt < spec.retry.attempts && passing && !self.limits.plan_only && !self.run.stopping();
-        let retry_at = again.then(|| self.now + spec.retry.pause_after(attempt));
+        // Who asks sooner than a server wants is turned away for longer.
+        let asked =
+            failure.retry_after_s.map_or(Duration::ZERO, |seconds| Duration::from_secs(seconds.into()));
+        let pause = spec.retry.pause_after(attempt).max(asked.min(LONGEST_ASKED));
+        let retry_at = again.then(|| self.now + pause);
         let continued = retry_at.is_none() && node.item.is_none() && spec.on_failure == OnFailure::Continue;
         self.emit_node(node, attempt, NodeEvent::Failed { failure, retry_at, continued })?;
         self.release_lock(node)?;

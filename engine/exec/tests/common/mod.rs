@@ -36,6 +36,8 @@ pub struct State {
     pub keys: Vec<String>,
     /// How many attempts at an object fail before one passes; `undo OBJECT` stands for attempts at undoing it.
     pub failing: HashMap<String, u32>,
+    /// How long those that fail ask to be left alone.
+    pub retry_after_s: Option<u32>,
     /// Die at the n-th effect from now: before it (`false`) or after it (`true`).
     pub die_at_effect: Option<(u32, bool)>,
     /// The process died inside an effect; nothing answers any more.
@@ -216,7 +218,8 @@ macro_rules! writing_action {
                         && *left > 0
                     {
                         *left -= 1;
-                        return Err(Failure::new(FailureKind::Conflict, "somebody else is at it"));
+                        let failure = Failure::new(FailureKind::Conflict, "somebody else is at it");
+                        return Err(Failure { retry_after_s: state.retry_after_s, ..failure });
                     }
                     if self.fail {
                         return Err(Failure::new(FailureKind::Refused, "it was refused"));

@@ -177,7 +177,12 @@ mod tests {
     use super::*;
 
     fn way(json: &str) -> Result<Via, Failure> {
-        let cx = ConnectCx { alias: "homes".into(), base_dir: "/env".into(), now: Now::default() };
+        let cx = ConnectCx {
+            alias: "homes".into(),
+            base_dir: "/env".into(),
+            now: Now::default(),
+            known: farrier_action::SharedKnown::default(),
+        };
         Value::from_json(&json.replace('\'', "\"")).unwrap().read::<ViaConfig>().unwrap().way(&cx)
     }
 

@@ -238,7 +238,12 @@ mod tests {
     fn settings(json: &str) -> Result<Settings, Failure> {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("known hosts"), "").unwrap();
-        let cx = ConnectCx { alias: "nodes".into(), base_dir: folder.path().into(), now: Now::default() };
+        let cx = ConnectCx {
+            alias: "nodes".into(),
+            base_dir: folder.path().into(),
+            now: Now::default(),
+            known: farrier_action::SharedKnown::default(),
+        };
         let config: SshConfig = Value::from_json(json).unwrap().read().unwrap();
         config.settings(Side::Write, &cx)
     }

@@ -534,6 +534,7 @@ async fn sockets_are_private_and_short() {
         alias: "nodes".into(),
         base_dir: folder.path().into(),
         now: farrier_action::Now::default(),
+        known: farrier_action::SharedKnown::default(),
     };
     let pool = Pool::of(config.settings(config::Side::Read, &cx).unwrap()).unwrap();
     let slot = pool.slot("worker-1");

@@ -82,12 +82,12 @@ async fn secrets_are_never_shown() {
     // A server that repeats what it was sent does not bring the token back.
     let echo = r#"{"target": "feed", "path": ["echo"]}"#;
     let failure = apply(&targets, "http.send", echo, "E").await.unwrap_err();
-    assert!(failure.message.contains("Bearer [hidden]"), "{failure}");
+    assert!(failure.message.contains("Bearer «secret»"), "{failure}");
     let reads = place.targets_of(
         place.config(r#"{"read_as": {"basic": {"user": "reader", "password": {"file": "token"}}}}"#),
     );
     let text = plan(&reads, "http.get", echo).await.unwrap().output.unwrap().to_json();
-    assert!(text.contains("Basic [hidden]") && !text.contains(TOKEN), "{text}");
+    assert!(text.contains("Basic cmVhZGVyO«secret»") && !text.contains(TOKEN), "{text}");
     let bad = place.path("token");
     std::fs::write(&bad, format!("{TOKEN}\r\nx: y")).unwrap();
     let failure =

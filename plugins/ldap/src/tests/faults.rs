@@ -283,6 +283,7 @@ async fn mistakes_in_files_name_their_place() {
             alias: "directory".into(),
             base_dir: folder.path().to_owned(),
             now: farrier_action::Now::default(),
+            known: farrier_action::SharedKnown::default(),
         };
         Ldap::reader(json(&format!(r#"{{"url": "{url}"}}"#)).read().unwrap(), &cx).await.err().unwrap()
     };

@@ -100,7 +100,12 @@ impl Place {
     }
 
     pub(super) fn cx(&self) -> ConnectCx {
-        ConnectCx { alias: "directory".into(), base_dir: self.folder.path().to_owned(), now: Now::default() }
+        ConnectCx {
+            alias: "directory".into(),
+            base_dir: self.folder.path().to_owned(),
+            now: Now::default(),
+            known: farrier_action::SharedKnown::default(),
+        }
     }
 
     pub(super) fn targets(&self) -> Arc<Targets> {

@@ -127,6 +127,7 @@ async fn nothing_is_sent_over_a_network_in_the_clear() {
         alias: "directory".into(),
         base_dir: "/".into(),
         now: farrier_action::Now::default(),
+        known: farrier_action::SharedKnown::default(),
     };
     for account in ["", r#", "read_as": {"dn": "cn=r", "password": {"env": "HOME"}}"#] {
         let config = json(&format!(r#"{{"url": "{url}", "start_tls": false{account}}}"#));
