@@ -1,4 +1,4 @@
--- A replica. s50112 and u100102 are missing, and s50014 has another password than the recorded one.
+-- A replica. s50112 and u100102 are missing.
 CREATE TABLE server_accounts (
   user text NOT NULL, host text NOT NULL DEFAULT '%', password_hash text, locked integer NOT NULL DEFAULT 0,
   max_user_connections integer NOT NULL DEFAULT 0, is_role integer NOT NULL DEFAULT 0, PRIMARY KEY (user, host)
@@ -10,7 +10,7 @@ CREATE TABLE server_grants (
 CREATE TABLE server_databases (name text NOT NULL PRIMARY KEY);
 INSERT INTO server_accounts (user, host, is_role) VALUES ('labsdbuser', '', 1);
 INSERT INTO server_accounts (user, password_hash, max_user_connections) VALUES
-  ('s50014', '*EC0FEDE402B1B8F1F8D5C2C7C79F5D3C2B9A8E10', 10),
+  ('s50014', '*6BB4837EB74329105EE4568DDA7DC67ED2CA2AD9', 10),
   ('s50107', '*531E182E2F72080AB0740FE2F2D689DBE0146E04', 10),
   ('u100101', '*7297C3E22DEF91303FC493D3FE158AD4967304F6', 10),
   ('p4711', '*667F407DE7C6AD07358FA38DAED7828A72014B4E', 10);

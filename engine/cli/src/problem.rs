@@ -95,6 +95,9 @@ pub enum Problem {
     /// Anything else is a defect, or the machine's trouble.
     #[error(transparent)]
     Other(#[from] anyhow::Error),
+    /// Work with files that this command does itself.
+    #[error("{0}")]
+    Failed(#[from] farrier_model::Failure),
 }
 
 impl From<ProjectError> for Problem {
@@ -141,7 +144,7 @@ impl Problem {
             | Problem::AmbiguousRun(_)
             | Problem::Refused(Refusal::Now(_)) => Exit::Usage,
             Problem::Mistakes(_) | Problem::BadPlan { .. } | Problem::BadLine { .. } => Exit::Invalid,
-            Problem::Unwritable { .. } | Problem::Other(_) => Exit::Error,
+            Problem::Unwritable { .. } | Problem::Other(_) | Problem::Failed(_) => Exit::Error,
             Problem::Gone(_) => Exit::Unreachable,
             Problem::Service(error) => match error.code {
                 ErrorCode::NotFound
@@ -187,6 +190,7 @@ impl Problem {
         match self {
             Problem::Project(error) => error.help(),
             Problem::Service(error) => error.next.clone(),
+            Problem::Failed(failure) => failure.help.clone(),
             Problem::Gone(_) => Some("look whether `farrier serve` runs there".into()),
             Problem::Inputs { known, .. } => Some(if known.is_empty() {
                 "leave `-i` out: the runbook has no inputs".into()

@@ -101,12 +101,18 @@ fn the_shipped_rules_fire_when_they_should() {
     let project = Project::demo();
     let rules = project.farrier(&["alerts", "--rules"]).expect(0).out;
     project.write("rules.yaml", &rules);
-    let cases = concat!(env!("CARGO_MANIFEST_DIR"), "/../../testdata/prometheus/farrier-service.yaml");
-    project.write("cases.yaml", &std::fs::read_to_string(cases).unwrap());
-    let tried =
-        Command::new("promtool").args(["test", "rules"]).arg(project.path("cases.yaml")).output().unwrap();
-    let said = String::from_utf8_lossy(&tried.stdout).into_owned() + &String::from_utf8_lossy(&tried.stderr);
-    assert!(tried.status.success(), "{said}");
+    let cases = concat!(env!("CARGO_MANIFEST_DIR"), "/../../testdata/prometheus");
+    for case in std::fs::read_dir(cases).unwrap() {
+        project.write("cases.yaml", &std::fs::read_to_string(case.unwrap().path()).unwrap());
+        let tried = Command::new("promtool")
+            .args(["test", "rules"])
+            .arg(project.path("cases.yaml"))
+            .output()
+            .unwrap();
+        let said =
+            String::from_utf8_lossy(&tried.stdout).into_owned() + &String::from_utf8_lossy(&tried.stderr);
+        assert!(tried.status.success(), "{said}");
+    }
 }
 
 #[test]

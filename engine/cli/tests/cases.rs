@@ -9,17 +9,18 @@ use std::fs;
 use common::Project;
 
 #[test]
-fn the_shipped_lifecycle_of_forty_days_survives_every_crash_and_every_failure() {
+fn the_shipped_lifecycle_of_forty_days_survives_crashes_and_failures() {
     let project = Project::demo();
-    let args = ["test", "tool-lifecycle", "--sweep", "failures,crashes", "--junit", "junit.xml"];
     let report = project.path("junit.xml");
-    let args = args.map(|arg| if arg == "junit.xml" { report.to_str().unwrap() } else { arg });
-    let tests = project.farrier(&args).expect(0).says("7 passed, 0 failed");
-    let swept = tests.out.lines().filter(|line| line.contains(" crashes, ") && line.contains(" failures)"));
-    assert!(swept.count() >= 4, "{}", tests.out);
+    let args = ["test", "tool-lifecycle", "--sweep", "failures,crashes", "--tries", "4", "--junit"];
+    let output = project.command(&[&args[..], &[report.to_str().unwrap()]].concat()).output().unwrap();
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && out.contains("10 passed, 0 failed"), "{out}{err}");
+    let swept = out.lines().filter(|line| line.contains(" crashes, ") && line.contains(" failures)"));
+    assert!(swept.count() >= 4, "{out}");
     let junit = fs::read_to_string(&report).unwrap();
-    assert_eq!(junit.matches("<testcase ").count(), 7, "{junit}");
-    assert!(junit.contains("tool-lifecycle.test.yaml\" line=\"3\""), "{junit}");
+    assert_eq!(junit.matches("<testcase ").count(), 10, "{junit}");
+    assert!(junit.contains("tool-lifecycle.test.yaml\" line=\"4\""), "{junit}");
 }
 
 /// Golden plans are among what they compare with.
@@ -65,6 +66,21 @@ fn draining_and_rebooting_a_worker_survives_crashes_and_failures() {
 #[test]
 fn making_database_accounts_survives_crashes_and_failures() {
     survives_some("maintain-dbusers-populate", "4");
+}
+
+#[test]
+fn keeping_database_accounts_survives_crashes_and_failures() {
+    survives_some("harvest-replicas", "2");
+}
+
+#[test]
+fn deleting_database_accounts_survives_crashes_and_failures() {
+    survives_some("maintain-dbusers-delete", "2");
+}
+
+#[test]
+fn publishing_the_list_of_tools_survives_crashes_and_failures() {
+    survives_some("updatetools", "2");
 }
 
 /// A command whose connection is cut after it has done its work: only a person can tell.
@@ -274,7 +290,7 @@ fn what_differs_is_told_with_both_sides_and_its_place() {
         )
     };
     let cases = [
-        case("too early", "    expect: { state: succeeded, at: 39d, order: [archive, disable], mails: [] }\n"),
+        case("too early", "    expect: { state: succeeded, at: 39d, order: [delete, disable], mails: [] }\n"),
         case("refused", "    events: [{ at: 1d, signal: delete_now, by: mallory }]\n    expect: { state: succeeded }\n"),
         case(
             "a look <&>",
@@ -298,8 +314,8 @@ fn what_differs_is_told_with_both_sides_and_its_place() {
     let found = project.farrier(&args).expect(30);
     let found = found
         .says("tool-lifecycle.test.yaml:2")
-        .says("at: expected the end after 39d; it ended after 40d")
-        .says("order: expected archive, disable, found disable, archive")
+        .says("at: expected the end after 39d; it ended after 41d")
+        .says("order: expected delete, disable, found disable, delete")
         .says("mail 1: expected no more, found `tools.wm-lol is disabled`")
         .says("event at 1d: signal `delete_now` by mallory was refused: mallory may not send it")
         .says("he is still there; found {\"entries\"")
@@ -361,14 +377,13 @@ fn a_run_becomes_a_case_that_passes() {
 #[test]
 fn a_run_that_people_answered_becomes_a_case() {
     let project = Project::demo();
-    project
-        .farrier(&["run", "tool-lifecycle", "--env", "lifecycle", "--yes", "-i", "tool=wm-lol"])
-        .expect(15);
+    project.write("runbooks/at_the_end.yaml", AT_THE_END);
+    project.farrier(&["run", "at_the_end", "--env", "lifecycle", "--yes"]).expect(15);
     let runs = project.farrier(&["runs", "-o", "json"]).expect(0).json();
     let run = runs[0]["id"].as_str().unwrap()[..13].to_owned();
-    project.farrier(&["signal", &run, "reenable", "--reason", "people use it"]).expect(0);
+    project.farrier_as("ada", &["signal", &run, "back", "--reason", "people use it"]).expect(0);
     project.farrier(&["resume", &run]);
-    let case = project.farrier(&["test", "--record", &run]).expect(0).says("signal: reenable");
-    project.write("runbooks/lifecycle/tool-lifecycle.test.yaml", &case.out);
-    project.farrier(&["test", "tool-lifecycle"]).expect(0).says("1 passed, 0 failed");
+    let case = project.farrier(&["test", "--record", &run]).expect(0).says("signal: back");
+    project.write("runbooks/at_the_end.test.yaml", &case.out);
+    project.farrier(&["test", "at_the_end"]).expect(0).says("1 passed, 0 failed");
 }

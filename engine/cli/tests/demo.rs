@@ -192,7 +192,7 @@ fn what_runbooks_and_actions_are() {
     let project = Project::demo();
     project.farrier(&["--version"]).expect(0).says(concat!("farrier ", env!("CARGO_PKG_VERSION")));
     project.farrier(&["--help"]).expect(0).says("Usage: farrier");
-    project.farrier(&["check"]).expect(0).says("5 environments, 2 files of alerts: no mistakes");
+    project.farrier(&["check"]).expect(0).says("5 environments, 4 files of alerts: no mistakes");
     assert_eq!(project.farrier(&["check", "-o", "json"]).expect(0).json(), json!([]));
     let tests = project.farrier(&["test", "-o", "json"]).expect(0).json();
     assert!(

@@ -227,7 +227,8 @@ pub struct Due {
 /// What [`Store::executions`] counts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Executed {
-    /// Runs of a runbook, by when they were created.
+    /// Runs of a runbook, by when they were created; without those that were taken back, and those that ended before they
+    /// changed anything.
     Runs {
         /// The runbook.
         runbook: Text,

@@ -63,6 +63,11 @@ struct Shared {
     faults: BTreeMap<u64, Fault>,
 }
 
+/// Whether something began to change here.
+fn is_intent(entry: &Entry) -> bool {
+    matches!(&entry.event, Event::Node { event: NodeEvent::Intent { .. }, .. })
+}
+
 /// A ticket, and whether its run knows that it holds the lock.
 #[derive(Debug)]
 struct Line {
@@ -620,6 +625,10 @@ impl Store for MemoryStore {
                 .runs
                 .values()
                 .filter(|run| run.new.runbook == *runbook && run.created_at > since)
+                .filter(|run| match run.head.state {
+                    RunState::Undone => false,
+                    state => !state.is_final() || run.entries.iter().any(is_intent),
+                })
                 .count() as u64,
             Executed::Step { runbook, step } => shared
                 .runs

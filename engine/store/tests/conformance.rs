@@ -854,4 +854,26 @@ async fn executions_are_counted_over_time(world: &mut World) {
     {
         assert_eq!(world.store().executions(of, since).await.unwrap(), count, "{of:?} since {since}");
     }
+    // A run that was taken back does not count, and neither does one that ended before it changed anything. Two go on.
+    for (number, began, end, counts) in [
+        (3, true, RunState::Undone, false),
+        (4, false, RunState::Failed, false),
+        (5, true, RunState::Failed, true),
+        (6, false, RunState::Succeeded, false),
+    ] {
+        let before = world.store().executions(&runs, begun).await.unwrap();
+        let claim = world.create_and_claim(number).await;
+        assert_eq!(
+            world.store().executions(&runs, begun).await.unwrap(),
+            before + 1,
+            "while {number} goes on"
+        );
+        let mut events = vec![finished(end)];
+        if began {
+            events.splice(..0, [intent("boot", 1), succeeded("boot", 1)]);
+        }
+        world.store().append(&claim, events, Some(end)).await.unwrap();
+        let after = world.store().executions(&runs, begun).await.unwrap();
+        assert_eq!(after, before + u64::from(counts), "{number} ended {end:?}");
+    }
 }

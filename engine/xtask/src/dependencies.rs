@@ -55,6 +55,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
         ],
     ),
     ("farrier-resident", &[]),
+    // What plugins share whose processes work with what others control.
+    ("farrier-confine", &["farrier-model"]),
     // What plugins that speak HTTP share.
     ("farrier-outbound", &["farrier-action", "farrier-model"]),
     // Its dumps go beneath the roots of a `files` target.
@@ -62,7 +64,12 @@ const ALLOWED: &[(&str, &[&str])] = &[
     // It sets at an API what a file of credentials says.
     ("farrier-plugin-http", &["farrier-action", "farrier-model", "farrier-outbound", "farrier-plugin-files"]),
     // Its programs live and die as the commands of `host` do.
-    ("farrier-plugin-external", &["farrier-action", "farrier-model", "farrier-plugin-host"]),
+    (
+        "farrier-plugin-external",
+        &["farrier-action", "farrier-confine", "farrier-model", "farrier-plugin-host"],
+    ),
+    // Its helper works as the superuser in other people's folders.
+    ("farrier-plugin-files", &["farrier-action", "farrier-confine", "farrier-model"]),
     ("farrier-plugin-*", &["farrier-action", "farrier-model", "farrier-outbound"]),
     (
         "farrier",

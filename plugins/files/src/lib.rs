@@ -5,7 +5,7 @@
 //! for everything that writes, `walk` goes through a tree, `store` tells the life of an archive, `remove` that of a
 //! deletion, `private` where both keep what they need. None of those know of runs: they are plain functions. `helper` has
 //! them done by another process, which may do more or is where the disk is. [`deposit`] is for other plugins, whose steps
-//! put files beneath a root.
+//! put files beneath a root; [`unpack`] is for the command line.
 //!
 //! **Rule:** every path is made of checked segments beneath a root, and the kernel refuses to leave it. Nothing but a
 //! regular file is ever opened for reading, and nothing but an open folder written to.
@@ -36,6 +36,7 @@ mod remove;
 mod store;
 mod strict;
 mod target;
+mod unpack;
 mod usage;
 mod verify;
 mod walk;
@@ -50,6 +51,7 @@ pub use manifest::{Manifest, NotStored};
 pub use place::FilePlace;
 pub use read_many::{Lines, Note, ReadMany, Texts, Timeout};
 pub use target::{Files, FilesConfig, FilesTarget};
+pub use unpack::{Unpacked, unpack};
 pub use usage::{Amount, Usage, Used};
 pub use write::{Write, Written};
 

@@ -49,6 +49,8 @@ pub struct Used {
     pub exists: bool,
     /// How much lies in it.
     pub total: Amount,
+    /// The number of the account that the folder belongs to; null when it is not there.
+    pub owner: Option<u32>,
     /// By name, each folder directly in it; empty unless `each_folder` is set.
     pub folders: std::collections::BTreeMap<String, Amount>,
     /// How many bytes of its disk are free for use.
@@ -133,8 +135,13 @@ impl Usage {
             Err(error) => return Err(cannot(error)),
         };
         let space = fstatvfs(&folder).map_err(cannot)?;
+        let said = self.path.as_ref().and_then(|path| match &*path.0 {
+            [name] => files.said_owner(&self.root, name),
+            _ => None,
+        });
         let mut used = Used {
             exists: true,
+            owner: Some(said.map_or_else(|| fstat(&folder).map(|stat| stat.st_uid), Ok).map_err(cannot)?),
             disk_free: space.f_bavail.saturating_mul(space.f_frsize),
             disk_size: space.f_blocks.saturating_mul(space.f_frsize),
             ..Used::default()

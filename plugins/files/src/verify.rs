@@ -31,12 +31,37 @@ pub(crate) struct Found {
     pub(crate) list: String,
 }
 
-/// Reads a whole archive. `each` is called for every member but the list at its end.
+/// What is come to while an archive is read, in its order.
+pub(crate) enum Part<'a> {
+    /// A member begins.
+    Begins(&'a Begun),
+    /// A piece of its content, as it is stored.
+    Content(&'a [u8]),
+    /// It is over, and this is what it was.
+    Ends(&'a Member),
+    /// A piece of the archive's own list, its last member.
+    List(&'a [u8]),
+}
+
+/// What is known of a member before its content.
+#[derive(Debug)]
+pub(crate) struct Begun {
+    pub(crate) path: Vec<u8>,
+    pub(crate) flag: u8,
+    pub(crate) to: Vec<u8>,
+    pub(crate) mode: u32,
+    /// Seconds since 1970.
+    pub(crate) mtime: i64,
+    /// The size of a file whose holes are not stored: its content begins with a map.
+    pub(crate) sparse: Option<u64>,
+}
+
+/// Reads a whole archive, and tells `each` what it comes to.
 pub(crate) fn read_archive(
     work: &Work,
     file: File,
     format: Format,
-    each: &mut dyn FnMut(&Member) -> Result<(), Failure>,
+    each: &mut dyn FnMut(Part<'_>) -> Result<(), Failure>,
 ) -> Result<Found, Failure> {
     // Read what is on disk, as far as the kernel lets us, and not what was just written to memory.
     let _ = fadvise(&file, 0, None, Advice::DontNeed);
@@ -72,15 +97,20 @@ pub(crate) fn read_archive(
                 names.extension(entry_type, data)?;
                 continue;
             }
-            let (path, to) = std::mem::take(&mut names).of(&entry);
-            let (size, sha256) = digest(work, &mut entry, &path, &mut buffer)?;
-            if path == MEMBER.as_bytes() {
+            let begun = std::mem::take(&mut names).begin(&entry)?;
+            if begun.path == MEMBER.as_bytes() {
+                let (_, sha256) =
+                    digest(work, &mut entry, &begun.path, &mut buffer, &mut |piece| each(Part::List(piece)))?;
                 list = Some(hex::encode(sha256));
                 continue;
             }
-            let member = Member { path, flag: entry_type.as_byte(), to, size, sha256 };
+            each(Part::Begins(&begun))?;
+            let (size, sha256) =
+                digest(work, &mut entry, &begun.path, &mut buffer, &mut |piece| each(Part::Content(piece)))?;
+            let Begun { path, flag, to, .. } = begun;
+            let member = Member { path, flag, to, size, sha256 };
             members.add(&member);
-            each(&member)?;
+            each(Part::Ends(&member))?;
             last = member.path;
         }
         // To the very end: the checksum of the compression comes after the last entry.
@@ -138,51 +168,68 @@ pub(crate) fn compare_with_lines(
     format: Format,
     lines: File,
 ) -> Result<Found, Failure> {
-    let mut lines = Lines { reader: BufReader::new(lines) };
-    lines.head()?;
-    let found = read_archive(work, archive, format, &mut |member| {
-        let wrong = |what: String| {
-            let message = format!("the archive on disk is not what was written: {what}");
-            Err(Failure::new(FailureKind::Drift, message))
-        };
-        let Some(line) = lines.next_stored()? else {
-            return wrong(format!("`{}` is in it and not in the manifest", shown(&member.path)));
-        };
-        let path = line.path.bytes();
-        if path != member.path {
-            return wrong(format!("`{}` stands where `{}` should", shown(&member.path), shown(&path)));
-        }
-        if line.stored != Some(member.size) {
-            return wrong(format!("`{}` has {} bytes, not {:?}", shown(&path), member.size, line.stored));
-        }
-        if line.to.map(|to| to.bytes()).unwrap_or_default() != member.to {
-            return wrong(format!("the link `{}` leads elsewhere", shown(&path)));
-        }
-        match line.sha256 {
-            Some(sha256) if sha256 != hex::encode(member.sha256) => {
-                wrong(format!("the content of `{}` has another digest", shown(&path)))
-            }
-            _ => Ok(()),
-        }
+    let mut lines = Lines::open(lines)?;
+    let found = read_archive(work, archive, format, &mut |part| match part {
+        Part::Ends(member) => lines.compare(member),
+        _ => Ok(()),
     })?;
-    match lines.next_stored()? {
-        None => Ok(found),
-        Some(line) => Err(Failure::new(
-            FailureKind::Drift,
-            format!(
-                "the archive on disk is not what was written: `{}` is not in it",
-                shown(&line.path.bytes())
-            ),
-        )),
-    }
+    lines.end()?;
+    Ok(found)
 }
 
-/// The lines of a manifest, one after the other.
-struct Lines {
+/// The lines of a manifest, one after the other, each held against the member that it is about.
+pub(crate) struct Lines {
     reader: BufReader<File>,
+    pub(crate) head: Head,
+    /// How many lines so far are of what the archive never had.
+    pub(crate) not_stored: u64,
+    /// How many are of files that changed while it was made.
+    pub(crate) changed: u64,
 }
 
 impl Lines {
+    /// From the beginning of `file`.
+    pub(crate) fn open(file: File) -> Result<Lines, Failure> {
+        let head = Head { tree: String::new(), owner: 0, effect: String::new() };
+        let mut lines = Lines { reader: BufReader::new(file), head, not_stored: 0, changed: 0 };
+        let first = lines.text()?.unwrap_or_default();
+        lines.head = Self::parse(&first)?;
+        Ok(lines)
+    }
+
+    /// Compares the next member with its line.
+    pub(crate) fn compare(&mut self, member: &Member) -> Result<(), Failure> {
+        let Some(line) = self.next_stored()? else {
+            return Err(not_ours(&format!("`{}` is in it and not in the manifest", shown(&member.path))));
+        };
+        let path = line.path.bytes();
+        if path != member.path {
+            let (is, should) = (shown(&member.path), shown(&path));
+            return Err(not_ours(&format!("`{is}` stands where `{should}` should")));
+        }
+        if line.stored != Some(member.size) {
+            let (path, is) = (shown(&path), member.size);
+            return Err(not_ours(&format!("`{path}` has {is} bytes, not {:?}", line.stored)));
+        }
+        if line.to.map(|to| to.bytes()).unwrap_or_default() != member.to {
+            return Err(not_ours(&format!("the link `{}` leads elsewhere", shown(&path))));
+        }
+        match line.sha256 {
+            Some(sha256) if sha256 != hex::encode(member.sha256) => {
+                Err(not_ours(&format!("the content of `{}` has another digest", shown(&path))))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// No line is left.
+    pub(crate) fn end(&mut self) -> Result<(), Failure> {
+        match self.next_stored()? {
+            None => Ok(()),
+            Some(line) => Err(not_ours(&format!("`{}` is not in it", shown(&line.path.bytes())))),
+        }
+    }
+
     fn text(&mut self) -> Result<Option<String>, Failure> {
         let mut text = String::new();
         match self.reader.read_line(&mut text) {
@@ -197,14 +244,11 @@ impl Lines {
             .map_err(|error| Failure::new(FailureKind::Internal, format!("a line of the manifest: {error}")))
     }
 
-    fn head(&mut self) -> Result<Head, Failure> {
-        let text = self.text()?.unwrap_or_default();
-        Self::parse(&text)
-    }
-
     fn next_stored(&mut self) -> Result<Option<Line>, Failure> {
         while let Some(text) = self.text()? {
             let line: Line = Self::parse(&text)?;
+            self.not_stored += u64::from(line.not_stored.is_some());
+            self.changed += u64::from(line.changed.is_some());
             if line.stored.is_some() {
                 return Ok(Some(line));
             }
@@ -218,12 +262,18 @@ impl Lines {
 struct Names {
     path: Option<Vec<u8>>,
     to: Option<Vec<u8>>,
+    sparse: Option<u64>,
 }
 
 impl Names {
     fn extension(&mut self, entry_type: EntryType, mut data: Vec<u8>) -> Result<(), Failure> {
         match entry_type {
-            EntryType::XHeader => self.path = pax_value(&data, b"GNU.sparse.name")?,
+            EntryType::XHeader => {
+                self.path = pax_value(&data, b"GNU.sparse.name")?;
+                let size = pax_value(&data, b"GNU.sparse.realsize")?.unwrap_or_default();
+                let size = std::str::from_utf8(&size).ok().and_then(|digits| digits.parse().ok());
+                self.sparse = Some(size.ok_or_else(|| not_ours("a sparse file in it has no size"))?);
+            }
             _ => {
                 if data.pop() != Some(0) {
                     return Err(not_ours("a long name in it has no end"));
@@ -235,10 +285,17 @@ impl Names {
         Ok(())
     }
 
-    fn of<R: Read>(self, entry: &tar::Entry<'_, R>) -> (Vec<u8>, Vec<u8>) {
-        let old = entry.header().as_old();
+    fn begin<R: Read>(self, entry: &tar::Entry<'_, R>) -> Result<Begun, Failure> {
+        let header = entry.header();
+        let old = header.as_old();
         let text = |bytes: &[u8]| bytes.split(|byte| *byte == 0).next().unwrap_or_default().to_vec();
-        (self.path.unwrap_or_else(|| text(&old.name)), self.to.unwrap_or_else(|| text(&old.linkname)))
+        let path = self.path.unwrap_or_else(|| text(&old.name));
+        let to = self.to.unwrap_or_else(|| text(&old.linkname));
+        let wrong = |error: io::Error| not_ours(&format!("the header of `{}`: {error}", shown(&path)));
+        let mode = header.mode().map_err(wrong)?;
+        let mtime = header.mtime().map_err(wrong)?.cast_signed();
+        let flag = header.entry_type().as_byte();
+        Ok(Begun { flag, to, mode, mtime, sparse: self.sparse, path })
     }
 }
 
@@ -268,6 +325,7 @@ fn digest(
     entry: &mut impl Read,
     path: &[u8],
     buffer: &mut [u8],
+    each: &mut dyn FnMut(&[u8]) -> Result<(), Failure>,
 ) -> Result<(u64, [u8; 32]), Failure> {
     let mut sha256 = Sha256::new();
     let mut size = 0;
@@ -278,6 +336,7 @@ fn digest(
             Ok(got) => {
                 size += got as u64;
                 sha256.update(&buffer[..got]);
+                each(&buffer[..got])?;
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(damaged(&format!(" in `{}`", shown(path)), &error)),

@@ -8,18 +8,19 @@ use farrier_model::{Change, ChangeKind, Effect, Failure, FailureKind, Value};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::directory::{Directory, Query, Refusal, Scope, code, fetch};
-use crate::dn::{Dn, EntryName};
+use crate::directory::{Directory, Entry, Query, Refusal, Scope, code, fetch};
+use crate::dn::{Dn, Rdn, named};
 use crate::filter::Filter;
 use crate::restore::{add_all, delete_all, image, whole_entry};
 use crate::schema::is_secret;
 use crate::target::Ldap;
+use crate::values::{Wanted, shown};
 
 /// Deletes entries.
 ///
 /// An entry that is not there is no change. Each is compared with what the plan saw and deleted only if nobody changed
 /// it; where the directory knows the Assertion control (OpenLDAP does) that is one step, elsewhere a change in the
-/// moment between can be lost. Entries that have others under them are refused, unless those are listed too. Undo adds
+/// moment between can be lost. With `if_is`, an entry that is not so is an error, and nothing is deleted. Entries that have others under them are refused, unless those are listed too. Undo adds
 /// the entries again with their attributes, and with a lock on the account, but without passwords, which are not
 /// recorded.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -28,7 +29,27 @@ pub(crate) struct Delete {
     /// The directory.
     target: Target<Ldap>,
     /// The entries: `{ base: "ou=people,dc=example,dc=org", rdn: [uid, alice] }`.
-    entries: Vec<EntryName>,
+    entries: Vec<Doomed>,
+}
+
+/// An entry to delete.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Doomed {
+    /// The entry above, or the entry itself when there is no `rdn`.
+    base: Dn,
+    /// The attribute and the value that tell the entry from its neighbours.
+    #[serde(default)]
+    rdn: Option<Rdn>,
+    /// Values that it must have to be deleted, in the form of `ldap.modify`; null for an attribute that must be absent.
+    #[serde(default)]
+    if_is: Option<Wanted>,
+}
+
+impl Doomed {
+    fn dn(&self) -> Dn {
+        named(&self.base, self.rdn.as_ref())
+    }
 }
 
 /// What was deleted.
@@ -46,9 +67,26 @@ impl Delete {
         }
         let mut seen = HashSet::new();
         let mut names: Vec<Dn> =
-            self.entries.iter().map(EntryName::dn).filter(|dn| seen.insert(dn.key())).collect();
+            self.entries.iter().map(Doomed::dn).filter(|dn| seen.insert(dn.key())).collect();
         names.sort_by_key(|dn| std::cmp::Reverse(dn.depth()));
         Ok(names)
+    }
+
+    /// Holds an entry against its conditions. What they compare is in the record, and is compared again before the write.
+    fn judge(&self, dn: &Dn, entry: &Entry) -> Result<(), Failure> {
+        let conditions = self.entries.iter().filter(|doomed| doomed.dn().key() == dn.key());
+        for wanted in conditions.filter_map(|doomed| doomed.if_is.as_ref()) {
+            if let Some(attribute) = wanted.0.differences(entry).first() {
+                let found = shown(entry.values(attribute));
+                return Err(Failure::new(
+                    FailureKind::Expectation,
+                    format!(
+                        "`{attribute}` of `{dn}` is {found}, and `if_is` asks for another value; nothing was deleted"
+                    ),
+                ));
+            }
+        }
+        Ok(())
     }
 
     async fn plan_in(&self, directory: &dyn Directory, names: Vec<Dn>) -> Result<Planned<Deleted>, Failure> {
@@ -57,6 +95,7 @@ impl Delete {
         let mut notes = Vec::new();
         for dn in &names {
             let Some(entry) = fetch(directory, dn, whole_entry()).await? else { continue };
+            self.judge(dn, &entry)?;
             if let Some(child) = other_child(directory, dn, &listed).await? {
                 return Err(Failure::new(
                     FailureKind::Refused,

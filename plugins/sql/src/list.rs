@@ -19,7 +19,7 @@ use crate::target::Sql;
 pub struct ListAccounts {
     /// The server.
     target: Target<Sql>,
-    /// The names of the accounts.
+    /// The names of the accounts. Without any, the server is not asked.
     accounts: Vec<String>,
     /// The hosts that they may come from. Default `%`, all.
     #[serde(default = "everywhere")]
@@ -77,9 +77,15 @@ there:
                 }
                 None => BTreeMap::new(),
             };
-            let mut session = reader.0.read().await?;
-            let states = server.accounts(&mut *session, Some(&names)).await?;
-            session.rollback().await;
+            // Without any name there is nothing to ask, and how the server is called is known while it is away.
+            let states = if names.is_empty() {
+                BTreeMap::new()
+            } else {
+                let mut session = reader.0.read().await?;
+                let states = server.accounts(&mut *session, Some(&names)).await?;
+                session.rollback().await;
+                states
+            };
             let mut listed = AccountsListed {
                 server: reader.1.name.clone(),
                 status: BTreeMap::new(),

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use farrier_model::Failure;
 use farrier_plugin_files::helper::Helper;
 
 use super::{Problem, block_on};
@@ -18,13 +17,15 @@ pub struct FilesHelper {
     /// The file with the folders that it may work in: `NAME FOLDER` on each line. It must belong to the superuser.
     #[arg(long, value_name = "FILE", default_value = "/etc/farrier/files-roots")]
     roots: PathBuf,
+    /// Work even where the kernel has no Landlock to keep the helper to those folders.
+    #[arg(long)]
+    unconfined: bool,
 }
 
 impl FilesHelper {
     pub(super) fn run(self) -> Result<Exit, Problem> {
-        let problem = |failure: Failure| Problem::Other(anyhow::anyhow!(failure.message));
         // Before there is a second thread: what this one gives up, the later ones do not have.
-        let helper = Helper::prepare(&self.roots).map_err(problem)?;
-        block_on(async { helper.serve().await.map_err(problem).map(|()| Exit::Ok) })
+        let helper = Helper::prepare(&self.roots, self.unconfined)?;
+        block_on(async { Ok(helper.serve().await.map(|()| Exit::Ok)?) })
     }
 }

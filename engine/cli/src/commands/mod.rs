@@ -25,6 +25,7 @@ mod schedules;
 mod schema;
 mod serve;
 mod test;
+mod unpack;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -165,6 +166,7 @@ enum Command {
     Logout(login::Logout),
     /// Take away finished runs whose time is over, as `retention:` in farrier.yaml says.
     Prune(prune::Prune),
+    Unpack(unpack::Unpack),
     FilesHelper(files_helper::FilesHelper),
     /// Start a program of a target of kind `external`; Farrier itself calls this.
     #[command(hide = true)]
@@ -284,6 +286,7 @@ pub fn dispatch(cli: Cli, spans: Option<Spans>) -> Result<Exit, Problem> {
         Command::Login(command) => block_on(command.run(&app)),
         Command::Logout(command) => block_on(command.run(&app)),
         Command::Prune(command) => block_on(command.run(&app)),
+        Command::Unpack(command) => block_on(command.run()),
         Command::FilesHelper(command) => command.run(),
         // It stands for the program, down to its exit code.
         Command::PluginRunner { words } => std::process::exit(farrier_plugin_external::runner::main(&words)),

@@ -41,10 +41,20 @@ fn an_account_of_each_type_goes_and_comes_back_with_another_password() {
         assert_eq!(accounts_of(&site.servers.s1, &format!("^{}$", owner.account)), [""; 0]);
         assert!(site.path(*owner).exists() && !site.row(*owner).is_empty(), "{owner:?}");
     }
-    assert_eq!(hosts(), "18");
+    // Three servers less for each of three, and the mark of each.
+    assert_eq!(hosts(), "21");
     assert_eq!(site.api.written(), asked, "files and variables go last");
 
+    // Meanwhile nobody makes them again where they are gone.
+    site.run("harvest-replicas", &[]).expect(13);
+    for owner in &doomed {
+        assert_eq!(accounts_of(&site.servers.s1, &format!("^{}$", owner.account)), [""; 0], "{owner:?}");
+    }
+    assert_eq!(hosts(), "21");
+
     site.environment(false);
+    // Somebody has removed one file: to the service that is an error, and here it is done.
+    std::fs::remove_file(site.path(doomed[2])).unwrap();
     for owner in &doomed {
         let inputs = [format!("type={}", owner.kind), format!("name={}", owner.name)];
         let inputs = inputs.each_ref().map(String::as_str);

@@ -35,26 +35,26 @@ impl Servers {
              hostname varchar(255) NOT NULL, status enum('present', 'absent') NOT NULL, UNIQUE (account_id, hostname))",
         );
         for replica in [&s1, &s2] {
-            replica.exec(&format!(
-                "CREATE ROLE labsdbuser; GRANT labsdbuser TO {}@'127.0.0.1' WITH ADMIN OPTION",
-                replica.name()
-            ));
+            make_role(replica);
         }
         Servers { project: Project::demo(), accounts, s1, s2, _running: servers }
     }
 
+    /// One server of the environment.
+    pub(crate) fn target(&self, name: &str, database: &Database) -> Value {
+        let url = database.url();
+        let (scheme, rest) = url.split_once("://").unwrap();
+        let (account, place) = rest.split_once('@').unwrap();
+        let (user, password) = account.split_once(':').unwrap();
+        json!({
+            "kind": "sql", "url": format!("{scheme}://{user}@{place}"), "server_name": format!("{name}:3306"),
+            "password": self.project.secret(&format!("{name}.secret"), password),
+        })
+    }
+
     /// The targets of harvest-replicas. With `s3`, there is a third replica, which is down.
     pub(crate) fn targets(&self, s3: bool) -> Value {
-        let target = |name: &str, database: &Database| {
-            let url = database.url();
-            let (scheme, rest) = url.split_once("://").unwrap();
-            let (account, place) = rest.split_once('@').unwrap();
-            let (user, password) = account.split_once(':').unwrap();
-            json!({
-                "kind": "sql", "url": format!("{scheme}://{user}@{place}"), "server_name": format!("{name}:3306"),
-                "password": self.project.secret(&format!("{name}.secret"), password),
-            })
-        };
+        let target = |name: &str, database: &Database| self.target(name, database);
         let down = format!("mysql://a@127.0.0.1:{}/a", farrier_testkit::free_port());
         let mut replicas = vec!["s1", "s2"];
         replicas.extend(s3.then_some("s3"));
@@ -110,6 +110,14 @@ impl Servers {
             }
         }
     }
+}
+
+/// The role of those who may read a replica.
+pub(crate) fn make_role(replica: &Database) {
+    replica.exec(&format!(
+        "CREATE ROLE labsdbuser; GRANT labsdbuser TO {}@'127.0.0.1' WITH ADMIN OPTION",
+        replica.name()
+    ));
 }
 
 /// Accounts whose names begin as in `like`, with their hashes in small letters, limits and grants, as the server tells them.
@@ -194,9 +202,19 @@ impl Toolforge {
 
     /// Writes the environment, with or without the replica that is down.
     pub(crate) fn environment(&self, s3: bool) {
+        self.write_environment(self.servers.targets(s3));
+    }
+
+    /// The replica that was down is there.
+    pub(crate) fn s3_is_up(&self, s3: &Database) {
+        let mut targets = self.servers.targets(true);
+        targets["s3"] = self.servers.target("s3", s3);
+        self.write_environment(targets);
+    }
+
+    fn write_environment(&self, mut targets: Value) {
         let project = &self.servers.project;
         let root = |name: &str| project.path("environments/dbusers").join(name).display().to_string();
-        let mut targets = self.servers.targets(s3);
         let mut add = |name: &str, target: Value| targets[name] = target;
         add(
             "directory",

@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 
@@ -68,6 +69,40 @@ fn project() -> Project {
     project
 }
 
+/// The deleted home, unpacked by its owner: the superuser is refused.
+fn comes_back(project: &Project) {
+    let archive = project.path("world/archives/foxes.tgz");
+    let folder = project.path("world/restored");
+    fs::create_dir(&folder).unwrap();
+    chown(&folder, Some(52503), Some(52503)).unwrap();
+    for folder in [project.path(""), project.path("world")] {
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    // The program may lie where only the superuser looks.
+    let farrier = folder.join("farrier");
+    fs::copy(FARRIER, &farrier).unwrap();
+    let unpack = |owner: u32| {
+        let mut command = std::process::Command::new(&farrier);
+        command.args(["unpack", "-", "--into", "foxes"]).current_dir(&folder).uid(owner).gid(owner);
+        command.stdin(fs::File::open(&archive).unwrap());
+        let output = command.output().unwrap();
+        (
+            output.status.code(),
+            String::from_utf8(output.stdout).unwrap(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
+    };
+    let (code, _, refused) = unpack(0);
+    assert_eq!(code, Some(1), "{refused}");
+    assert!(refused.contains("not unpacked by the superuser") && refused.contains("sudo -u"), "{refused}");
+    let (code, told, error) = unpack(52503);
+    assert_eq!(code, Some(0), "{error}");
+    assert!(told.contains("foxes: 4 entries of `tool_homes/foxes`, which belonged to 52503"), "{told}");
+    let text = folder.join("foxes/foxes/data/text");
+    assert_eq!(fs::read_to_string(&text).unwrap(), "the owner's own");
+    assert_eq!(fs::metadata(&text).unwrap().uid(), 52503);
+}
+
 #[test]
 fn a_home_is_archived_and_deleted_by_the_helper() {
     let project = project();
@@ -78,6 +113,7 @@ fn a_home_is_archived_and_deleted_by_the_helper() {
     assert!(!project.path("world/homes/foxes").exists());
     assert!(project.path("world/archives/foxes.tgz").exists());
     assert_eq!(project.read("world/archives/foxes.txt"), "archived");
+    comes_back(&project);
 }
 
 #[test]
@@ -337,9 +373,16 @@ fn a_helper_gives_up_what_it_does_not_need_before_it_is_asked() {
     let project = project();
     let mut helper = Helper::start(&project.path("roots"));
     let status = format!("/proc/{}/status", helper.child.id());
-    wait_until("the helper has no new privileges", || {
-        fs::read_to_string(&status).unwrap().contains("NoNewPrivs:\t1")
+    // The last thing that it gives up; a filter of system calls is mode 2.
+    wait_until("the helper has no system calls but those it needs", || {
+        fs::read_to_string(&status).unwrap().contains("Seccomp:\t2")
     });
+    let status = fs::read_to_string(&status).unwrap();
+    assert!(status.contains("NoNewPrivs:\t1"), "{status}");
+    // Those over files: chown, dac_override, dac_read_search, fowner, fsetid, linux_immutable.
+    for line in ["CapPrm:\t000000000000021f", "CapEff:\t000000000000021f", "CapInh:\t0000000000000000"] {
+        assert!(status.contains(line), "{line}\n{status}");
+    }
     let limits = fs::read_to_string(format!("/proc/{}/limits", helper.child.id())).unwrap();
     let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
     assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");

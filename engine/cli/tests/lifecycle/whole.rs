@@ -28,14 +28,20 @@ fn tools_are_made_disabled_archived_and_deleted_and_their_neighbours_are_left_al
         site.create(tool);
         site.is_alive(tool);
     }
-    let shorter = site.project.read("runbooks/lifecycle/tool-delete.yaml").replace("every: 15s", "every: 1s");
-    site.project.write("runbooks/lifecycle/tool-delete.yaml", &shorter);
+    for runbook in ["runbooks/lifecycle/tool-delete.yaml", "runbooks/lifecycle/tool-disable.yaml"] {
+        let shorter = site.project.read(runbook).replace("every: 15s", "every: 1s");
+        site.project.write(runbook, &shorter);
+    }
     let cluster = site.project.read("environments/test/cluster.yaml");
     let quick =
         cluster.replace("nodeName: worker-1,", "nodeName: worker-1, terminationGracePeriodSeconds: 1,");
     site.project.write("environments/test/cluster.yaml", &quick);
 
     let begun = disable(&site, OLD_MAP);
+    // Nothing of it runs any more, on the very day.
+    let stopped = site.project.read("environments/test/cluster.yaml");
+    assert!(!stopped.contains("kind: Pod") && !stopped.contains("replicas: 1"), "{stopped}");
+    assert!(stopped.contains("suspend: true"), "{stopped}");
     disable(&site, RIVER);
     site.on_day(2, 0);
     disable(&site, HARBOUR);

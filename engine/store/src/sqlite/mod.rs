@@ -438,11 +438,13 @@ impl Store for SqliteStore {
     async fn executions(&self, of: &Executed, since: Timestamp) -> Result<u64, StoreError> {
         let since = since.as_millisecond();
         let query = match of {
-            Executed::Runs { runbook } => {
-                sqlx::query("SELECT count(*) FROM run WHERE runbook = ? AND created_at > ?")
-                    .bind(runbook.clone())
-                    .bind(since)
-            }
+            Executed::Runs { runbook } => sqlx::query(
+                "SELECT count(*) FROM run r WHERE r.runbook = ? AND r.created_at > ? AND r.state <> 'undone' \
+                     AND (r.finished_at IS NULL \
+                     OR EXISTS (SELECT 1 FROM journal j WHERE j.run_id = r.run_id AND j.kind = 'intent'))",
+            )
+            .bind(runbook.clone())
+            .bind(since),
             // Items are `step[key]`; the character after `[` ends their range.
             Executed::Step { runbook, step } => sqlx::query(
                 "SELECT count(*) FROM journal j JOIN run r ON r.run_id = j.run_id \

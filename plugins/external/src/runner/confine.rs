@@ -1,48 +1,22 @@
 //! What a program does not get: new privileges, a core file, the network, and more than its share of the machine.
 
-use std::collections::BTreeMap;
 use std::io;
 
-use farrier_model::{Failure, FailureKind};
+use farrier_model::Failure;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use seccompiler::{
-    SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, apply_filter,
-};
 
 use super::Order;
 
 /// For this thread and all that it starts: no set-user-ID program raises them, and without `network` there are no sockets
 /// but those of this machine's own files.
 pub(crate) fn confine(network: bool) -> Result<(), Failure> {
-    let refused = |what: &str, error: &dyn std::fmt::Display| {
-        Failure::new(FailureKind::Refused, format!("cannot confine the program: {what}: {error}"))
-    };
-    rustix::thread::set_no_new_privs(true).map_err(|error| refused("no new privileges", &error))?;
+    farrier_confine::privileges()?;
     if !network {
-        no_network().map_err(|error| {
-            refused("no network", &error)
-                .help("where the kernel cannot do this, say `network: true` in the environment, so that it is known")
+        farrier_confine::calls::no_network().map_err(|failure| {
+            failure.help("where the kernel cannot do this, say `network: true` in the environment, so that it is known")
         })?;
     }
     Ok(())
-}
-
-fn no_network() -> Result<(), Box<dyn std::error::Error>> {
-    let other_than_unix = SeccompCondition::new(
-        0,
-        SeccompCmpArgLen::Dword,
-        SeccompCmpOp::Ne,
-        u64::from(libc::AF_UNIX.cast_unsigned()),
-    )?;
-    let rules = BTreeMap::from([
-        (libc::SYS_socket, vec![SeccompRule::new(vec![other_than_unix])?]),
-        // Its operations are not system calls, so no filter would see them.
-        (libc::SYS_io_uring_setup, Vec::new()),
-    ]);
-    let refuse = SeccompAction::Errno(libc::EPERM.cast_unsigned());
-    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, std::env::consts::ARCH.try_into()?)?;
-    let program: seccompiler::BpfProgram = filter.try_into()?;
-    Ok(apply_filter(&program)?)
 }
 
 /// Limits that nothing below can raise again.
@@ -50,7 +24,6 @@ pub(crate) fn limit(order: &Order) -> io::Result<()> {
     for (resource, wanted) in [
         (Resource::Nofile, order.open_files),
         (Resource::Cpu, order.processor_seconds),
-        (Resource::Core, 0),
         (Resource::Nproc, backstop(order.processes)),
         // Private memory that can be written to; what is only reserved does not count. Last: from here on this process
         // itself may get no more.

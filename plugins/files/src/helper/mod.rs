@@ -15,7 +15,6 @@
 //! A helper whose caller goes away ends at once (`listen`). Its work stands a death at any moment, and goes on when the
 //! step is tried again.
 
-mod confine;
 mod listen;
 mod roots;
 mod send;

@@ -9,10 +9,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use farrier_action::{
     Action, ActionRegistry, Binding, NodeInfo, Probe, ReadCx, TargetKind as _, Targets, WriteCx,
 };
+use farrier_confine::capabilities::OTHER_PEOPLES_FILES;
+use farrier_confine::folders::Confined;
 use farrier_model::{Failure, FailureKind, Scope, Value};
 use serde::{Deserialize, Serialize};
 
-use super::confine::{Confined, confine};
 use super::listen::{Body, Heard, listen};
 use super::roots;
 use super::wire::{Answer, Job, LONGEST_ANSWER, Phase, Planned, Probed, Request, Step, VERSION};
@@ -30,18 +31,35 @@ pub struct Helper {
 }
 
 impl Helper {
-    /// Reads the file `roots` and gives up all that lies outside of its folders. This holds for the calling thread and those
-    /// that it starts, so it is called before there are others.
+    /// Reads the file `roots` and gives up all that lies outside of its folders, every system call and every power that work
+    /// with files does not need. This holds for the calling thread and those that it starts, so it is called before there are
+    /// others.
+    ///
+    /// Its actions work beneath open folders and trust no name, so this is the second wall: a defect in them reaches no other
+    /// file, starts no program and calls nobody. With `unconfined` the first wall is enough where the kernel has no Landlock.
     ///
     /// # Errors
-    /// The file cannot be read or is not to be believed; a kernel that can confine refuses to.
-    pub fn prepare(roots: &Path) -> Result<Helper, Failure> {
+    /// The file cannot be read or is not to be believed; a kernel that can confine refuses to, or cannot.
+    pub fn prepare(roots: &Path, unconfined: bool) -> Result<Helper, Failure> {
         let roots = roots::read(roots)?;
-        match confine(&roots)? {
+        farrier_confine::privileges()?;
+        let folders: Vec<&Path> = roots.values().map(Path::new).collect();
+        match farrier_confine::folders::only(&folders)? {
             Confined::Wholly => {}
             Confined::Partly => eprintln!("note: this kernel confines the helper's files, and not all else"),
-            Confined::Not => eprintln!("note: this kernel has no Landlock, so the helper is not confined"),
+            Confined::Not if unconfined => {
+                eprintln!(
+                    "note: this kernel has no Landlock, so the helper's folders are not all it could reach"
+                );
+            }
+            Confined::Not => {
+                let message = "this kernel has no Landlock, so a defect in the helper could reach every file";
+                return Err(Failure::new(FailureKind::Refused, message)
+                    .help("use Linux 5.13 or newer with Landlock on, or start it with `--unconfined`"));
+            }
         }
+        farrier_confine::capabilities::keep(OTHER_PEOPLES_FILES)?;
+        farrier_confine::calls::only_files()?;
         Ok(Helper { roots })
     }
 

@@ -402,3 +402,43 @@ both_ways! { an_owner_that_changes_after_the_plan_stops_everything, Place::new()
     );
     assert!(!place.at("archives/foxes.tgz").exists());
 } }
+
+#[tokio::test]
+async fn a_bit_that_flips_before_the_archive_is_named_leaves_none() {
+    must_be_root();
+    for ending in [".tgz", ".tar.zst"] {
+        // At the beginning, in the middle, and in the last byte.
+        for part in 0..3 {
+            let place = Place::new();
+            toolforge_home(&place.at("homes/foxes"));
+            let input = archive_as("foxes", ending, OWNER);
+            let changes = place.plan("files.archive", "archive", &input).await.unwrap().changes;
+            let private = place.at("archives").join(PRIVATE).join(crate::private::ARCHIVES);
+            let flipped = Arc::new(std::sync::atomic::AtomicBool::new(false));
+            let done = flipped.clone();
+            let hook: Hook = Arc::new(move |point| {
+                if point == "before reading back" {
+                    let files = fs::read_dir(&private).unwrap().map(|entry| entry.unwrap().path());
+                    let file = files.filter(|path| path.extension().is_some_and(|end| end == "part"));
+                    let [path] = &file.collect::<Vec<_>>()[..] else { panic!("one archive is being made") };
+                    let mut bytes = fs::read(path).unwrap();
+                    let at = part * (bytes.len() - 1) / 2;
+                    bytes[at] ^= 1;
+                    fs::write(path, bytes).unwrap();
+                    done.store(true, std::sync::atomic::Ordering::SeqCst);
+                }
+                Ok(())
+            });
+            let failure = place.make(&Work::hooked(hook), "archive", &input, &changes).await.unwrap_err();
+            assert!(flipped.load(std::sync::atomic::Ordering::SeqCst));
+            assert_eq!(failure.kind, FailureKind::Drift, "{ending} {part}: {failure}");
+            assert!(!place.at(format!("archives/foxes{ending}")).exists());
+            // Nothing is lost: what was taken out of its place goes back, whole.
+            place.undo("files.archive", "archive", &input, &changes).await.unwrap();
+            assert_eq!(
+                fs::read_to_string(place.at("homes/foxes/.description")).unwrap(),
+                "Counts foxes 🦊\n"
+            );
+        }
+    }
+}

@@ -533,6 +533,8 @@ async fn sizes_and_counts_are_told() {
     assert_eq!((number(total, "files"), number(total, "folders")), (3, 2));
     assert_eq!(number(total, "bytes"), 10_000 + (1 << 30));
     assert!(number(total, "disk_bytes") >= 10_000 && number(total, "disk_bytes") < 100_000);
+    let owner = std::os::unix::fs::MetadataExt::uid(&fs::metadata(at("a")).unwrap());
+    assert_eq!(number(&used, "owner"), i64::from(owner));
     assert!(number(&used, "disk_free") > 0 && number(&used, "disk_size") >= number(&used, "disk_free"));
 
     for each in ["", ", 'each_folder': true"] {
@@ -546,6 +548,7 @@ async fn sizes_and_counts_are_told() {
     }
     let gone = place.step("files.usage", "size", &input(", 'path': ['nothing']")).await.unwrap();
     assert_eq!(gone.get("exists").unwrap().as_bool(), Some(false));
+    assert!(gone.get("owner").unwrap().is_null());
     let failure =
         place.step("files.usage", "size", &input(", 'max_entries': 2, 'path': ['a']")).await.unwrap_err();
     assert_eq!(failure.kind, FailureKind::Limit);

@@ -6,6 +6,7 @@ mod hostile;
 mod laws;
 mod races;
 mod read_many;
+mod unpack;
 
 use std::collections::BTreeMap;
 use std::fs;

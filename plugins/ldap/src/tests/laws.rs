@@ -80,7 +80,8 @@ const DELETE: Law = Law {
     action: "ldap.delete",
     input: r#"{"target": "directory", "entries": [
         {"base": "cn=tools,ou=projects,dc=wikimedia,dc=org"},
-        {"base": "ou=people,ou=servicegroups,dc=wikimedia,dc=org", "rdn": ["uid", "tools.two"]},
+        {"base": "ou=people,ou=servicegroups,dc=wikimedia,dc=org", "rdn": ["uid", "tools.two"],
+            "if_is": {"uidNumber": 51002, "pwdAccountLockedTime": "20261001120000Z"}},
         {"base": "cn=tools,ou=projects,dc=wikimedia,dc=org", "rdn": ["cn", "a (b), c*"]},
         {"base": "ou=people,ou=servicegroups,dc=wikimedia,dc=org", "rdn": ["uid", "gone"]}]}"#,
     disturb: Some((
@@ -280,6 +281,22 @@ async fn refused(place: &Place) {
             r#"{"target": "directory", "entries": [{"base": "cn=tools,ou=projects,dc=wikimedia,dc=org"}]}"#.into(),
             FailureKind::Refused,
             "has `cn=a (b)",
+        ),
+        (
+            "ldap.delete",
+            r#"{"target": "directory", "entries": [
+                {"base": "ou=people,ou=servicegroups,dc=wikimedia,dc=org", "rdn": ["uid", "tools.two"], "if_is": {"uidNumber": 51003}}]}"#
+                .into(),
+            FailureKind::Expectation,
+            "`uidNumber` of `uid=tools.two,ou=people,ou=servicegroups,dc=wikimedia,dc=org` is 51002",
+        ),
+        (
+            "ldap.delete",
+            r#"{"target": "directory", "entries": [
+                {"base": "ou=people,ou=servicegroups,dc=wikimedia,dc=org", "rdn": ["uid", "tools.two"], "if_is": {"pwdPolicySubentry": null}}]}"#
+                .into(),
+            FailureKind::Expectation,
+            "`pwdPolicySubentry` of `uid=tools.two,ou=people,ou=servicegroups,dc=wikimedia,dc=org` is cn=disabled",
         ),
         (
             "ldap.members",
