@@ -27,13 +27,22 @@ use crate::process::{self, Account, Launch, Process, on_a_free_port, require_pro
 pub struct Options {
     /// The program that reads the client's command line, instead of the account's own shell: `dash`, `bash`.
     pub shell: Option<String>,
+    /// The address on loopback that it listens at, instead of 127.0.0.1.
+    pub address: Option<String>,
     /// Further lines for the server's configuration, such as `MaxSessions 3`.
     pub configuration: String,
+}
+
+impl Options {
+    fn address(&self) -> &str {
+        self.address.as_deref().unwrap_or("127.0.0.1")
+    }
 }
 
 /// A running server, ended when dropped.
 #[derive(Debug)]
 pub struct Sshd {
+    address: String,
     port: u16,
     // Before the folder, so that the server is gone when the folder goes.
     process: Option<Process>,
@@ -63,10 +72,10 @@ impl Sshd {
         std::fs::write(folder.path().join("sshd_config"), configuration(folder.path(), options))
             .context("cannot write `sshd_config`")?;
         let (port, process) = on_a_free_port(|port| Ok((port, launch(folder.path(), port)?)))?;
-        Ok(Sshd { port, process: Some(process), folder })
+        Ok(Sshd { address: options.address().to_owned(), port, process: Some(process), folder })
     }
 
-    /// The port on 127.0.0.1.
+    /// The port at its address.
     pub fn port(&self) -> u16 {
         self.port
     }
@@ -86,8 +95,9 @@ impl Sshd {
     /// A section for `ssh_config` that leads `name` to this server.
     pub fn client_config(&self, name: &str) -> String {
         format!(
-            "Host {name}\n    HostName 127.0.0.1\n    Port {}\n    HostKeyAlias {name}\n    IdentityFile {}\n    \
+            "Host {name}\n    HostName {}\n    Port {}\n    HostKeyAlias {name}\n    IdentityFile {}\n    \
              IdentitiesOnly yes\n",
+            self.address,
             self.port,
             self.identity().display()
         )
@@ -201,7 +211,7 @@ fn configuration(folder: &Path, options: &Options) -> String {
         .map(|shell| format!("ForceCommand exec {shell} -c \"$SSH_ORIGINAL_COMMAND\"\n"))
         .unwrap_or_default();
     format!(
-        "ListenAddress 127.0.0.1
+        "ListenAddress {}
 HostKey {folder}/host_key
 AuthorizedKeysFile {folder}/authorized_keys
 PidFile none
@@ -215,6 +225,7 @@ SetEnv SHLVL=2
 LogLevel VERBOSE
 {shell}{}
 ",
+        options.address(),
         options.configuration
     )
 }

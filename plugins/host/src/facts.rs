@@ -166,6 +166,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn it_keeps_the_laws() {
+        let world = World::scripted("hosts: { 'a-[1-2]': { os_version: '11' } }");
+        let bad_inputs = [
+            json!({ "target": "nodes" }),
+            json!({ "target": "nodes", "hosts": "a-[1-2]" }),
+            json!({ "target": "nodes", "hosts": "elsewhere" }),
+            json!({ "target": "nodes", "hosts": [] }),
+            json!({ "target": "nodes", "hosts": "a-1", "select": "@all" }),
+            json!({ "target": "nodes", "select": "@nobody" }),
+            json!({ "target": "nodes", "select": "a-1", "must_succeed": "101%" }),
+            json!({ "target": "nodes", "select": "a-1", "batch": 1 }),
+        ];
+        let input = json!({ "target": "nodes", "select": "@all" });
+        let shown = world.prove("host.facts", &input, &bad_inputs).await.unwrap();
+        assert!(shown.plan.changes.is_empty(), "it only reads");
+        assert_eq!(shown.output.get("hosts").unwrap().as_list().unwrap().len(), 2);
+        assert!(world.did().iter().all(|did| did.contains("facts")), "{:?}", world.did());
+    }
+
+    #[tokio::test]
     async fn hosts_that_do_not_answer_are_named() {
         let world =
             World::scripted("hosts: { 'a-[1-2]': { os_version: '11' }, b: { unreachable: no route } }");

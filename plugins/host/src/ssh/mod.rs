@@ -12,6 +12,8 @@ mod quote;
 mod wrapper;
 
 #[cfg(test)]
+mod fleet_tests;
+#[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
