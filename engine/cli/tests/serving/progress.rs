@@ -1,5 +1,7 @@
 //! How far a step is, while it works: at a terminal's reader and at the API.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpStream;
 use std::process::{Child, Stdio};
