@@ -23,6 +23,47 @@ fn the_shipped_lifecycle_of_forty_days_survives_crashes_and_failures() {
     assert!(junit.contains("tool-lifecycle.test.yaml\" line=\"4\""), "{junit}");
 }
 
+/// Items whose list is known are planned before their step may begin, and are in no journal until it does.
+#[test]
+fn items_that_wait_for_a_write_are_no_breach_of_the_journal() {
+    let project = Project::new();
+    let reads: String = (0..12)
+        .map(|at| {
+            let value = if at == 0 { "x".into() } else { format!("${{ steps.read_{}.value }}", at - 1) };
+            format!("  read_{at}: {{ uses: data.let, with: {{ value: \"{value}\" }} }}\n")
+        })
+        .collect();
+    let runbook = "runbook: waiting_items
+summary: Items that are known before they can begin
+owner: testers
+risk: recoverable
+targets: { files: files }
+steps:
+  written:
+    uses: files.write
+    needs: []
+    with: { target: files, file: { root: here, path: [one] }, content: one, mode: \"0600\" }
+    undo: restore
+  looked:
+    uses: data.let
+    needs: [written]
+    for_each: { in: \"${ ['a', 'b', 'c'] }\", as: letter, key: letter }
+    with: { value: \"${ letter }\" }
+";
+    project.write("runbooks/waiting_items.yaml", &format!("{runbook}{reads}"));
+    project.write(
+        "runbooks/waiting_items.test.yaml",
+        "tests:
+  - name: all begin
+    environment: ../environments/test.yaml
+    expect: { state: succeeded, steps: { looked: { state: succeeded } } }
+",
+    );
+    project.environment(&serde_json::json!({ "files": { "kind": "files", "roots": { "here": "world" } } }));
+    fs::create_dir_all(project.path("environments/world")).unwrap();
+    project.farrier(&["test", "waiting_items"]).expect(0).says("1 passed, 0 failed");
+}
+
 /// Golden plans are among what they compare with.
 #[test]
 fn every_shipped_runbook_does_what_its_tests_say() {

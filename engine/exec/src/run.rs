@@ -835,6 +835,16 @@ impl Run {
         })
     }
 
+    /// The same, without the items that are known before their step may begin: a plan shows those, and no journal has them
+    /// yet.
+    pub fn journaled_nodes(&self) -> impl Iterator<Item = NodeRef> + '_ {
+        let journaled = |node: &NodeRef| {
+            node.item.is_none()
+                || self.steps[node.step.index()].items.as_ref().is_some_and(|items| items.journaled)
+        };
+        self.nodes().filter(journaled)
+    }
+
     /// Whether the guards have let writes begin.
     pub fn writes_allowed(&self) -> bool {
         self.writes_allowed

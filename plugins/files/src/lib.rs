@@ -5,7 +5,7 @@
 //! for everything that writes, `walk` goes through a tree, `store` tells the life of an archive, `remove` that of a
 //! deletion, `private` where both keep what they need. None of those know of runs: they are plain functions. `helper` has
 //! them done by another process, which may do more or is where the disk is. [`deposit`] is for other plugins, whose steps
-//! put files beneath a root; [`unpack`] is for the command line.
+//! put files beneath a root; [`unpack()`] is for the command line.
 //!
 //! **Rule:** every path is made of checked segments beneath a root, and the kernel refuses to leave it. Nothing but a
 //! regular file is ever opened for reading, and nothing but an open folder written to.

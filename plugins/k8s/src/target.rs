@@ -6,7 +6,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use farrier_action::duration::Wait;
 use farrier_action::{ConnectCx, SecretRef, TargetKind};
-use farrier_model::{Failure, FailureKind};
+use farrier_model::{Failure, FailureKind, Secret};
 use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -97,6 +97,7 @@ impl KubernetesConfig {
             return Ok(Cluster::new(standin.client(), Some(cx.now.clone())));
         }
         let mut config = self.place(account, cx).await?;
+        learn(&config.auth_info, cx);
         secure(&config)?;
         if let Some(file) = &self.ca_file {
             let path = cx.path(file);
@@ -173,6 +174,16 @@ impl Account {
             _ => return Err(input("`client_certificate` and `client_key` go together")),
         }
         Ok(())
+    }
+}
+
+/// What a kubeconfig says of an account is no secret of the environment, and yet none to be shown.
+fn learn(account: &AuthInfo, cx: &ConnectCx) {
+    let account = serde_json::to_value(account).unwrap_or_default();
+    for field in ["token", "password"] {
+        if let Some(secret) = account[field].as_str() {
+            cx.known.learn(&Secret::new(secret));
+        }
     }
 }
 

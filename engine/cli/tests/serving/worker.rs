@@ -83,12 +83,14 @@ fn site(on_boot: &str, post: &Value) -> Site {
         alertmanagers: &[&alertmanager],
     });
     let real = |kind: &str, url: String| json!({ "kind": kind, "url": url, "networks": ["127.0.0.0/8"] });
+    let mut alerts = real("alertmanager", alertmanager.url());
+    alerts["write_as"] = json!({});
     let environment = json!({
         "environment": "worker",
         "targets": {
             "cluster": { "kind": "k8s", "url": "objects:worker/cluster.yaml" },
             "metrics": real("prometheus", prometheus.url()),
-            "alerts": real("alertmanager", alertmanager.url()),
+            "alerts": alerts,
             "checker": { "kind": "http", "url": "routes:worker/checker.yaml" },
             "nodes": { "kind": "host", "scripted": "worker/hosts.yaml", "state": "worker/hosts.state" },
             "feed": {
@@ -162,6 +164,7 @@ fn a_worker_that_hangs_is_rebooted_proved_well_and_takes_pods_again() {
     assert_eq!(view["state"], "succeeded", "{view:#}");
     states(&view, &[("drain", "succeeded"), ("reboot", "succeeded"), ("cured", "succeeded")]);
     states(&view, &[("uncordon", "succeeded"), ("tell", "succeeded"), ("hand_over", "skipped")]);
+    states(&view, &[("quiet", "succeeded"), ("loud", "succeeded")]);
     let cluster = site.serving.project.read(CLUSTER);
     assert!(!cluster.contains("unschedulable: true"), "{cluster}");
     assert!(!cluster.contains("dumps-reader"), "what hung there is gone: {cluster}");

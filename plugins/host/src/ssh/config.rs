@@ -32,13 +32,14 @@ pub struct SshConfig {
     /// The account for writing, when it is another one.
     #[serde(default)]
     write_as: Option<Account>,
-    /// The port. The default is 22.
+    /// The port of the hosts. The default is 22.
     #[serde(default)]
     port: Option<u16>,
     /// Added to the name of a host that has no dot.
     #[serde(default)]
     domain: Option<String>,
-    /// The host to go through, `USER@HOST:PORT`; its key must be in `known_hosts`, too.
+    /// The host to go through, `USER@HOST:PORT`; its key must be in `known_hosts`, too. Left out, its account is that of the hosts, and
+    /// its port is what `config` says.
     #[serde(default)]
     jump: Option<String>,
     /// An `ssh_config` with whatever else is needed, such as `~/.ssh/config`.
@@ -145,15 +146,21 @@ impl SshConfig {
         if let Some(user) = user {
             lines.push(format!("User {}", word("user", user)?));
         }
-        if let Some(port) = self.port {
-            lines.push(format!("Port {port}"));
-        }
         if let Some(identity) = identity {
             lines.push(format!("IdentityFile {}", quoted(&path("identity", identity, cx)?)?));
             lines.push("IdentitiesOnly yes".into());
         }
-        if let Some(jump) = &self.jump {
-            lines.push(format!("ProxyJump {}", word("jump", jump)?));
+        let jump = self.jump.as_deref().map(|jump| word("jump", jump)).transpose()?;
+        if let Some(jump) = jump {
+            // Not of the host to go through: it is reached with this same file, and would be sought behind itself.
+            lines.push(format!("Host !{} *", host_of(jump)));
+            lines.push(format!("ProxyJump {jump}"));
+        }
+        if let Some(port) = self.port {
+            lines.push(format!("Port {port}"));
+        }
+        if jump.is_some() {
+            lines.push("Match all".into());
         }
         if !self.key_exchange.is_empty() {
             let methods: Vec<&str> = self
@@ -219,6 +226,12 @@ fn quoted(path: &Path) -> Result<String, Failure> {
     }
 }
 
+/// The host of `USER@HOST:PORT`.
+fn host_of(jump: &str) -> &str {
+    let host = jump.rsplit_once('@').map_or(jump, |(_, host)| host);
+    host.split_once(':').map_or(host, |(host, _)| host)
+}
+
 /// One word of `ssh_config`.
 fn word<'a>(field: &str, text: &'a str) -> Result<&'a str, Failure> {
     let letters = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.@:+".contains(&byte));
@@ -271,6 +284,18 @@ mod tests {
         }
         let last = config.lines().last().unwrap();
         assert!(last.starts_with("Include \"") && last.ends_with("/known hosts\""), "{last}");
+    }
+
+    #[test]
+    fn the_host_to_go_through_is_not_sought_behind_itself() {
+        for jump in ["bastion", "root@bastion", "bastion:2222", "root@bastion:2222"] {
+            let json = format!(r#"{{"known_hosts": "known hosts", "port": 23, "jump": "{jump}"}}"#);
+            let config = settings(&json).unwrap().config;
+            let block = format!("\nHost !bastion *\nProxyJump {jump}\nPort 23\nMatch all\n");
+            assert!(config.contains(&block), "{config}");
+        }
+        let config = settings(r#"{"known_hosts": "known hosts", "port": 23}"#).unwrap().config;
+        assert!(config.ends_with("\nPort 23\n"), "{config}");
     }
 
     #[test]

@@ -8,10 +8,15 @@ use crate::tests::World;
 
 /// A target whose hosts are these servers.
 fn world(servers: &[(String, Sshd)]) -> World {
-    let ssh = json!({
+    world_with(servers, &json!({}))
+}
+
+fn world_with(servers: &[(String, Sshd)], more: &serde_json::Value) -> World {
+    let mut ssh = json!({
         "known_hosts": "known_hosts", "config": "ssh_config", "key_exchange": ["curve25519-sha256"],
         "idle_close": "5s",
     });
+    ssh.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     World::new(&json!({ "ssh": ssh }).to_string(), |folder| {
         let known: String = servers.iter().map(|(name, server)| server.known_hosts(name)).collect();
         std::fs::write(folder.join("known_hosts"), known).unwrap();
@@ -66,6 +71,32 @@ async fn twenty_servers_answer_each_for_itself() {
 
     let failure = world.run("host.run", &input("95%")).await.unwrap_err();
     assert!(failure.message.starts_with("2 of 20 hosts failed; worker-7: "), "{failure}");
+}
+
+/// The jump host has a name, a port and a key of its own, and is itself among the hosts.
+#[tokio::test]
+async fn hosts_are_reached_through_another_one() {
+    let start = |name: &str| (name.to_owned(), Sshd::start(Options::default()));
+    let mut servers = vec![start("bastion-1"), start("worker-1")];
+    let jump = json!({ "jump": "bastion-1" });
+    let client =
+        |host: &str| json!({ "target": "nodes", "hosts": host, "read_only": true, "argv": ["true"] });
+    let through = world_with(&servers, &jump);
+    through.run("host.run", &client("worker-1")).await.unwrap();
+    assert_eq!((servers[0].1.logins(), servers[1].1.logins()), (1, 1));
+    through.run("host.run", &client("bastion-1")).await.unwrap();
+    assert_eq!((servers[0].1.logins(), servers[1].1.logins()), (2, 1));
+
+    // Another key of the one between, of which the old one is known: nobody logs in anywhere.
+    let knows_the_old = world_with(&servers, &jump);
+    servers[0].1.change_host_key();
+    let failure = knows_the_old.run("host.run", &client("worker-1")).await.unwrap_err();
+    assert!(!failure.in_doubt, "{failure:?}");
+    assert_eq!((servers[0].1.logins(), servers[1].1.logins()), (2, 1), "{failure}");
+
+    // Without it the host is reached all the same, so it was the jump that was refused.
+    world(&servers).run("host.run", &client("worker-1")).await.unwrap();
+    assert_eq!(servers[1].1.logins(), 2);
 }
 
 fn of(result: &Value) -> (String, String) {

@@ -97,6 +97,47 @@ async fn what_is_not_safe_is_not_done() {
     }
 }
 
+/// A server that repeats what it was told, and refuses.
+fn tattler() -> (std::net::SocketAddr, std::thread::JoinHandle<String>) {
+    use std::io::{BufRead as _, BufReader, Write as _};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let heard = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let lines = BufReader::new(stream.try_clone().unwrap()).lines().map(Result::unwrap);
+        let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
+        let told =
+            head.iter().find(|line| line.to_lowercase().starts_with("authorization:")).unwrap().clone();
+        let status = json!({
+            "apiVersion": "v1", "kind": "Status", "status": "Failure", "reason": "Forbidden", "code": 403,
+            "message": format!("nobody is let in with {told}"),
+        })
+        .to_string();
+        let head = "HTTP/1.1 403 Forbidden\r\ncontent-type: application/json\r\nconnection: close";
+        write!(stream, "{head}\r\ncontent-length: {}\r\n\r\n{status}", status.len()).unwrap();
+        told
+    });
+    (address, heard)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_repeats_a_token_is_not_quoted_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (address, heard) = tattler();
+    let kubeconfig = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "x",
+        "contexts": [{ "name": "x", "context": { "cluster": "c", "user": "u" } }],
+        "clusters": [{ "name": "c", "cluster": { "server": format!("http://{address}") } }],
+        "users": [{ "name": "u", "user": { "token": "hunter2-of-the-cluster" } }],
+    });
+    std::fs::write(dir.path().join("kubeconfig"), kubeconfig.to_string()).unwrap();
+    let failure = failure(&registry(), &json!({ "kubeconfig": "kubeconfig" }), dir.path()).await;
+    assert!(heard.join().unwrap().contains("hunter2-of-the-cluster"), "it was never told");
+    assert!(failure.message.contains("nobody is let in with"), "{failure}");
+    assert!(failure.message.contains("«secret»"), "{failure}");
+    assert!(!format!("{failure:?}").contains("hunter2"), "{failure:?}");
+}
+
 #[tokio::test]
 async fn without_a_writer_a_server_can_only_be_read() {
     let registry = registry();

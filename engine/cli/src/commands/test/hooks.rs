@@ -189,7 +189,7 @@ fn shown(run: &Run) -> Vec<(String, String)> {
         ("its locks".to_owned(), format!("{:?}", run.locks)),
         ("its signals".to_owned(), format!("{:?}", run.signals)),
     ];
-    for node in run.nodes() {
+    for node in run.journaled_nodes() {
         let name = run.name(node);
         let node = run.node(node);
         let fact = format!(
