@@ -56,7 +56,7 @@ steps:
         "tests:
   - name: all begin
     environment: ../environments/test.yaml
-    expect: { state: succeeded, steps: { looked: { state: succeeded } } }
+    expect: { state: succeeded, steps: { looked: succeeded } }
 ",
     );
     project.environment(&serde_json::json!({ "files": { "kind": "files", "roots": { "here": "world" } } }));
