@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, chown, symlink};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -178,9 +178,23 @@ impl Site {
 
     /// The home is whole and its owner's.
     pub(crate) fn home_is_whole(&self, tool: Tool) -> bool {
-        let home = self.home(tool);
+        Site::is_whole(&self.home(tool), tool)
+    }
+
+    /// The home is whole, in its place or where it is taken out of everybody's reach.
+    pub(crate) fn home_is_somewhere(&self, tool: Tool) -> bool {
+        let inside =
+            |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        let quarantine = self.project.path("homes/.farrier-private/quarantine");
+        self.home_is_whole(tool)
+            || inside(&quarantine)
+                .flat_map(|effect| inside(&effect).collect::<Vec<PathBuf>>())
+                .any(|home| Site::is_whole(&home, tool))
+    }
+
+    fn is_whole(home: &Path, tool: Tool) -> bool {
         let size = |path: &str| fs::symlink_metadata(home.join(path)).map(|file| file.len());
-        fs::metadata(&home).is_ok_and(|folder| folder.uid() == tool.number)
+        fs::metadata(home).is_ok_and(|folder| folder.uid() == tool.number)
             && size("public_html/deep/data").is_ok_and(|size| size == 300_000)
             && size("public_html/index.html").is_ok()
             && size("replica.my.cnf").is_ok()
