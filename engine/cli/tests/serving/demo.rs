@@ -2,28 +2,20 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use farrier_testkit::wait_until;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::common::Project;
+use crate::service::Ends;
 
 /// Runs a line as a person's shell does.
 fn paste(line: &str) -> Value {
     let output = Command::new("sh").args(["-c", line]).stderr(Stdio::inherit()).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{line}: {error}: {text}"))
-}
-
-struct Ends(Child);
-
-impl Drop for Ends {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 #[test]

@@ -136,18 +136,8 @@ fn a_stream_goes_on_where_it_ended() {
     let run = serving.waiting_run();
     let view = serving.get(&format!("/api/v1/runs/{run}/journal"), "viewer").expect(200).json();
     let last = view.as_array().unwrap().len();
-    let open = |more: &str, after: &str| {
-        let mut stream = TcpStream::connect(serving.address).unwrap();
-        stream.set_read_timeout(Some(farrier_testkit::DEADLINE)).unwrap();
-        let head = format!(
-            "GET /api/v1/runs/{run}/events{after} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {}\r\n{more}\r\n",
-            serving.token("viewer")
-        );
-        stream.write_all(head.as_bytes()).unwrap();
-        stream
-    };
-    let mut from_query = open("", &format!("?after={}", last - 1));
-    let mut from_header = open(&format!("Last-Event-ID: {last}\r\n"), "?after=1");
+    let mut from_query = serving.events(&run, &format!("?after={}", last - 1), "");
+    let mut from_header = serving.events(&run, "?after=1", &format!("Last-Event-ID: {last}\r\n"));
     let told = serving.project.command(&["signal", &run, "go"]);
     crate::common::Started::from(told).end().expect(0);
     let ids = |stream: &mut TcpStream| -> Vec<usize> {

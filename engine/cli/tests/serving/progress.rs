@@ -2,14 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::TcpStream;
-use std::process::{Child, Stdio};
+use std::io::{BufRead as _, BufReader};
+use std::process::Stdio;
 
 use serde_json::{Value, json};
 
 use crate::common::Project;
-use crate::service::Serving;
+use crate::service::{Ends, Serving};
 
 const DRAINS: &str = "\
 runbook: drains
@@ -51,16 +50,6 @@ fn project() -> Project {
     project
 }
 
-/// Ends a process of the test, whatever becomes of the test.
-struct Ends(Child);
-
-impl Drop for Ends {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// The first line on standard error with `text` in it.
 #[track_caller]
 fn says(project: &Project, text: &str) -> String {
@@ -89,13 +78,7 @@ fn a_service_says_how_far_its_runs_are() {
     let serving = Serving::start_in(project(), "");
     let started = serving.post("/api/v1/runbooks/drains/runs", "operator", &json!({ "environment": "test" }));
     let run = started.expect(201).json()["run"].as_str().unwrap().to_owned();
-    let mut stream = TcpStream::connect(serving.address).unwrap();
-    stream.set_read_timeout(Some(farrier_testkit::DEADLINE)).unwrap();
-    let head = format!(
-        "GET /api/v1/runs/{run}/events HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {}\r\n\r\n",
-        serving.token("viewer")
-    );
-    stream.write_all(head.as_bytes()).unwrap();
+    let stream = serving.events(&run, "", "");
     let mut lines = BufReader::new(stream).lines().map(Result::unwrap);
     lines.find(|line| line == "event: progress").expect("it says nothing");
     let frame: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
@@ -104,6 +87,7 @@ fn a_service_says_how_far_its_runs_are() {
     let text = told["text"].as_str().unwrap();
     assert_eq!((&told["node"], &told["total"]), (&json!("drain"), &json!(2)));
     assert!(text.starts_with("pods gone; waiting for default/"), "{text}");
+    assert!(told["done"].as_u64().is_some_and(|done| done < 2), "one hangs: {told}");
     let journal = serving.get(&format!("/api/v1/runs/{run}/journal"), "viewer").expect(200);
     assert!(!journal.body.contains("waiting for"), "no journal has it");
 }

@@ -71,6 +71,16 @@ pub fn project() -> Project {
     project
 }
 
+/// Ends a process of the test, whatever becomes of the test.
+pub struct Ends(pub Child);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 impl Serving {
     /// A service in such a project, on a free port.
     pub fn start() -> Serving {
@@ -179,6 +189,18 @@ impl Serving {
     /// How many runs there are.
     pub fn runs(&self) -> usize {
         self.get("/api/v1/runs?limit=500", "admin").expect(200).json()["runs"].as_array().unwrap().len()
+    }
+
+    /// The stream of a run's events, `after` a place in its journal (`?after=N`); `more` are further headers, a line each.
+    pub fn events(&self, run: &str, after: &str, more: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        let head = format!(
+            "GET /api/v1/runs/{run}/events{after} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {}\r\n{more}\r\n",
+            self.token("viewer")
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        stream
     }
 
     /// Ends it at once, wherever it is.
