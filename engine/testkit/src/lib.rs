@@ -16,6 +16,7 @@ mod certificates;
 pub mod clock;
 mod database;
 pub mod exim;
+pub mod generated;
 pub mod kube;
 pub mod mariadb;
 pub mod postgres;
