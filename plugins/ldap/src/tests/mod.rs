@@ -1,6 +1,7 @@
 //! The plugin against LDIF files and against a real OpenLDAP server: the same suites on both.
 
 mod conformance;
+mod eavesdropped;
 mod faults;
 mod laws;
 mod login;
