@@ -8,6 +8,7 @@ mod login;
 mod proxy;
 mod races;
 mod tls;
+mod within;
 mod world;
 
 use std::collections::BTreeMap;
