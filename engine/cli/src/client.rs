@@ -183,12 +183,15 @@ impl Client {
                 let event: Vec<u8> = text.drain(..end + 2).collect();
                 let event = String::from_utf8_lossy(&event);
                 let Some(data) = event.lines().find_map(|line| line.strip_prefix("data: ")) else { continue };
-                let heard = if event.lines().any(|line| line == "event: progress") {
-                    Heard::Progress(serde_json::from_str(data).map_err(unexpected)?)
-                } else {
+                let heard = if event.lines().any(|line| line.starts_with("id: ")) {
                     let entry: EntryView = serde_json::from_str(data).map_err(unexpected)?;
                     last = entry.seq;
                     Heard::Entry(entry)
+                } else if event.lines().any(|line| line == "event: progress") {
+                    Heard::Progress(serde_json::from_str(data).map_err(unexpected)?)
+                } else {
+                    // Only entries of the journal have places; a newer service may send more beside them.
+                    continue;
                 };
                 if each(heard) {
                     return Ok(last);
