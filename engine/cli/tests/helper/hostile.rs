@@ -8,7 +8,10 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, sym
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, makedev, mkdirat, mknodat, open, openat};
 
@@ -67,6 +70,33 @@ fn fill(project: &Project, entries: usize) {
     fs::hard_link(project.path("world/secret"), home.join("exfiltrated")).unwrap();
 }
 
+/// A file that grows until this is dropped, wherever it is moved.
+struct Growing(Arc<AtomicBool>, Option<JoinHandle<()>>);
+
+impl Growing {
+    fn of(file: &Path) -> Growing {
+        let mut file = fs::OpenOptions::new().append(true).open(file).unwrap();
+        let over = Arc::new(AtomicBool::new(false));
+        let writing = std::thread::spawn({
+            let over = over.clone();
+            move || {
+                while !over.load(Ordering::SeqCst) {
+                    file.write_all(&[b'y'; 4096]).unwrap();
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
+        });
+        Growing(over, Some(writing))
+    }
+}
+
+impl Drop for Growing {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+        let _ = self.1.take().map(JoinHandle::join);
+    }
+}
+
 /// Guards T38 with the program as it is shipped: nothing hangs, nothing foreign gets out, and what is left out is told.
 #[test]
 fn a_hostile_home_is_archived_and_deleted_by_the_helper() {
@@ -79,19 +109,9 @@ fn a_hostile_home_is_archived_and_deleted_by_the_helper() {
     roots_file(&project, &[("tool_homes", "world/homes"), ("archives", "world/archives")]);
     let entries = std::env::var(ENTRIES).map_or(5_000, |number| number.parse().unwrap());
     fill(&project, entries);
-    let grows = fs::OpenOptions::new().append(true).open(project.path("world/homes/foxes/grows")).unwrap();
-    let over = AtomicBool::new(false);
-    std::thread::scope(|threads| {
-        threads.spawn(|| {
-            while !over.load(Ordering::SeqCst) {
-                (&grows).write_all(&[b'y'; 4096]).unwrap();
-                std::thread::sleep(std::time::Duration::from_millis(1));
-            }
-        });
-        let run = project.farrier(&["run", "retire", "--env", "test", "--yes"]);
-        over.store(true, Ordering::SeqCst);
-        run.expect(0);
-    });
+    let growing = Growing::of(&project.path("world/homes/foxes/grows"));
+    project.farrier(&["run", "retire", "--env", "test", "--yes"]).expect(0);
+    drop(growing);
     is_archived_and_deleted(&project);
     let quarantine = fs::read_dir(project.path("world/homes/.farrier-private/quarantine")).unwrap();
     assert_eq!(quarantine.count(), 0, "nothing of it is left");
