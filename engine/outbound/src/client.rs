@@ -2,7 +2,6 @@
 
 use std::error::Error as _;
 use std::fmt;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,11 +9,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use farrier_action::Known;
 use farrier_model::{Failure, FailureKind, Secret};
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{HeaderName, HeaderValue};
 use url::Url;
 
 use crate::answer::Answer;
+use crate::names::{Checked, Names, Refused};
 use crate::network::Networks;
 use crate::request::{Method, Request};
 use crate::tls::{ClientIdentity, tls_config};
@@ -35,6 +34,8 @@ pub trait Web: Send + Sync {
 pub(crate) struct Settings {
     pub(crate) base: Url,
     pub(crate) networks: Networks,
+    /// Who says what names stand for.
+    pub(crate) names: Arc<dyn Names>,
     pub(crate) headers: Vec<(String, HeaderValue)>,
     pub(crate) secrets: Vec<Secret>,
     pub(crate) identity: Option<ClientIdentity>,
@@ -70,7 +71,7 @@ impl Client {
         let tls = tls_config(settings.ca_file.as_deref(), settings.identity)?;
         let http = reqwest::Client::builder()
             .tls_backend_preconfigured(tls)
-            .dns_resolver(Arc::new(Checked(settings.networks)))
+            .dns_resolver(Arc::new(Checked { networks: settings.networks, names: settings.names }))
             .redirect(reqwest::redirect::Policy::none())
             // The process's environment must not decide where requests go.
             .no_proxy()
@@ -222,38 +223,10 @@ fn trouble(request: &Request, error: reqwest::Error) -> Failure {
     if not_sent || request.method == Method::Get { failure } else { failure.in_doubt() }
 }
 
-/// Resolves names to allowed addresses alone.
-struct Checked(Networks);
-
-impl Resolve for Checked {
-    fn resolve(&self, name: Name) -> Resolving {
-        let networks = self.0.clone();
-        Box::pin(async move {
-            match networks.resolve(name.as_str(), 0).await {
-                Ok(addresses) => Ok(Box::new(addresses.into_iter())
-                    as Box<dyn Iterator<Item = SocketAddr> + Send>
-                    as Addrs),
-                Err(failure) => Err(Box::new(Refused(failure)) as Box<dyn std::error::Error + Send + Sync>),
-            }
-        })
-    }
-}
-
-/// Carries a failure through the library.
-#[derive(Debug)]
-struct Refused(Failure);
-
-impl fmt::Display for Refused {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl std::error::Error for Refused {}
-
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+    use crate::names::System;
     use crate::network::Network;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -262,6 +235,21 @@ mod tests {
     }
 
     fn client_with(base: &str, networks: Networks, secrets: Vec<Secret>, size_limit: u64) -> Client {
+        client_of(base, networks, Arc::new(System), secrets, size_limit)
+    }
+
+    /// With names that somebody else answers for.
+    pub(crate) fn client_by(base: &str, networks: Networks, names: Arc<dyn Names>) -> Client {
+        client_of(base, networks, names, Vec::new(), 100)
+    }
+
+    fn client_of(
+        base: &str,
+        networks: Networks,
+        names: Arc<dyn Names>,
+        secrets: Vec<Secret>,
+        size_limit: u64,
+    ) -> Client {
         // Any authority will do; the machine may have none.
         let key = rcgen::KeyPair::generate().unwrap();
         let certificate = rcgen::CertificateParams::default().self_signed(&key).unwrap();
@@ -271,6 +259,7 @@ mod tests {
         Client::new(Settings {
             base: Url::parse(base).unwrap(),
             networks,
+            names,
             headers: Vec::new(),
             secrets,
             identity: None,

@@ -1,6 +1,7 @@
 //! What an environment says of a place that is reached by HTTP: [`Endpoint`].
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -13,6 +14,7 @@ use serde::Deserialize;
 use url::Url;
 
 use crate::client::{Client, Settings};
+use crate::names::System;
 use crate::network::{Network, Networks};
 use crate::tls::ClientIdentity;
 
@@ -192,6 +194,7 @@ impl Endpoint {
         let (headers, secrets) = account.headers(cx).await?;
         Client::new(Settings {
             networks,
+            names: Arc::new(System),
             headers,
             secrets,
             identity: account.identity(cx).await?,

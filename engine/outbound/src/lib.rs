@@ -12,6 +12,7 @@
 mod answer;
 mod client;
 mod endpoint;
+mod names;
 mod network;
 mod record;
 mod request;

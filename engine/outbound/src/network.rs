@@ -12,6 +12,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
+use crate::names::{Names, System};
+
 /// A range of addresses: `10.0.0.0/8`, `fd00::/8`, or one address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Network {
@@ -111,12 +113,19 @@ impl Networks {
     /// # Errors
     /// [`FailureKind::Unreachable`] when the name is not known, [`FailureKind::Denied`] when none may.
     pub async fn resolve(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, Failure> {
-        let found: Vec<SocketAddr> = tokio::net::lookup_host((host, port))
-            .await
-            .map_err(|error| {
-                Failure::new(FailureKind::Unreachable, format!("cannot resolve `{host}`: {error}"))
-            })?
-            .collect();
+        self.resolve_with(&System, host, port).await
+    }
+
+    /// The same as somebody else answers for names.
+    pub(crate) async fn resolve_with(
+        &self,
+        names: &dyn Names,
+        host: &str,
+        port: u16,
+    ) -> Result<Vec<SocketAddr>, Failure> {
+        let found = names.addresses(host, port).await.map_err(|error| {
+            Failure::new(FailureKind::Unreachable, format!("cannot resolve `{host}`: {error}"))
+        })?;
         self.allowed(host, &found)
     }
 

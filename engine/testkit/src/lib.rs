@@ -1,9 +1,10 @@
 //! Real servers for tests: OpenLDAP, MariaDB, PostgreSQL, OpenSSH, Prometheus, Alertmanager and Exim from the distribution's
 //! packages, and a Kubernetes API server built from them, each on loopback, on a free port, in a temporary folder; a proxy that breaks
-//! connections on purpose; and a clock that tests move.
+//! connections on purpose; someone who listens; and a clock that tests move.
 //!
 //! Read first: [`slapd::Slapd`], [`mariadb::MariaDb`], [`postgres::Postgres`], [`sshd::Sshd`],
-//! [`prometheus::Prometheus`], [`exim::Exim`], [`kube::KubeApi`], [`proxy::CutProxy`], [`clock::Clock`].
+//! [`prometheus::Prometheus`], [`exim::Exim`], [`kube::KubeApi`], [`proxy::CutProxy`],
+//! [`eavesdropper::Eavesdropper`], [`clock::Clock`].
 //!
 //! **Rule:** nothing started here outlives the test process, however that ends. Each server runs under a small
 //! supervising shell that waits for the test process to close a pipe; the kernel closes it even after `kill -9`. The
@@ -15,7 +16,9 @@
 mod certificates;
 pub mod clock;
 mod database;
+pub mod eavesdropper;
 pub mod exim;
+pub mod generated;
 pub mod kube;
 pub mod mariadb;
 pub mod postgres;

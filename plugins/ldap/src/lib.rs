@@ -24,6 +24,7 @@ mod target;
 #[cfg(test)]
 mod tests;
 mod values;
+mod within;
 
 use farrier_action::{ActionRegistry, RegistryError};
 

@@ -10,7 +10,9 @@ use serde::Deserialize;
 
 use crate::connection::{Address, Connection, Settings};
 use crate::directory::{Directory, WritableDirectory};
+use crate::dn::Dn;
 use crate::standin::LdifDirectory;
+use crate::within::Within;
 
 /// An LDAP directory.
 #[derive(Debug)]
@@ -33,6 +35,10 @@ pub struct LdapConfig {
     /// Who writes. Without it, a server can only be read.
     #[serde(default)]
     write_as: Option<Writer>,
+    /// The entry at the head of the part that may be reached, as in `ou=people,dc=example,dc=org`: no step reads or writes an
+    /// entry that is not at or under it.
+    #[serde(default)]
+    base: Option<Dn>,
     /// A file with the certificates (PEM) of the authorities to trust, instead of the system's.
     #[serde(default)]
     ca_file: Option<String>,
@@ -100,6 +106,22 @@ impl LdapConfig {
         LdifDirectory::open(&cx.path(path), self.timeout())
     }
 
+    /// What of a directory may be read.
+    fn to_read(&self, directory: impl Directory + 'static) -> Box<dyn Directory> {
+        match self.base.clone() {
+            Some(base) => Box::new(Within { directory, base }),
+            None => Box::new(directory),
+        }
+    }
+
+    /// What of a directory may be written.
+    fn to_write(&self, directory: impl WritableDirectory + 'static) -> Box<dyn WritableDirectory> {
+        match self.base.clone() {
+            Some(base) => Box::new(Within { directory, base }),
+            None => Box::new(directory),
+        }
+    }
+
     fn timeout(&self) -> Duration {
         self.timeout.map_or(Duration::from_secs(30), |wait| wait.0)
     }
@@ -111,7 +133,7 @@ impl LdapConfig {
         cx: &ConnectCx,
     ) -> Result<Settings, Failure> {
         if let Some((dn, _)) = bind {
-            crate::dn::Dn::parse(dn).map_err(|error| Failure::new(FailureKind::Input, error.to_string()))?;
+            Dn::parse(dn).map_err(|error| Failure::new(FailureKind::Input, error.to_string()))?;
         }
         Ok(Settings {
             address: Address::parse(url, self.start_tls)?,
@@ -147,16 +169,16 @@ impl TargetKind for Ldap {
     async fn reader(config: LdapConfig, cx: &ConnectCx) -> Result<LdapReader, Failure> {
         let size_limit = config.size_limit;
         if let Some(path) = config.ldif_path() {
-            return Ok(LdapReader { directory: Box::new(config.standin(path, cx)?), size_limit });
+            return Ok(LdapReader { directory: config.to_read(config.standin(path, cx)?), size_limit });
         }
         let bind = config.read_as.as_ref().map(|reader| (&reader.dn, &reader.password));
         let settings = config.settings(&config.url, bind, cx)?;
-        Ok(LdapReader { directory: Box::new(Connection::open(settings).await?), size_limit })
+        Ok(LdapReader { directory: config.to_read(Connection::open(settings).await?), size_limit })
     }
 
     async fn writer(config: LdapConfig, cx: &ConnectCx) -> Result<LdapWriter, Failure> {
         if let Some(path) = config.ldif_path() {
-            return Ok(LdapWriter { directory: Box::new(config.standin(path, cx)?) });
+            return Ok(LdapWriter { directory: config.to_write(config.standin(path, cx)?) });
         }
         let Some(writer) = &config.write_as else {
             return Err(Failure::new(FailureKind::Denied, "it can only be read in this environment")
@@ -164,6 +186,6 @@ impl TargetKind for Ldap {
         };
         let url = writer.url.as_deref().unwrap_or(&config.url);
         let settings = config.settings(url, Some((&writer.dn, &writer.password)), cx)?;
-        Ok(LdapWriter { directory: Box::new(Connection::open_to_write(settings).await?) })
+        Ok(LdapWriter { directory: config.to_write(Connection::open_to_write(settings).await?) })
     }
 }

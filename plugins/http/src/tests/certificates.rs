@@ -3,14 +3,17 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use farrier_action::harness::{Case, World};
 use farrier_action::{Binding, Now, Targets};
 use farrier_model::time::Timestamp;
-use farrier_model::{FailureKind, Value};
+use farrier_model::{FailureKind, Scope, Value};
+use farrier_testkit::eavesdropper::{self, Eavesdropper};
+use futures_util::FutureExt as _;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
 use rustls::pki_types::PrivateKeyDer;
 use tokio::net::TcpListener;
 
-use super::{Place, json, plan};
+use super::{Place, TOKEN, json, plan, registry};
 
 /// A TLS server with a certificate for 127.0.0.1 and `gateway.example.org`, signed by an authority in a file.
 async fn tls_server(place: &Place, last_year: i32) -> SocketAddr {
@@ -125,4 +128,58 @@ async fn recorded_certificates_age_with_the_world() {
         (Some(&Value::Int(-2)), Some(&Value::Bool(false)))
     );
     assert_eq!(seen.get("problem"), Some(&Value::text("certificate expired")));
+}
+
+const BAD: [&str; 5] = [
+    r#"{}"#,
+    r#"{"target": "nowhere"}"#,
+    r#"{"target": 7}"#,
+    r#"{"target": "feed", "host": "another.example.org"}"#,
+    r#"{"target": "feed", "path": ["a"]}"#,
+];
+
+/// The world is what a server was told in private, and what is recorded of requests. Neither has anything of this action, for
+/// which an account is named, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_laws_hold_and_nothing_is_said_but_the_handshake() {
+    use eavesdropper::Certificate::{Expired, Good};
+    let place = Place::routes();
+    let servers = [Good, Expired].map(|kind| Eavesdropper::start(kind, |_| Ok(true), |_| Ok(())));
+    let account = place.config("{}").get("write_as").unwrap().to_json();
+    let at_server = |server: &Eavesdropper| {
+        let (port, ca_file) = (server.port(), server.ca_file());
+        let ca_file = ca_file.display();
+        format!(r#"{{"url": "https://127.0.0.1:{port}", "ca_file": "{ca_file}", "read_as": {account}}}"#)
+    };
+    let [good, expired] = &servers;
+    for (config, trusted) in [
+        (r#"{"url": "routes:routes.yaml"}"#.to_owned(), true),
+        (at_server(good), true),
+        (at_server(expired), false),
+    ] {
+        let registry = registry();
+        let observe = || {
+            let mut world: World = place.world();
+            for (number, server) in servers.iter().enumerate() {
+                let heard = server.heard();
+                assert!(!heard.holds(TOKEN));
+                world.insert(format!("server {number}"), Value::text(format!("{:?}", heard.in_private)));
+            }
+            world
+        };
+        let case = Case {
+            registry: &registry,
+            action: "http.certificate",
+            input: json(r#"{"target": "feed"}"#),
+            targets: targets(&place, json(&config), "2026-12-01T12:00:00Z"),
+            scope: Scope::default(),
+            observe: Box::new(|| async { observe() }.boxed()),
+            disturb: None,
+            bad_inputs: BAD.map(json).to_vec(),
+        };
+        let shown = case.prove().await.unwrap();
+        assert!(shown.plan.changes.is_empty());
+        assert_eq!(shown.output.get("trusted"), Some(&Value::Bool(trusted)), "{}", shown.output);
+    }
+    assert!(servers.iter().all(|server| !server.heard().on_the_way.is_empty()), "a server was not asked");
 }

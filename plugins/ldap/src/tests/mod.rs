@@ -1,12 +1,14 @@
 //! The plugin against LDIF files and against a real OpenLDAP server: the same suites on both.
 
 mod conformance;
+mod eavesdropped;
 mod faults;
 mod laws;
 mod login;
 mod proxy;
 mod races;
 mod tls;
+mod within;
 mod world;
 
 use std::collections::BTreeMap;

@@ -1,5 +1,6 @@
-//! The plugin on a folder, on a real mail server, and on servers that break off.
+//! The plugin on a folder, on a real mail server, on servers that break off, and before those who listen.
 
+mod eavesdropped;
 mod scripted;
 mod suite;
 

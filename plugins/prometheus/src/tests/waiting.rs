@@ -3,13 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use farrier_action::harness::{Case, World};
 use farrier_action::{Now, Targets};
 use farrier_model::time::Timestamp;
-use farrier_model::{FailureKind, Fidelity, Value};
+use farrier_model::{FailureKind, Fidelity, Scope, Value};
+use futures_util::FutureExt as _;
 use tempfile::TempDir;
 use tokio::time::Instant;
 
-use super::{cx, json, plan, refuse, registry, targets};
+use super::{cx, json, plan, registry, targets};
 
 const SERIES: &str = "
 start: 2026-11-22T10:00:00Z
@@ -95,18 +97,48 @@ async fn a_plan_to_be_shown_looks_once() {
     assert!(planned.output.is_some());
 }
 
-#[tokio::test]
-async fn bad_input_is_refused() {
-    let (_folder, targets) = world();
-    let bad = [
+/// Inputs that must be refused before anyone is asked.
+fn bad() -> Vec<String> {
+    let until = r#"{"target": "there", "query": "stuck", "until": "item.value +", "within": "5m"}"#;
+    let mut bad = [
         r#""within": "soon""#,
         r#""within": "5m", "every": "0s""#,
         r#""within": "5m", "hold": "6m""#,
         r#""within": "5m", "params": {"a": 1}"#,
         r#""within": "5m", "not_older_than": "soon""#,
     ]
-    .map(input);
-    refuse(&targets, "prometheus.wait", &bad.iter().map(String::as_str).collect::<Vec<_>>()).await;
-    let until = r#"{"target": "there", "query": "stuck", "until": "item.value +", "within": "5m"}"#;
-    refuse(&targets, "prometheus.wait", &[until, &until.replace("item.value +", "item.value")]).await;
+    .map(input)
+    .to_vec();
+    bad.extend([until.to_owned(), until.replace("item.value +", "item.value")]);
+    bad
+}
+
+/// The world is all that lies beside the recording. The wait is over once the value is as wanted; before that, a plan to be shown
+/// leaves it at that.
+#[tokio::test(start_paused = true)]
+async fn the_laws_hold() {
+    let (folder, targets) = world();
+    let observe = || {
+        let files = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path());
+        let read = |path: std::path::PathBuf| {
+            (path.display().to_string(), Value::text(std::fs::read_to_string(path).unwrap()))
+        };
+        files.map(read).collect::<World>()
+    };
+    let registry = registry();
+    let case = Case {
+        registry: &registry,
+        action: "prometheus.wait",
+        input: json(&input(r#""within": "30m", "hold": "5m""#)),
+        targets,
+        scope: Scope::default(),
+        observe: Box::new(|| async { observe() }.boxed()),
+        disturb: None,
+        bad_inputs: bad().iter().map(|text| json(text)).collect(),
+    };
+    let begun = Instant::now();
+    let shown = case.prove().await.unwrap();
+    assert!(shown.plan.changes.is_empty());
+    assert_eq!(shown.output.get("value"), Some(&Value::Int(0)));
+    assert!(begun.elapsed() >= Duration::from_secs(25 * 60), "{:?}", begun.elapsed());
 }

@@ -3,7 +3,10 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
+#[path = "../common/mod.rs"]
 mod common;
+
+mod lost_writes;
 
 use common::{Answer, Project, Started, directory, expected_tables, rows, rows_of, same_rows};
 use farrier_testkit::mariadb::{Database, MariaDb};
