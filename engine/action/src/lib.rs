@@ -23,7 +23,7 @@ pub mod world_file;
 pub use action::{Action, Planned, Probe, WaitFor};
 pub use context::{NodeInfo, ReadCx, WriteCx};
 pub use farrier_model as model;
-pub use known::{Known, SharedKnown};
+pub use known::{Known, SharedKnown, told};
 pub use progress::Progress;
 pub use registry::{ActionRegistry, BoundAction, RegistryError};
 pub use secrets::SecretRef;
