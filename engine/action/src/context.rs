@@ -3,9 +3,10 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
-use farrier_model::{Failure, NodeName, RunId, Scope};
+use farrier_model::{Failure, FailureKind, NodeName, RunId, Scope};
 use tokio::sync::watch;
 
+use crate::history::History;
 use crate::known::Known;
 use crate::progress::Progress;
 use crate::target::{Target, TargetKind, Targets};
@@ -31,12 +32,13 @@ pub struct ReadCx {
     node: NodeInfo,
     look_once: bool,
     told: Option<watch::Sender<Option<Progress>>>,
+    history: Option<Arc<dyn History>>,
 }
 
 impl ReadCx {
     /// A context for one node.
     pub fn new(targets: Arc<Targets>, scope: Scope, node: NodeInfo) -> ReadCx {
-        ReadCx { targets, scope, node, look_once: false, told: None }
+        ReadCx { targets, scope, node, look_once: false, told: None, history: None }
     }
 
     /// The same for a plan that must not wait, see [`ReadCx::looks_once`].
@@ -49,6 +51,21 @@ impl ReadCx {
     #[must_use]
     pub fn telling(self, told: watch::Sender<Option<Progress>>) -> ReadCx {
         ReadCx { told: Some(told), ..self }
+    }
+
+    /// The same for a step that may look at other runs.
+    #[must_use]
+    pub fn with_history(self, history: Arc<dyn History>) -> ReadCx {
+        ReadCx { history: Some(history), ..self }
+    }
+
+    /// What becomes of other runs.
+    ///
+    /// # Errors
+    /// Whoever uses the action knows of none.
+    pub fn history(&self) -> Result<&dyn History, Failure> {
+        let none = || Failure::new(FailureKind::Internal, "nothing says what becomes of other runs");
+        self.history.as_deref().ok_or_else(none)
     }
 
     /// Says how far the step has come: `done` of `total`, and in a few words of what. Nobody has to hear of it, and it never

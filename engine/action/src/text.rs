@@ -98,6 +98,23 @@ impl JsonSchema for SignalName {
     }
 }
 
+/// The name of a runbook.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct RunbookName(pub String);
+
+impl JsonSchema for RunbookName {
+    fn inline_schema() -> bool {
+        true
+    }
+    fn schema_name() -> Cow<'static, str> {
+        "runbook".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "x-farrier": "runbook" })
+    }
+}
+
 /// A bare expression that the action evaluates for each item.
 #[derive(Debug, Clone)]
 pub struct ItemExpr(pub Expr);

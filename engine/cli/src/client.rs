@@ -182,14 +182,10 @@ impl Client {
             while let Some(end) = text.windows(2).position(|two| two == b"\n\n") {
                 let event: Vec<u8> = text.drain(..end + 2).collect();
                 let event = String::from_utf8_lossy(&event);
-                let Some(data) = event.lines().find_map(|line| line.strip_prefix("data: ")) else { continue };
-                let heard = if event.lines().any(|line| line == "event: progress") {
-                    Heard::Progress(serde_json::from_str(data).map_err(unexpected)?)
-                } else {
-                    let entry: EntryView = serde_json::from_str(data).map_err(unexpected)?;
+                let Some(heard) = heard(&event)? else { continue };
+                if let Heard::Entry(entry) = &heard {
                     last = entry.seq;
-                    Heard::Entry(entry)
-                };
+                }
                 if each(heard) {
                     return Ok(last);
                 }
@@ -232,6 +228,20 @@ impl Client {
             }
         }
     }
+}
+
+/// What one event of a run's stream says. Only entries of the journal have ids; what else a newer service may send beside them is
+/// nothing.
+fn heard(event: &str) -> Result<Option<Heard>, Problem> {
+    let Some(data) = event.lines().find_map(|line| line.strip_prefix("data: ")) else { return Ok(None) };
+    let heard = if event.lines().any(|line| line.starts_with("id: ")) {
+        Heard::Entry(serde_json::from_str(data).map_err(unexpected)?)
+    } else if event.lines().any(|line| line == "event: progress") {
+        Heard::Progress(serde_json::from_str(data).map_err(unexpected)?)
+    } else {
+        return Ok(None);
+    };
+    Ok(Some(heard))
 }
 
 /// Requests without a token, to somebody who is no service of ours.
@@ -330,4 +340,29 @@ fn unreachable(error: impl Into<anyhow::Error>) -> Problem {
 
 fn unexpected(error: impl Into<anyhow::Error>) -> Problem {
     Problem::Other(error.into().context("the service answered what this version does not understand"))
+}
+
+#[cfg(test)]
+mod tests {
+    use farrier_model::Event;
+
+    use super::*;
+
+    #[test]
+    fn what_a_newer_service_sends_beside_the_journal_is_passed_over() {
+        let entry = EntryView {
+            seq: 7,
+            epoch: 1,
+            at: "2026-01-01T00:00:00Z".into(),
+            event: Event::UndoStarted { reason: "a step failed".into() },
+        };
+        let data = serde_json::to_string(&entry).unwrap();
+        let told = heard(&format!("id: 7\nevent: undo_started\ndata: {data}\n\n")).unwrap();
+        assert!(matches!(told, Some(Heard::Entry(told)) if told.seq == 7 && told.event == entry.event));
+        let progress = r#"{"node":"drain","done":1,"total":2,"text":"pods"}"#;
+        let told = heard(&format!("event: progress\ndata: {progress}\n\n"));
+        assert!(matches!(told, Ok(Some(Heard::Progress(told))) if told.node == "drain"));
+        assert!(heard("event: weather\ndata: {\"rain\": true}\n\n").unwrap().is_none());
+        assert!(heard(": nothing, only to keep the connection\n\n").unwrap().is_none());
+    }
 }

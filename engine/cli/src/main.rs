@@ -80,7 +80,12 @@ fn leave_no_core_file() {
 /// Prints a problem with its causes and what to do next.
 fn report(problem: &Problem) {
     let style = Style::stderr();
-    eprintln!("{} {problem}", style.bad("error:"));
+    if matches!(problem, Problem::Mistakes(_)) {
+        // Each of them begins as an error does.
+        eprintln!("{problem}");
+    } else {
+        eprintln!("{} {problem}", style.bad("error:"));
+    }
     let mut cause = std::error::Error::source(problem);
     while let Some(source) = cause {
         eprintln!("  {} {source}", style.dim("because"));

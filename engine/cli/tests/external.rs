@@ -35,7 +35,7 @@ steps:
     project.write("runbooks/flag.yaml", &runbook);
     let target = json!({
         "kind": "external", "program": project.path("flags.py"), "sha256": hex::encode(Sha256::digest(program)),
-        "restores": true, "settings": { "folder": project.path("flags") },
+        "restores": true, "settings": { "folder": project.path("flags") }, "writes": [project.path("flags").parent()],
     });
     project.environment(&json!({ "flags": target }));
     (project, target)

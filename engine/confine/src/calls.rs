@@ -3,32 +3,30 @@
 use std::collections::BTreeMap;
 
 use farrier_model::Failure;
-use seccompiler::{
-    SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, apply_filter,
-};
+use seccompiler::{SeccompAction, SeccompFilter, SeccompRule, apply_filter};
 
 use crate::refused;
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
-/// No sockets but those of this machine's own files.
+/// No sockets: neither the network nor the services of this machine are reached, Farrier's own among them.
 ///
 /// # Errors
 /// The kernel has no seccomp, or refuses.
-pub fn no_network() -> Result<(), Failure> {
-    let rules = || {
-        let other_than_unix = SeccompCondition::new(
-            0,
-            SeccompCmpArgLen::Dword,
-            SeccompCmpOp::Ne,
-            u64::from(libc::AF_UNIX.cast_unsigned()),
-        )?;
-        let mut rules: Rules = [(libc::SYS_socket, vec![SeccompRule::new(vec![other_than_unix])?])].into();
-        rules.extend(whole(NEVER_FILTERED));
-        Ok::<_, seccompiler::BackendError>(rules)
-    };
-    let rules = rules().map_err(|error| refused("no network", &error))?;
-    apply(rules).map_err(|error| refused("no network", &*error))
+pub fn no_sockets() -> Result<(), Failure> {
+    let refuse = [NEVER_FILTERED, &[libc::SYS_socket]].concat();
+    apply(whole(&refuse)).map_err(|error| refused("no sockets", &*error))
+}
+
+/// A program's own work: no look into other processes, no mounts and namespaces, no change of the kernel or the clock; and
+/// without `sockets` none of these.
+///
+/// # Errors
+/// The kernel has no seccomp, or refuses.
+pub fn own_work(sockets: bool) -> Result<(), Failure> {
+    let socket: &[i64] = if sockets { &[] } else { &[libc::SYS_socket] };
+    apply(whole(&[NEVER_FILTERED, OTHERS, MACHINE, socket].concat()))
+        .map_err(|error| refused("system calls", &*error))
 }
 
 /// Files only: no socket, no other program, no look into other processes, no mounts and namespaces, no change of the kernel or
@@ -155,16 +153,19 @@ mod tests {
     }
 
     #[test]
-    fn a_program_without_a_network_has_its_own_machine() {
+    fn without_sockets_programs_are_started_and_nobody_is_reached() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("socket");
-        let (network, unix, program) = confined(no_network, || {
+        let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let (reached, program, pair) = confined(no_sockets, || {
             let network = std::net::TcpListener::bind("127.0.0.1:0").map(drop);
-            let unix = std::os::unix::net::UnixListener::bind(&path).is_ok();
+            let machine = std::os::unix::net::UnixStream::connect(&path).map(drop);
             let program =
                 std::process::Command::new("/bin/true").status().is_ok_and(|status| status.success());
-            (network.map_err(|error| error.kind()), unix, program)
+            let pair = std::os::unix::net::UnixStream::pair().is_ok();
+            ([network, machine].map(|result| result.map_err(|error| error.kind())), program, pair)
         });
-        assert_eq!((network, unix, program), (Err(ErrorKind::PermissionDenied), true, true));
+        assert_eq!(reached, [Err(ErrorKind::PermissionDenied); 2]);
+        assert!(program && pair);
     }
 }

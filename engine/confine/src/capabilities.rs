@@ -13,6 +13,12 @@ pub const OTHER_PEOPLES_FILES: CapabilitySet = CapabilitySet::DAC_READ_SEARCH
     .union(CapabilitySet::CHOWN)
     .union(CapabilitySet::LINUX_IMMUTABLE);
 
+/// That, and to become another account or to answer at a low port: what a program may need, but for the machine itself.
+pub const PROGRAMS: CapabilitySet = OTHER_PEOPLES_FILES
+    .union(CapabilitySet::SETUID)
+    .union(CapabilitySet::SETGID)
+    .union(CapabilitySet::NET_BIND_SERVICE);
+
 /// Keeps of what the calling thread has no more than these.
 ///
 /// # Errors

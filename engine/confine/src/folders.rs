@@ -1,4 +1,4 @@
-//! Landlock: which folders a process may work in, and that it calls nobody.
+//! Landlock: which files a process may read and change, and that it calls nobody.
 
 use std::path::Path;
 
@@ -21,37 +21,54 @@ pub enum Confined {
     Not,
 }
 
-/// Leaves nothing but the folders, in which everything may be read and changed. No program is started from there, and nothing
-/// but files, folders, links and pipes is made. No other process is signalled or reached, and nobody on the network.
-///
-/// # Errors
-/// A kernel that can confine refuses to.
-pub fn only(folders: &[&Path]) -> Result<Confined, Failure> {
-    let status = restrict(folders).map_err(|error| refused("Landlock", &error))?;
-    Ok(match status {
-        RulesetStatus::FullyEnforced => Confined::Wholly,
-        RulesetStatus::PartiallyEnforced => Confined::Partly,
-        RulesetStatus::NotEnforced => Confined::Not,
-    })
+/// What is left to a process of files and of the network.
+#[derive(Debug, Default)]
+pub struct Left<'a> {
+    /// Files, and folders with all that is in them, that may be read and executed.
+    pub reads: Vec<&'a Path>,
+    /// The same, that may be read and changed, and not executed. Nothing but files, folders, links and pipes is made there.
+    pub writes: Vec<&'a Path>,
+    /// Whether it may reach others by their addresses.
+    pub network: bool,
 }
 
-fn restrict(folders: &[&Path]) -> Result<RulesetStatus, RulesetError> {
-    // Of the newest kernels, what this one has: that is how the crate asks by default.
-    let newest = ABI::V6;
-    let all = AccessFs::from_all(newest);
-    let needed = all & !(AccessFs::Execute | AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::IoctlDev);
-    let mut rules = Ruleset::default()
-        .handle_access(all)?
-        .handle_access(AccessNet::from_all(newest))?
-        .scope(Scope::from_all(newest))?
-        .create()?;
-    for folder in folders {
-        // One that is not there is told of when it is asked for.
-        if let Ok(folder) = PathFd::new(folder) {
-            rules = rules.add_rule(PathBeneath::new(folder, needed))?;
-        }
+impl Left<'_> {
+    /// Leaves this and nothing else. No other process is signalled or looked into.
+    ///
+    /// # Errors
+    /// A kernel that can confine refuses to.
+    pub fn alone(&self) -> Result<Confined, Failure> {
+        let status = self.restrict().map_err(|error| refused("Landlock", &error))?;
+        Ok(match status {
+            RulesetStatus::FullyEnforced => Confined::Wholly,
+            RulesetStatus::PartiallyEnforced => Confined::Partly,
+            RulesetStatus::NotEnforced => Confined::Not,
+        })
     }
-    Ok(rules.restrict_self()?.ruleset)
+
+    fn restrict(&self) -> Result<RulesetStatus, RulesetError> {
+        // Of the newest kernels, what this one has: that is how the crate asks by default.
+        let newest = ABI::V6;
+        let all = AccessFs::from_all(newest);
+        let mut rules = Ruleset::default().handle_access(all)?.scope(Scope::from_all(newest))?;
+        if !self.network {
+            rules = rules.handle_access(AccessNet::from_all(newest))?;
+        }
+        let mut rules = rules.create()?;
+        let reads = AccessFs::from_read(newest);
+        let writes =
+            all & !(AccessFs::Execute | AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::IoctlDev);
+        let left = self.reads.iter().map(|path| (path, reads));
+        for (path, access) in left.chain(self.writes.iter().map(|path| (path, writes))) {
+            // One that is not there is told of when it is asked for.
+            if let Ok(open) = PathFd::new(path) {
+                // What is for folders would make the rule of a file a rule that is kept in part.
+                let access = if path.is_dir() { access } else { access & AccessFs::from_file(newest) };
+                rules = rules.add_rule(PathBeneath::new(open, access))?;
+            }
+        }
+        Ok(rules.restrict_self()?.ruleset)
+    }
 }
 
 #[cfg(test)]
@@ -76,7 +93,7 @@ mod tests {
         let found = std::thread::scope(|scope| {
             let confined = scope.spawn(|| {
                 crate::privileges().unwrap();
-                let confined = only(&[inside.path()]).unwrap();
+                let confined = Left { writes: vec![inside.path()], ..Left::default() }.alone().unwrap();
                 let within = |folder: &tempfile::TempDir| {
                     let read = fs::read(folder.path().join("file")).map(drop);
                     let write = fs::write(folder.path().join("new"), "new");

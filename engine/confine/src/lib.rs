@@ -1,7 +1,7 @@
 //! What a process gives up before it works with what others control.
 //!
 //! Three walls, each of the calling thread and of all that it starts from then on, and none to be taken down again:
-//! [`folders`] leaves it some folders and no network (Landlock), [`calls`] refuses system calls (seccomp), and
+//! [`folders`] leaves it some files and no network (Landlock), [`calls`] refuses system calls (seccomp), and
 //! [`capabilities`] takes a superuser's powers away but for a few. [`privileges`] comes before: no program that it starts may
 //! have more than it.
 //!

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use farrier_model::{BoundPlan, Change, Digest, NodeName, Value};
+use farrier_model::{BoundPlan, Change, Digest, NodeName, Text, Value};
 use serde_json::Value as Json;
 
 use crate::plan::{Plan, PlanStep, PlanStepState};
@@ -130,9 +130,9 @@ fn expectations(plan: &Plan) -> BTreeMap<String, Expected> {
 
 fn differ(node: &str, read: &Expected, found: &Expected) -> Vec<String> {
     match (read, found) {
-        (Expected::Changes(read), Expected::Changes(found)) => differing_changes(node, read, found),
-        (Expected::Nothing, Expected::Changes(found)) => differing_changes(node, &[], found),
-        (Expected::Changes(read), Expected::Nothing) => differing_changes(node, read, &[]),
+        (Expected::Changes(read), Expected::Changes(found)) => differing_changes(node, read, found, &[]),
+        (Expected::Nothing, Expected::Changes(found)) => differing_changes(node, &[], found, &[]),
+        (Expected::Changes(read), Expected::Nothing) => differing_changes(node, read, &[], &[]),
         (Expected::Child(read), Expected::Child(found)) => {
             read.differences(found).into_iter().map(|difference| format!("`{node}`: {difference}")).collect()
         }
@@ -141,7 +141,14 @@ fn differ(node: &str, read: &Expected, found: &Expected) -> Vec<String> {
 }
 
 /// One sentence per object whose change is another one.
-pub(crate) fn differing_changes(node: &str, read: &[Change], found: &[Change]) -> Vec<String> {
+///
+/// `own` is what the run itself has changed meanwhile: an object that is as it was read but for that has not changed.
+pub(crate) fn differing_changes(
+    node: &str,
+    read: &[Change],
+    found: &[Change],
+    own: &[&Change],
+) -> Vec<String> {
     let now: HashMap<&str, &Change> = found.iter().map(|change| (&*change.object, change)).collect();
     let then: HashMap<&str, &Change> = read.iter().map(|change| (&*change.object, change)).collect();
     let mut told = Vec::new();
@@ -157,7 +164,7 @@ pub(crate) fn differing_changes(node: &str, read: &[Change], found: &[Change]) -
                 change.kind.name(),
                 new.kind.name()
             )),
-            Some(new) if new.before != change.before => told.push(format!(
+            Some(new) if new.before != change.before && !follows(change, new, own) => told.push(format!(
                 "`{node}`: `{object}` was {}, and is {} now",
                 short(&change.before),
                 short(&new.before)
@@ -178,6 +185,31 @@ pub(crate) fn differing_changes(node: &str, read: &[Change], found: &[Change]) -
         ));
     }
     told
+}
+
+/// Whether what an object is now follows from what was read of it by what the run itself has changed on it.
+fn follows(read: &Change, found: &Change, own: &[&Change]) -> bool {
+    let fields = |value: &Value| -> Option<BTreeMap<Text, Value>> {
+        Some(value.as_map()?.iter().map(|(name, value)| (name.clone(), value.clone())).collect())
+    };
+    let (Some(mut then), Some(now)) = (fields(&read.before), fields(&found.before)) else { return false };
+    for change in own.iter().filter(|change| change.object == read.object) {
+        let (Some(before), Some(after)) = (fields(&change.before), fields(&change.after)) else {
+            return false;
+        };
+        for (name, value) in after {
+            let was = before.get(&name).cloned().unwrap_or_default();
+            if then.get(&name).cloned().unwrap_or_default() != was {
+                return false;
+            }
+            if value.is_null() {
+                then.remove(&name);
+            } else {
+                then.insert(name, value);
+            }
+        }
+    }
+    then == now
 }
 
 fn short(value: &Value) -> String {
@@ -204,15 +236,16 @@ impl Bound {
     }
 
     /// Why `changes` are not what was read, when they are not. A node that was not known then may do what it finds.
-    pub(crate) fn departure(&self, node: &NodeName, changes: &[Change]) -> Option<String> {
+    /// `own` is what the run itself has changed before.
+    pub(crate) fn departure(&self, node: &NodeName, changes: &[Change], own: &[&Change]) -> Option<String> {
         let name = node.to_string();
         let differences = match self.nodes.get(&name) {
             Some(Expected::Changes(read)) => {
                 let found: Vec<Change> =
                     changes.iter().map(|change| Change { fingerprint: None, ..change.clone() }).collect();
-                differing_changes(&name, read, &found)
+                differing_changes(&name, read, &found, own)
             }
-            Some(Expected::Nothing) => differing_changes(&name, &[], changes),
+            Some(Expected::Nothing) => differing_changes(&name, &[], changes, own),
             Some(Expected::Child(_) | Expected::Open | Expected::Waits(_)) | None => Vec::new(),
         };
         (!differences.is_empty()).then(|| differences.join("; "))
@@ -237,5 +270,38 @@ mod tests {
         let other: Json = serde_json::from_str(r#"{ "a":"\u00fc", "b":[1,{"c":null,"d":2}] }"#).unwrap();
         assert_eq!(canonical(&one), canonical(&other));
         assert_eq!(canonical(&one), r#"{"a":"ü","b":[1,{"c":null,"d":2}]}"#);
+    }
+
+    #[test]
+    fn what_the_run_itself_changed_is_no_departure_and_anything_else_is() {
+        let value = |json: &str| Value::from_json(&json.replace('\'', "\"")).unwrap();
+        let change = |before: &str, after: &str| Change {
+            object: "uid=a".into(),
+            kind: farrier_model::ChangeKind::Delete,
+            before: value(before),
+            after: value(after),
+            fingerprint: None,
+        };
+        let read = change("{'cn': 'a', 'locked': '2026', 'note': 'x'}", "null");
+        let own = change("{'locked': '2026', 'note': 'x'}", "{'locked': '1970', 'note': null}");
+        let told = |now: &str, own: &[&Change]| {
+            differing_changes("n", std::slice::from_ref(&read), &[change(now, "null")], own)
+        };
+        let none: [String; 0] = [];
+        assert_eq!(told("{'locked': '1970', 'cn': 'a'}", &[&own]), none);
+        for now in [
+            "{'cn': 'b', 'locked': '1970'}",
+            "{'cn': 'a', 'locked': '1970', 'shell': 's'}",
+            "{'cn': 'a'}",
+            "null",
+        ] {
+            assert_eq!(told(now, &[&own]).len(), 1, "{now}");
+        }
+        assert_eq!(told("{'locked': '1970', 'cn': 'a'}", &[]).len(), 1, "somebody else's change");
+        // What the run changed was not what was read.
+        let later = change("{'locked': '2027', 'note': 'x'}", "{'locked': '1970', 'note': null}");
+        assert_eq!(told("{'locked': '1970', 'cn': 'a'}", &[&later]).len(), 1);
+        let elsewhere = Change { object: "uid=b".into(), ..own.clone() };
+        assert_eq!(told("{'locked': '1970', 'cn': 'a'}", &[&elsewhere]).len(), 1);
     }
 }

@@ -30,6 +30,7 @@ use crate::decide::{Decision, Input, Limits, Report, Work};
 use crate::escalation;
 use crate::guard;
 use crate::held::{self, Held};
+use crate::history::Kept;
 use crate::plan::Plan;
 use crate::pokes::{Entered, Pokes};
 use crate::run::{NodeRef, ReplayError, Run};
@@ -633,6 +634,12 @@ impl Driver {
             observer: self.observer.clone(),
             depth,
             children: Children { driver: self.clone(), start: start.clone(), depth },
+            history: Arc::new(Kept {
+                run: run.id,
+                store: self.store.clone(),
+                clock: self.clock.clone(),
+                environment: start.world.environment.clone(),
+            }),
         });
         let (reports_in, mut reports) = mpsc::channel::<(NodeRef, Report)>(MAX_BATCH);
         let mut working = JoinSet::new();

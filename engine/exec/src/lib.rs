@@ -20,6 +20,7 @@ mod engine;
 mod escalation;
 mod guard;
 mod held;
+mod history;
 pub mod plan;
 mod pokes;
 mod post;

@@ -34,11 +34,8 @@ impl Run {
 
     /// The scope of the runbook's outputs: as a step that reads every step.
     pub(crate) fn outputs_scope(&mut self) -> Result<Scope, Failure> {
-        let graph = self.graph.clone();
         let mut names = self.base_names()?;
-        let outputs: Vec<(Text, Value)> =
-            graph.indices().map(|index| (graph.step(index).id.clone(), self.output(index))).collect();
-        names.push(("steps".into(), Value::map(outputs)));
+        names.push(("steps".into(), self.outputs_so_far()));
         Ok(Scope::new(names))
     }
 
@@ -68,7 +65,24 @@ impl Run {
         Ok(format!("{}/{name}", self.environment).into())
     }
 
-    fn base_names(&mut self) -> Result<Vec<(Text, Value)>, Failure> {
+    /// What the run knows at this moment, for those who ask something of it: as a step that reads every step.
+    pub(crate) fn present_scope(&self) -> Result<Scope, Failure> {
+        let mut names = self.own_names();
+        let vars = match &self.memory.vars {
+            Some(vars) => vars.clone()?,
+            None => self.eval_vars(names.clone())?,
+        };
+        names.push(("vars".into(), vars));
+        names.push(("steps".into(), self.outputs_so_far()));
+        Ok(Scope::new(names))
+    }
+
+    fn outputs_so_far(&self) -> Value {
+        let of = |index| (self.graph.step(index).id.clone(), self.output(index));
+        Value::map(self.graph.indices().map(of).collect::<Vec<_>>())
+    }
+
+    fn own_names(&self) -> Vec<(Text, Value)> {
         let run = Value::map([
             ("id", Value::text(self.id.to_string())),
             ("runbook", Value::text(self.graph.name.clone())),
@@ -78,11 +92,15 @@ impl Run {
             ("title", Value::text(self.title())),
             ("signal", Value::text(self.stopping_signal())),
         ]);
-        let mut names: Vec<(Text, Value)> = vec![
+        vec![
             ("inputs".into(), self.inputs.clone()),
             ("run".into(), run),
             ("targets".into(), self.targets.clone()),
-        ];
+        ]
+    }
+
+    fn base_names(&mut self) -> Result<Vec<(Text, Value)>, Failure> {
+        let mut names = self.own_names();
         if self.memory.vars.is_none() {
             let vars = self.eval_vars(names.clone());
             self.memory.vars = Some(vars);
@@ -106,7 +124,7 @@ impl Run {
     }
 
     /// The signal that stops the run; empty when none does.
-    fn stopping_signal(&self) -> Text {
+    pub(crate) fn stopping_signal(&self) -> Text {
         let stops = |name: &Text| {
             let of = self.graph.signals.iter().find(|signal| signal.name == *name);
             of.is_some_and(|signal| signal.then != SignalThen::Continue)

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use farrier_action::{
-    ActionRegistry, BoundAction, NodeInfo, Planned, Probe, Progress, ReadCx, Targets, WriteCx,
+    ActionRegistry, BoundAction, History, NodeInfo, Planned, Probe, Progress, ReadCx, Targets, WriteCx,
 };
 use farrier_model::expr::Template;
 use farrier_model::{Change, Effect, Failure, FailureKind, Fidelity, NodeName, RunId, Scope, Value};
@@ -32,6 +32,7 @@ pub(crate) struct TaskCx {
     pub(crate) observer: Arc<dyn Observer>,
     pub(crate) depth: usize,
     pub(crate) children: Children,
+    pub(crate) history: Arc<dyn History>,
 }
 
 /// Carries out `work` to its report. What is logged on the way, by whomever, says of which run, step and attempt it is.
@@ -229,7 +230,9 @@ impl Task<'_> {
             attempt: self.work.attempt,
             effect_id: self.work.effect_id.clone(),
         };
-        ReadCx::new(self.cx.targets.clone(), self.work.scope.clone(), node).telling(self.told.clone())
+        ReadCx::new(self.cx.targets.clone(), self.work.scope.clone(), node)
+            .with_history(self.cx.history.clone())
+            .telling(self.told.clone())
     }
 
     async fn plan(&self, action: &dyn BoundAction, look_once: bool) -> Result<PlanReport, Failure> {

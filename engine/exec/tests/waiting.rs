@@ -153,6 +153,82 @@ async fn a_signal_ends_a_wait_or_takes_everything_back() {
     is_whole(&bench).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_signal_is_for_the_people_that_the_run_has_read_of() {
+    let bench = impatient("signal_members");
+    let start = |members: &[&str]| {
+        let members = Value::list(members.iter().map(|name| Value::text(*name)).collect());
+        bench.world.state.lock().unwrap().objects.insert("members".into(), members);
+        let rest = "signals:
+  - { name: go_on, who: [admins, \"${ steps.members.value }\"], then: continue }
+  - { name: stop, who: [\"${ steps.after.value }\"], then: cancel }
+steps:
+  members: { uses: fake.read, with: { target: world, object: members } }
+  grace: { uses: flow.wait, needs: [members], with: { for: 1d, signal: go_on } }
+  after: { uses: fake.read, needs: [grace], with: { target: world, object: members } }
+";
+        let mut start = self::start(&bench, "signal_members", rest);
+        let groups = [("admins", "ada"), ("bogdan", "grace")];
+        let groups = groups.map(|(group, member)| (Text::from(group), vec![Text::from(member)]));
+        start.world.people = Arc::new(BTreeMap::from(groups));
+        start
+    };
+    let signal = |name: &str| Ask::Signal { name: name.into(), reason: None };
+    // Names that were read are of people: not of the group that has the same name.
+    let first = start(&["bogdan", "chidi"]);
+    let run = begin(&bench, &first).await.run;
+    ask(&bench, run, "mallory", signal("go_on")).await;
+    ask(&bench, run, "grace", signal("go_on")).await;
+    ask(&bench, run, "bogdan", signal("stop")).await;
+    assert_eq!(resume(&bench, run, &first).await.state, RunState::Waiting);
+    assert_eq!(
+        refusals(&bench, run).await,
+        [
+            "mallory may not send it: that is for admins, bogdan, chidi",
+            "grace may not send it: that is for admins, bogdan, chidi",
+            "bogdan may not send it: that is for nobody; whom `steps.after.value` names is not known now",
+        ]
+    );
+    ask(&bench, run, "chidi", signal("go_on")).await;
+    assert_eq!(resume(&bench, run, &first).await.state, RunState::Succeeded);
+    // Nobody is read of: the groups that are written there still may, and others still may not.
+    let second = start(&[]);
+    let run = begin(&bench, &second).await.run;
+    ask(&bench, run, "chidi", signal("go_on")).await;
+    assert_eq!(resume(&bench, run, &second).await.state, RunState::Waiting);
+    assert_eq!(refusals(&bench, run).await, ["chidi may not send it: that is for admins"]);
+    ask(&bench, run, "ada", signal("go_on")).await;
+    assert_eq!(resume(&bench, run, &second).await.state, RunState::Succeeded);
+    is_whole(&bench).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_signal_that_comes_before_the_first_write_is_followed_all_the_same() {
+    let rest = "signals:
+  - { name: reenable, who: [owner], then: undo }
+steps:
+  lock: { uses: fake.set, with: { target: world, object: locked, value: yes }, undo: restore }
+finally:
+  enable: { uses: fake.set, if: run.signal == 'reenable', with: { target: world, object: enabled, value: yes }, undo: none }
+";
+    for (ask_for, enabled) in [
+        (Ask::Signal { name: "reenable".into(), reason: None }, true),
+        // Whoever says no to the plan wants nothing written.
+        (Ask::Cancel { undo: true, reason: None }, false),
+    ] {
+        let bench = impatient(&format!("signal_early_{enabled}"));
+        let mut start = start(&bench, &format!("signal_early_{enabled}"), rest);
+        start.world.approvals = Approvals { recoverable: 1, destructive: 1 };
+        let waiting = begin(&bench, &start).await;
+        assert_eq!(waiting.state, RunState::Waiting);
+        ask(&bench, waiting.run, "owner", ask_for).await;
+        assert_eq!(resume(&bench, waiting.run, &start).await.state, RunState::Cancelled);
+        let wanted: &[&str] = if enabled { &["enabled"] } else { &[] };
+        assert_eq!(objects(&bench), wanted);
+        is_whole(&bench).await;
+    }
+}
+
 fn node(start: &Start, step: &str) -> farrier_exec::NodeRef {
     farrier_exec::NodeRef::step(start.bundle.graph().find(step).unwrap())
 }

@@ -124,8 +124,8 @@ pub(crate) fn add_to(environment: &mut Environment<'static>) {
     environment.add_filter("seconds", |text: &str| Ok::<_, Error>(duration(text)?.as_secs() as i64));
     environment.add_filter("duration", |seconds: u64| format_duration(Duration::from_secs(seconds)));
     environment.add_filter("days_since", |now: &str, then: &str| {
-        let elapsed = timestamp(now)?.as_second() - timestamp(then)?.as_second();
-        Ok::<_, Error>(elapsed.div_euclid(86_400))
+        let elapsed = timestamp(now)?.as_nanosecond() - timestamp(then)?.as_nanosecond();
+        Ok::<_, Error>(elapsed.div_euclid(86_400_000_000_000) as i64)
     });
     environment.add_filter("unix", |text: &str| Ok::<_, Error>(timestamp(text)?.as_second()));
     environment.add_filter("host", |instance: &str| {
@@ -291,6 +291,8 @@ mod tests {
         assert_eq!(eval("'tools.wm-lol' | after('.')"), Value::text("wm-lol"));
         assert_eq!(eval("'40d' | days"), Value::Int(40));
         assert_eq!(eval("'2026-11-22T00:00:00Z' | days_since('20261012000001Z')"), Value::Int(40));
+        assert_eq!(eval("'2026-11-22T00:00:00Z' | days_since('20261012000000.5Z')"), Value::Int(40));
+        assert_eq!(eval("'2026-11-22T00:00:00.5Z' | days_since('20261012000000.5Z')"), Value::Int(41));
         assert_eq!(eval("'2026-11-22T00:00:00.9Z' | unix"), Value::Int(1_795_305_600));
         assert_eq!(eval("'1969-12-31T23:59:59Z' | unix"), Value::Int(-1));
         assert_eq!(eval("'tools-k8s-1:9100' | host"), Value::text("tools-k8s-1"));

@@ -11,6 +11,8 @@
 //! | `literal` | text of another language: `$name` parameters from the sibling `params`, `${` is an error |
 //! | `item_expression` | a bare expression that the action evaluates for each item |
 //! | `item_template` | a tree whose `${ }` parts the action evaluates for each item |
+//! | `runbook` | names this runbook, or one that it starts |
+//! | `signal` | names one of the runbook's signals |
 //! | `keys_of:FIELD` | (outputs) a map whose keys are those of the input field `FIELD` |
 //!
 //! Any other text field takes a constant or one whole `${ }`.

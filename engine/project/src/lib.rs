@@ -16,4 +16,4 @@ pub use error::ProjectError;
 pub use set::Set;
 pub use site::{Site, bind};
 pub use watched::{Trouble, Watched};
-pub use workspace::{Workspace, compile_files, shown};
+pub use workspace::{Workspace, compile_files, shown, tested};

@@ -251,6 +251,13 @@ fn stem(path: &Path) -> String {
     path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 
+/// The runbook that a file of tests is about: `NAME.test.yaml`, or `NAME.PART.test.yaml` where there are many.
+pub fn tested(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let name = name.trim_end_matches(".test.yaml");
+    name.split('.').next().unwrap_or(name).to_owned()
+}
+
 fn is_test(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(".test.yaml"))
 }

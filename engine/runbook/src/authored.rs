@@ -404,8 +404,8 @@ pub enum GuardOtherwise {
 pub struct Signal {
     /// Its name.
     pub name: At<String>,
-    /// Who may send it.
-    pub who: Vec<At<String>>,
+    /// Who may send it: names of people and groups, or `${ }` that give such names when the signal comes.
+    pub who: Vec<Who>,
     /// It is accepted until this step starts.
     #[serde(default)]
     pub until: Option<At<String>>,
@@ -717,6 +717,12 @@ node_text!(
     /// A duration such as `90s`, `5m`, `1h30m`, `40d`.
     DurationText,
     "A duration such as `90s`, `5m`, `1h30m` or `40d`."
+);
+
+node_text!(
+    /// A name, or one `${ }` that gives names.
+    Who,
+    "The name of a person or a group, or one `${ }` that gives a name or a list of names."
 );
 
 /// The bound of an input: a number, a length or a duration.

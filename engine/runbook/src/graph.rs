@@ -354,12 +354,12 @@ pub struct Lock {
 }
 
 /// An event from outside that a run accepts.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Signal {
     /// Its name.
     pub name: Text,
-    /// Who may send it: people, or groups of the environment.
-    pub who: Vec<Text>,
+    /// Who may send it: each gives a person or a group of the environment, or a list of them.
+    pub who: Vec<Template>,
     /// It is accepted until this step starts.
     pub until: Option<StepIndex>,
     /// What follows.

@@ -301,13 +301,13 @@ pub fn read_tests(file: FileId, bytes: &[u8], catalog: &Catalog, out: &mut Diagn
             );
         }
         for event in &mut test.events {
-            event.check(catalog, out);
+            event.check(test.name.span, catalog, out);
         }
         if let Some(event) = test.events.first()
             && test.expect.is_none()
         {
             out.push(
-                Diagnostic::new(codes::TEST_EVENT, event.at.span, "nothing happens to a plan")
+                Diagnostic::new(codes::TEST_EVENT, event.span(test.name.span), "nothing happens to a plan")
                     .help("add `expect:`, so that there is a run, or remove `events:`"),
             );
         }
@@ -381,6 +381,7 @@ fn check_names(tests: &Tests, names: &Names<'_>, out: &mut Diagnostics) {
         });
         let mut named = Vec::new();
         for event in &test.events {
+            named.extend(&event.after);
             match event.happens() {
                 Some(Happens::Signal(name)) => {
                     known("signal", name, &names.signals, codes::TEST_UNKNOWN_SIGNAL, names, out);

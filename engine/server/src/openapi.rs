@@ -256,16 +256,7 @@ mod tests {
 
     #[test]
     fn the_published_description_is_current() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../site/schema/openapi.json");
-        if std::env::var_os("FARRIER_WRITE_SCHEMA").is_some() {
-            std::fs::write(path, text()).unwrap();
-        }
-        let stored = std::fs::read_to_string(path).unwrap_or_default();
-        assert!(
-            stored == text(),
-            "site/schema/openapi.json is not what the code says; make it again with \
-             `FARRIER_WRITE_SCHEMA=1 cargo test -p farrier-server openapi`"
-        );
+        farrier_testkit::generated::is_current("site/schema/openapi.json", text());
     }
 
     #[test]

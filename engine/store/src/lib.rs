@@ -333,6 +333,8 @@ pub struct RunFilter {
     pub runbook: Option<Text>,
     /// Started by this run.
     pub parent: Option<RunId>,
+    /// Which have ended after this moment.
+    pub ended_after: Option<Timestamp>,
     /// Whose id begins so, as people type it.
     pub id_prefix: Option<String>,
     /// Older than this one in the list's order: the creation time and id of the last row of the page before.

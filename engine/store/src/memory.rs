@@ -530,6 +530,7 @@ impl Store for MemoryStore {
             .filter(|run| filter.parent.is_none_or(|parent| run.new.parent == Some(parent)))
             .filter(|run| prefix.is_empty() || run.new.id.to_string().starts_with(&prefix))
             .map(Run::row)
+            .filter(|row| filter.ended_after.is_none_or(|after| row.finished_at.is_some_and(|at| at > after)))
             .filter(|row| {
                 filter.before.is_none_or(|(at, id)| {
                     (row.created_at.as_millisecond(), row.id) < (at.as_millisecond(), id)

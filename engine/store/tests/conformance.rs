@@ -7,6 +7,7 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::time::Duration;
 
 use common::*;
 use farrier_model::{Ask, BoundPlan, Digest, Event, NodeEvent, NodeName, Request, RunState, Text, Value};
@@ -517,6 +518,12 @@ async fn runs_are_listed_newest_first_and_filtered(world: &mut World) {
         world.store().create_run(new).await.unwrap();
     }
     world.store().claim(run_id(2), "host:1").await.unwrap();
+    // One ends, and time goes on.
+    let ending = world.store().claim(run_id(4), "host:1").await.unwrap();
+    let end = Event::Finished { state: RunState::Failed, outputs: Value::Null, failure: None };
+    world.store().append(&ending, vec![end], None).await.unwrap();
+    let ended_at = world.store().run(run_id(4)).await.unwrap().unwrap().finished_at.unwrap();
+    let before = ended_at - Duration::from_millis(1);
     let three = world.store().run(run_id(3)).await.unwrap().unwrap();
     let id = run_id(6).to_string();
     let all = RunFilter::default;
@@ -533,12 +540,15 @@ async fn runs_are_listed_newest_first_and_filtered(world: &mut World) {
                 limit: Some(2),
                 ..all()
             },
-            vec![6, 4],
+            vec![6, 2],
         ),
         (RunFilter { id_prefix: Some(id[..13].to_uppercase()), ..all() }, vec![6, 5, 4, 3, 2, 1]),
         (RunFilter { id_prefix: Some(id.clone()), ..all() }, vec![6]),
         (RunFilter { id_prefix: Some(String::new()), limit: Some(1), ..all() }, vec![6]),
         (RunFilter { id_prefix: Some("%".into()), ..all() }, vec![]),
+        (RunFilter { ended_after: Some(before), ..all() }, vec![4]),
+        (RunFilter { ended_after: Some(before), runbook: Some("odd".into()), ..all() }, vec![]),
+        (RunFilter { ended_after: Some(ended_at), ..all() }, vec![]),
         (RunFilter { before: Some((three.created_at, three.id)), ..all() }, vec![2, 1]),
     ];
     for (filter, expected) in cases {

@@ -14,8 +14,11 @@ use crate::process::{self, Account, Launch, Process, on_a_free_port, require_pro
 /// Names a kubeconfig to the tests: of the server that the chores start, or of any other.
 pub const KUBECONFIG_VARIABLE: &str = "FARRIER_TEST_KUBECONFIG";
 
-/// The token of the one account, which may do everything.
+/// The token of an account, which may do everything.
 const TOKEN: &str = "testkit";
+
+/// The name of another one, which proves itself by a certificate and may do as much.
+const CERTIFIED: &str = "certified";
 
 /// An API server. Dropping it ends it and removes its folder.
 #[derive(Debug)]
@@ -50,16 +53,20 @@ impl KubeApi {
             &kubeconfig,
             &format!(
                 "apiVersion: v1\nkind: Config\ncurrent-context: testkit\n\
-                 clusters: [{{ name: testkit, cluster: {{ server: \"https://127.0.0.1:{port}\", certificate-authority: {} }} }}]\n\
-                 users: [{{ name: testkit, user: {{ token: {TOKEN} }} }}]\n\
-                 contexts: [{{ name: testkit, context: {{ cluster: testkit, user: testkit }} }}]\n",
-                authority.display()
+                 clusters: [{{ name: testkit, cluster: {{ server: \"https://127.0.0.1:{port}\", certificate-authority: {authority} }} }}]\n\
+                 users:\n  - {{ name: testkit, user: {{ token: {TOKEN} }} }}\n  \
+                 - {{ name: {CERTIFIED}, user: {{ client-certificate: {client}.pem, client-key: {client}.key }} }}\n\
+                 contexts:\n  - {{ name: testkit, context: {{ cluster: testkit, user: testkit }} }}\n  \
+                 - {{ name: {CERTIFIED}, context: {{ cluster: testkit, user: {CERTIFIED} }} }}\n",
+                authority = authority.display(),
+                client = folder.path().join("client").display(),
             ),
         )?;
         Ok(KubeApi { _server: server, _storage: storage, kubeconfig, _folders: [storage_folder, folder] })
     }
 
-    /// The kubeconfig of the account that may do everything.
+    /// The kubeconfig: its current context is that of an account with a token, and `certified` that of one with a
+    /// certificate. Both may do everything.
     pub fn kubeconfig(&self) -> &Path {
         &self.kubeconfig
     }
@@ -88,7 +95,7 @@ fn start_storage(etcd: &Path, folder: &Path, port: u16) -> Result<(String, Proce
 fn start_server(program: &Path, folder: &Path, storage_url: &str, port: u16) -> Result<Process> {
     let options = format!(
         "--etcd-servers={storage_url} --bind-address=127.0.0.1 --secure-port={port} --tls-cert-file=server.pem \
-         --tls-private-key-file=server.key --token-auth-file=tokens --authorization-mode=AlwaysAllow \
+         --tls-private-key-file=server.key --token-auth-file=tokens --client-ca-file=ca.pem --authorization-mode=AlwaysAllow \
          --service-account-key-file=accounts.key --service-account-signing-key-file=accounts.key \
          --service-account-issuer=https://testkit.invalid --service-cluster-ip-range=10.0.0.0/24 --cert-dir=certs \
          --disable-admission-plugins=ServiceAccount"
@@ -106,7 +113,7 @@ fn start_server(program: &Path, folder: &Path, storage_url: &str, port: u16) -> 
     })
 }
 
-/// A certificate authority of this server's own, and a certificate of the server signed by it.
+/// A certificate authority of this server's own, and certificates signed by it: of the server, and of an account.
 fn make_certificates(folder: &Path) -> Result<()> {
     let openssl = require_program("openssl", "openssl")?;
     let run = |options: &str| -> Result<()> {
@@ -115,16 +122,21 @@ fn make_certificates(folder: &Path) -> Result<()> {
             .context("cannot make a certificate")
     };
     let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
-    write(
-        &folder.join("server.ext"),
-        "subjectAltName=DNS:localhost,IP:127.0.0.1\nbasicConstraints=CA:FALSE\nextendedKeyUsage=serverAuth\n",
-    )?;
+    for (name, about) in [
+        ("server", "subjectAltName=DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth\n"),
+        ("client", "extendedKeyUsage=clientAuth\n"),
+    ] {
+        write(&folder.join(format!("{name}.ext")), &format!("basicConstraints=CA:FALSE\n{about}"))?;
+    }
     run("genrsa -out accounts.key 2048")?;
     run(&format!("req -x509 {key} -keyout ca.key -out ca.pem -days 30 -subj /CN=farrier-testkit-ca"))?;
-    run(&format!("req {key} -keyout server.key -out server.csr -subj /CN=localhost"))?;
-    run(
-        "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out server.pem -days 30 -extfile server.ext",
-    )
+    for (name, subject) in [("server", "/CN=localhost".to_owned()), ("client", format!("/CN={CERTIFIED}"))] {
+        run(&format!("req {key} -keyout {name}.key -out {name}.csr -subj {subject}"))?;
+        run(&format!(
+            "x509 -req -in {name}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out {name}.pem -days 30 -extfile {name}.ext"
+        ))?;
+    }
+    Ok(())
 }
 
 fn write(file: &Path, text: &str) -> Result<()> {

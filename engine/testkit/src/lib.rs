@@ -18,6 +18,7 @@ pub mod clock;
 mod database;
 pub mod eavesdropper;
 pub mod exim;
+pub mod generated;
 pub mod kube;
 pub mod mariadb;
 pub mod postgres;

@@ -42,7 +42,7 @@ enum Chore {
         #[arg(long)]
         seed: Option<u32>,
     },
-    /// Write the generated files anew (site/schema).
+    /// Write the generated files anew: `site/schema` and the manual's page of actions.
     Generate,
     /// The Kubernetes tests against a real API server too; builds one from Debian's sources when there is none, in ten
     /// minutes.

@@ -3,16 +3,14 @@
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
+use farrier_testkit::generated;
 use farrier_testkit::kube::{KUBECONFIG_VARIABLE, KubeApi};
 use farrier_testkit::mariadb::{self, MariaDb};
 use farrier_testkit::postgres::{self, Postgres};
 
 use crate::parts::{Counts, Outcome, Report};
 use crate::{dependencies, kube, packages, tidy, tools};
-
-/// The kinds of files that `farrier schema KIND` describes. The results stand in `site/schema/KIND.json`.
-const SCHEMAS: &[&str] = &["runbook", "environment", "project", "tests", "alerts", "service"];
 
 /// How many worlds the simulator of `engine/exec/tests/simulator.rs` goes through in the full test run.
 const SIMULATOR_SEEDS: &str = "10000";
@@ -90,7 +88,6 @@ pub(crate) fn test(root: &Path) -> Report {
         tools::show(command.env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private_intra_doc_links"))?;
         Ok(Outcome::Passed)
     });
-    report.run("generated files", || generated_are_current(root));
     report.run("cargo deny", || {
         if !tools::has_cargo_command(root, "deny") {
             return Ok(Outcome::NotRun(
@@ -142,16 +139,10 @@ pub(crate) fn house_rules(root: &Path) -> Report {
     report
 }
 
-/// Writes the generated files.
+/// Writes the generated files: the tests that hold them current do, when they are asked to.
 pub(crate) fn generate(root: &Path) -> Result<()> {
-    let folder = root.join("site/schema");
-    std::fs::create_dir_all(&folder).with_context(|| format!("cannot make `{}`", folder.display()))?;
-    for kind in SCHEMAS {
-        let file = folder.join(format!("{kind}.json"));
-        std::fs::write(&file, schema(root, kind)?)
-            .with_context(|| format!("cannot write `{}`", file.display()))?;
-    }
-    Ok(())
+    let mut command = tools::cargo(root, "test --quiet --workspace --lib --bins -- _is_current _are_current");
+    tools::show(command.env(generated::WRITE_VARIABLE, "1"))
 }
 
 /// Runs the benchmark program.
@@ -202,28 +193,6 @@ fn none(breaches: &[String]) -> Outcome {
         1 => Outcome::Failed(breaches.concat()),
         more => Outcome::Failed(format!("{more} breaches, listed above")),
     }
-}
-
-fn generated_are_current(root: &Path) -> Result<Outcome> {
-    let mut stale = Vec::new();
-    for kind in SCHEMAS {
-        let file = format!("site/schema/{kind}.json");
-        let written = std::fs::read_to_string(root.join(&file)).unwrap_or_default();
-        if written != schema(root, kind)? {
-            stale.push(file);
-        }
-    }
-    if stale.is_empty() {
-        return Ok(Outcome::Passed);
-    }
-    Ok(Outcome::Failed(format!("not as the code is now: {}; run `cargo xtask generate`", stale.join(", "))))
-}
-
-fn schema(root: &Path, kind: &str) -> Result<String> {
-    let text =
-        tools::capture(&mut tools::cargo(root, &format!("run --quiet --package farrier -- schema {kind}")))?;
-    ensure!(text.trim_start().starts_with('{'), "`farrier schema {kind}` does not print a schema");
-    Ok(text)
 }
 
 #[cfg(test)]

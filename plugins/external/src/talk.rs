@@ -70,7 +70,7 @@ pub(crate) async fn ask(
     if RUNNER.get().is_none() {
         command.arg(runner::COMMAND);
     }
-    command.args(program.order().words()).current_dir("/").env_clear();
+    command.arg(program.order().word()?).current_dir("/").env_clear();
     command
         .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
         .env("LANG", "C.UTF-8");
@@ -112,6 +112,10 @@ pub(crate) async fn ask(
         Some(runner::TOO_MANY) => {
             let why =
                 format!("had more than {} processes and threads at once, and was ended", program.processes);
+            Err(Trouble::new(FailureKind::Limit, why))
+        }
+        Some(runner::TOO_MUCH) => {
+            let why = format!("used more than {} bytes of memory in all, and was ended", program.memory);
             Err(Trouble::new(FailureKind::Limit, why))
         }
         _ => said,

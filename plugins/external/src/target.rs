@@ -45,19 +45,27 @@ pub struct ExternalConfig {
     /// How many bytes the program may say, in all. The default is 8 MiB.
     #[serde(default)]
     max_output: Option<u64>,
-    /// How many bytes of memory each of its processes may write to. The default is 1 GiB.
+    /// How many bytes of memory it may occupy, with all that it starts. The default is 1 GiB.
     #[serde(default)]
     memory: Option<u64>,
     /// How many files each of its processes may have open. The default is 256.
     #[serde(default)]
     open_files: Option<u64>,
-    /// How many processes and threads it may have at once, with all that it starts. The default is 256. Memory and files count
-    /// for each process, so together they may have as many times as much.
+    /// How many processes and threads it may have at once, with all that it starts. The default is 256.
     #[serde(default)]
     processes: Option<u64>,
-    /// Whether it may use the network.
+    /// Whether it may use the network, and the sockets of this machine.
     #[serde(default)]
     network: bool,
+    /// Files and folders, by their absolute paths, that it may read besides the machine's own programs and libraries.
+    #[serde(default)]
+    reads: Vec<String>,
+    /// Files and folders, by their absolute paths, that it may read and change.
+    #[serde(default)]
+    writes: Vec<String>,
+    /// Whether it may read and change every file that Farrier's account may.
+    #[serde(default)]
+    unconfined: bool,
     /// What the program is told with every request: addresses, names. No secrets.
     #[serde(default)]
     #[schemars(with = "BTreeMap<String, serde_json::Value>")]
@@ -106,10 +114,13 @@ pub(crate) struct Program {
     sha256: String,
     pub(crate) timeout: Duration,
     pub(crate) max_output: usize,
-    memory: u64,
+    pub(crate) memory: u64,
     open_files: u64,
     pub(crate) processes: u64,
     network: bool,
+    reads: Vec<String>,
+    writes: Vec<String>,
+    unconfined: bool,
     pub(crate) settings: Value,
     pub(crate) secrets: BTreeMap<String, SecretRef>,
     pub(crate) cx: ConnectCx,
@@ -127,6 +138,9 @@ impl Program {
             // More than that would need several processors for all of its time.
             processor_seconds: self.timeout.as_secs().saturating_mul(4).max(1),
             network: self.network,
+            reads: self.reads.clone(),
+            writes: self.writes.clone(),
+            unconfined: self.unconfined,
         }
     }
 
@@ -138,6 +152,12 @@ impl Program {
     pub(crate) fn learn(&self, known: &Known) {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).join(known);
     }
+}
+
+/// From the root, without detours.
+fn is_absolute(path: &str) -> bool {
+    let mut parts = path.strip_prefix('/').into_iter().flat_map(|rest| rest.split('/')).peekable();
+    !path.contains('\0') && parts.peek().is_some() && parts.all(|part| !matches!(part, "" | "." | ".."))
 }
 
 fn input(message: impl Into<String>) -> Failure {
@@ -162,11 +182,17 @@ impl ExternalConfig {
 
     fn pinned(self, secrets: BTreeMap<String, SecretRef>, cx: &ConnectCx) -> Result<Program, Failure> {
         let (path, sha256) = (self.program.unwrap_or_default(), self.sha256.unwrap_or_default());
-        let parts = path.strip_prefix('/').map(|rest| rest.split('/'));
-        if path.contains('\0')
-            || !parts.is_some_and(|mut parts| parts.all(|part| !matches!(part, "" | "." | "..")))
+        let said = self.reads.iter().map(|path| ("reads", path));
+        let said = said.chain(self.writes.iter().map(|path| ("writes", path)));
+        if let Some((field, path)) =
+            [("program", &path)].into_iter().chain(said).find(|(_, path)| !is_absolute(path))
         {
-            return Err(input(format!("`program`: {path:?} is not an absolute path")));
+            return Err(input(format!("`{field}`: {path:?} is not an absolute path")));
+        }
+        if self.unconfined && !(self.reads.is_empty() && self.writes.is_empty()) {
+            return Err(input(
+                "with `unconfined`, `reads` and `writes` would change nothing; leave them out",
+            ));
         }
         let digit = |letter: u8| letter.is_ascii_digit() || (b'a'..=b'f').contains(&letter);
         if sha256.len() != 64 || !sha256.bytes().all(digit) {
@@ -195,6 +221,9 @@ impl ExternalConfig {
             open_files: within("open_files", self.open_files, 256, 16..=1 << 20)?,
             processes: within("processes", self.processes, 256, 1..=1 << 16)?,
             network: self.network,
+            reads: self.reads,
+            writes: self.writes,
+            unconfined: self.unconfined,
             settings: Value::map(self.settings),
             secrets,
             cx: cx.clone(),

@@ -265,17 +265,104 @@ planned({
 })
 ";
     let limited = || Place::script(script).with("memory", json!(200 << 20)).with("open_files", json!(64));
-    let output = limited().plan().await.unwrap().output.unwrap().to_json();
-    let found: serde_json::Value =
-        serde_json::from_str::<serde_json::Value>(&output).unwrap()["value"].clone();
+    let found = attempts(limited()).await;
     assert_eq!(found["privileges"], true);
     assert_eq!(found["core"], json!([0, 0]));
     assert_eq!(found["files"], json!([64, 64]));
     assert_eq!(found["memory"], "MemoryError");
     assert_eq!((&found["inet"], &found["netlink"]), (&json!("PermissionError"), &json!("PermissionError")));
-    assert_eq!(found["unix"], "done");
+    assert_eq!(found["unix"], "PermissionError");
     let output = limited().with("network", json!(true)).plan().await.unwrap().output.unwrap().to_json();
     assert!(output.contains(r#""inet":"done""#), "{output}");
+}
+
+/// What became of each attempt, by its name.
+async fn attempts(place: Place) -> serde_json::Value {
+    let output = place.plan().await.unwrap().output.unwrap().to_json();
+    serde_json::from_str::<serde_json::Value>(&output).unwrap()["value"].clone()
+}
+
+#[tokio::test]
+async fn a_program_finds_no_files_but_the_machines_and_its_own() {
+    let other = tempfile::tempdir().unwrap();
+    fs::write(other.path().join("file"), "secret").unwrap();
+    let listener = std::os::unix::net::UnixListener::bind(other.path().join("socket")).unwrap();
+    let script = format!(
+        "
+import socket, ssl, tempfile
+other = '{}'
+def attempt(work):
+    try:
+        return work() or 'done'
+    except OSError as error:
+        return type(error).__name__
+with tempfile.NamedTemporaryFile() as file: own = file.name
+planned({{
+    'reads': attempt(lambda: open(other + '/file').read()),
+    'lists': attempt(lambda: len(os.listdir(other))),
+    'writes': attempt(lambda: open(other + '/file', 'a').close()),
+    'moves': attempt(lambda: os.rename(folder + '/program', other + '/program')),
+    'reaches': attempt(lambda: socket.socket(socket.AF_UNIX).connect(other + '/socket')),
+    'shadow': attempt(lambda: open('/etc/shadow').close()),
+    'looks': attempt(lambda: open('/proc/%d/environ' % os.getppid(), 'rb').read() and 'read'),
+    'kills': attempt(lambda: os.kill(os.getppid(), 0)),
+    'works': attempt(lambda: note('file', 1)),
+    'null': attempt(lambda: open('/dev/null', 'w').close()),
+    'temporary': os.path.dirname(own) == os.environ['TMPDIR'] and not os.path.exists(own),
+}})
+",
+        other.path().display()
+    );
+    let refused = json!("PermissionError");
+    let found = attempts(Place::script(&script)).await;
+    for what in ["reads", "lists", "writes", "moves", "reaches", "shadow", "looks", "kills"] {
+        assert_eq!(found[what], refused, "{what}: {found}");
+    }
+    assert_eq!(
+        (&found["works"], &found["null"], &found["temporary"]),
+        (&json!("done"), &json!("done"), &json!(true))
+    );
+
+    let found = attempts(Place::script(&script).with("reads", json!([other.path()]))).await;
+    assert_eq!((&found["reads"], &found["writes"]), (&json!("secret"), &refused));
+    let mut place = Place::script(&script).with("unconfined", json!(true));
+    place.config.as_object_mut().unwrap().remove("writes");
+    let found = attempts(place).await;
+    assert_eq!(
+        (&found["reads"], &found["writes"], &found["reaches"]),
+        (&json!("secret"), &json!("done"), &refused)
+    );
+    drop(listener);
+}
+
+#[tokio::test]
+async fn memory_is_counted_for_all_that_a_program_starts() {
+    let each = "
+kept = bytearray(20 << 20)
+for _ in range(COUNT):
+    if os.fork() == 0:
+        WORK
+        note('pids', os.getpid())
+        time.sleep(SLEEP)
+        os._exit(0)
+for _ in range(COUNT): os.wait()
+planned()
+";
+    let script = |count: &str, work: &str, sleep: &str| {
+        let script = each.replace("COUNT", count).replace("WORK", work).replace("SLEEP", sleep);
+        Place::script(&script).with("memory", json!(128 << 20))
+    };
+    // None of them has too much.
+    let place = script("8", "more = bytearray(os.urandom(1 << 20)) * 40", "600");
+    let failure = place.apply().await.unwrap_err();
+    assert_eq!((failure.kind, failure.in_doubt), (FailureKind::Limit, true), "{failure}");
+    assert!(
+        failure.message.ends_with("used more than 134217728 bytes of memory in all, and was ended"),
+        "{failure}"
+    );
+    assert!(!place.read("pids").lines().any(lives), "some outlived the step");
+    // What they have in common counts once.
+    script("20", "pass", "0.5").plan().await.unwrap();
 }
 
 /// Bounded by itself: 256 processes in all, of which each says its number and sleeps.
@@ -337,9 +424,12 @@ async fn a_program_that_takes_memory_or_files_without_end_fails_by_itself() {
 #[test]
 fn a_program_ends_when_nobody_hears_it() {
     let place = Place::script("say({'pid': os.getpid()})\nwhile True: time.sleep(0.1)");
-    let text = |field: &str| place.config[field].as_str().unwrap().to_owned();
+    let order = json!({
+        "program": place.config["program"], "sha256": place.config["sha256"], "memory": 1 << 30, "open_files": 256,
+        "processes": 64, "processor_seconds": 600, "network": false, "reads": [], "writes": [], "unconfined": false,
+    });
     let mut runner = Command::new(env!("CARGO_BIN_EXE_farrier-plugin-runner"))
-        .args([&text("program"), &text("sha256"), "1073741824", "256", "64", "600", "no-network"])
+        .arg(order.to_string())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()

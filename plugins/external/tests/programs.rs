@@ -144,7 +144,7 @@ async fn a_program_is_told_what_it_needs_and_no_more() {
     names.sort_unstable();
     // Python sets the last but one itself, where the language has no territory.
     names.retain(|name| *name != "LC_CTYPE");
-    assert_eq!(names, ["FARRIER_EFFECT", "FARRIER_NODE", "FARRIER_RUN", "LANG", "PATH"]);
+    assert_eq!(names, ["FARRIER_EFFECT", "FARRIER_NODE", "FARRIER_RUN", "LANG", "PATH", "TMPDIR"]);
     assert_eq!(folder, "/");
     // A script is called by the name of its sealed copy.
     assert!(arguments[0].as_str().unwrap().starts_with("/proc/self/fd/"), "{arguments}");

@@ -16,6 +16,7 @@ use std::io;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::param::page_size;
 use rustix::process::{Pid, PidfdFlags, Signal, getpgrp, getpid, kill_process_group, pidfd_open};
 
 use crate::marks;
@@ -87,26 +88,51 @@ pub fn children() -> io::Result<Vec<Pid>> {
     Ok(children)
 }
 
-/// How many threads the living processes have that this process, or one of those, has started. Who has lost its parent counts
-/// where this process is the subreaper.
+/// What the living processes have that this process, or one of those, has started. Who has lost its parent counts where this
+/// process is the subreaper.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Share {
+    /// Their threads; each process has one or more.
+    pub threads: u64,
+    /// The bytes of memory that they occupy. What several use in common counts once.
+    pub memory: u64,
+}
+
+/// What this process has started has at this moment.
+///
+/// `memory` is what it should not have more of: only when each process's own count gives more in all is it looked up what they
+/// use in common, which takes the kernel longer.
 ///
 /// # Errors
 /// `/proc` cannot be read.
-pub fn threads_below() -> io::Result<u64> {
+pub fn share(memory: u64) -> io::Result<Share> {
     let alive = alive()?;
-    let mut below: HashMap<u32, Vec<(u32, u64)>> = HashMap::new();
+    let mut below: HashMap<u32, Vec<(u32, &Status)>> = HashMap::new();
     for (id, status) in &alive {
-        below.entry(status.parent).or_default().push((*id, status.threads));
+        below.entry(status.parent).or_default().push((*id, status));
     }
-    let (mut count, mut parents) = (0, vec![getpid().as_raw_nonzero().get().cast_unsigned()]);
+    let (mut found, mut all) = (Share::default(), Vec::new());
+    let mut parents = vec![getpid().as_raw_nonzero().get().cast_unsigned()];
     while let Some(parent) = parents.pop() {
         // Taken out, so that ids which are reused while we look lead in no circle.
-        for (id, threads) in below.remove(&parent).unwrap_or_default() {
-            count += threads;
+        for (id, status) in below.remove(&parent).unwrap_or_default() {
+            found.threads += status.threads;
+            found.memory += status.resident;
             parents.push(id);
+            all.push((id, status.resident));
         }
     }
-    Ok(count)
+    if found.memory > memory {
+        found.memory = all.into_iter().map(|(id, resident)| proportional(id).unwrap_or(resident)).sum();
+    }
+    Ok(found)
+}
+
+/// The bytes of memory that a process occupies, where of what `n` processes use in common it has the `n`th part.
+fn proportional(id: u32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{id}/smaps_rollup")).ok()?;
+    let kibibytes = text.lines().find_map(|line| line.strip_prefix("Pss:"))?.trim().strip_suffix(" kB")?;
+    Some(kibibytes.parse::<u64>().ok()? << 10)
 }
 
 /// All living processes.
@@ -169,6 +195,8 @@ struct Status {
     parent: u32,
     group: i32,
     threads: u64,
+    /// Bytes.
+    resident: u64,
     /// In clock ticks since the machine was started: with the id, it names a process for good.
     started: u64,
     /// It is being started: the kernel has not set up its environment yet.
@@ -191,6 +219,7 @@ impl Status {
             parent: fields.get(1)?.parse().ok()?,
             group: fields.get(2)?.parse().ok()?,
             threads: fields.get(17)?.parse().ok()?,
+            resident: fields.get(21)?.parse::<u64>().ok()?.saturating_mul(page_size() as u64),
             started: fields.get(19)?.parse().ok()?,
             starting: environment == 0 && flags & KERNEL_THREAD == 0,
         })

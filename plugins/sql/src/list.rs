@@ -133,6 +133,10 @@ pub struct ListDatabases {
 pub struct DatabasesListed {
     /// Their names, in order.
     databases: Vec<String>,
+    /// How many bytes the tables and indexes of each take, as the server estimates it.
+    sizes: BTreeMap<String, u64>,
+    /// The same of all together.
+    bytes: u64,
 }
 
 impl Action for ListDatabases {
@@ -158,9 +162,10 @@ databases:
             let server = server::of(&*reader.0)?;
             let mut session = reader.0.read().await?;
             let mut databases = server.databases(&mut *session).await?;
-            session.rollback().await;
             databases.retain(|name| name.starts_with(&self.prefix));
-            Ok(Planned::known(DatabasesListed { databases }))
+            let sizes = server.sizes(&mut *session, &databases).await?;
+            session.rollback().await;
+            Ok(Planned::known(DatabasesListed { databases, bytes: sizes.values().sum(), sizes }))
         };
         listed.await.map_err(|failure| at(failure, self.target.alias()))
     }

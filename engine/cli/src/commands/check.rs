@@ -12,7 +12,7 @@ use super::{App, Problem};
 use crate::exit::Exit;
 use crate::render::style::Style;
 use crate::render::{self, Format};
-use farrier_project::{compile_files, shown};
+use farrier_project::{compile_files, shown, tested};
 
 #[derive(Debug, Args)]
 pub(super) struct Check {
@@ -56,9 +56,7 @@ impl Check {
                 let file = diagnostics.add_file(shown(&path), &bytes);
                 if let Some(tests) = read_tests(file, &bytes, catalog, &mut diagnostics) {
                     counted.tests += tests.tests.len() as u64;
-                    let name = path.file_name().unwrap_or_default().to_string_lossy();
-                    let name = name.trim_end_matches(".test.yaml");
-                    if let Some(graph) = compiled.graphs.get(name) {
+                    if let Some(graph) = compiled.graphs.get(&*tested(&path)) {
                         check_tests(&tests, graph, &mut diagnostics);
                     }
                 }

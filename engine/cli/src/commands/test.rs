@@ -28,7 +28,7 @@ use crate::exit::Exit;
 use crate::render::style::Style;
 use crate::render::{self, Format};
 use case::{Case, Trouble};
-use farrier_project::shown;
+use farrier_project::{shown, tested};
 use report::Outcome;
 use sweep::{Sweep, Swept};
 
@@ -118,8 +118,8 @@ impl TestArgs {
         let compiled = workspace.compile(app.registry.catalog())?;
         let mut chosen = Vec::new();
         for path in workspace.test_files() {
-            let file_name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let runbook = file_name.trim_end_matches(".test.yaml");
+            let runbook = tested(&path);
+            let runbook = runbook.as_str();
             let bundle = compiled.bundle(runbook).ok_or_else(|| {
                 if compiled.graphs.contains_key(runbook) || compiled.diagnostics.has_errors() {
                     Problem::Mistakes(Box::new(compiled.diagnostics.clone()))

@@ -58,7 +58,10 @@ fn three_servers_of_which_one_is_down() {
     assert!(ended.to_string().contains("s3"), "{ended}");
     as_wanted(&site.s1, 12);
     as_wanted(&site.s2, 12);
-    assert_eq!(site.recorded(), "s1:3306\tpresent\t12\ns2:3306\tpresent\t12\ntoolsdb:3306\tpresent\t12\n");
+    assert_eq!(
+        site.recorded(),
+        "s1:3306\tpresent\t12\ns2:3306\tpresent\t12\ns3:3306\tabsent\t12\ntoolsdb:3306\tpresent\t12\n"
+    );
     let made = site.s1.writes();
     assert_eq!(made.iter().filter(|sql| sql.starts_with("CREATE USER")).count(), 1, "{made:?}");
     // On ToolsDB everyone may do everything with databases of their own, and those alone.
@@ -94,7 +97,10 @@ fn killed_in_the_middle_it_goes_on_and_makes_no_account_twice() {
     site.project.farrier(&["resume", id]).expect(13);
     as_wanted(&site.s1, 400);
     as_wanted(&site.s2, 400);
-    assert_eq!(site.recorded(), "s1:3306\tpresent\t400\ns2:3306\tpresent\t400\ntoolsdb:3306\tpresent\t400\n");
+    assert_eq!(
+        site.recorded(),
+        "s1:3306\tpresent\t400\ns2:3306\tpresent\t400\ns3:3306\tabsent\t400\ntoolsdb:3306\tpresent\t400\n"
+    );
     let statements = site.s1.writes();
     let created: Vec<&String> = statements.iter().filter(|sql| sql.starts_with("CREATE USER")).collect();
     assert_eq!(created.len(), 400, "each account is made once");

@@ -15,5 +15,7 @@ mod far;
 
 mod kills;
 mod remote;
+mod rounds;
 mod site;
+mod trouble;
 mod whole;

@@ -1,7 +1,8 @@
 //! What people ask of a run: whether it may be granted, and what follows.
 
+use farrier_model::expr::Template;
 use farrier_model::time::Timestamp;
-use farrier_model::{Ask, Digest, Event, NodeState, Request, Subject, Text};
+use farrier_model::{Ask, Digest, Event, NodeState, Request, Subject, Text, Value};
 use farrier_runbook::authored::SignalThen;
 use farrier_runbook::graph::Signal;
 
@@ -59,7 +60,7 @@ impl Run {
             }
             Ask::Signal { name, .. } => {
                 let signal = self.signal(name)?;
-                self.is_among(by, &signal.who, "send it")?;
+                self.may_send(by, signal)?;
                 if let Some(until) = signal.until
                     && self.has_begun(NodeRef::step(until))
                 {
@@ -151,6 +152,40 @@ impl Run {
             return Ok(());
         }
         person(format!("{by} may not {what}: that is for {}", who.join(", ")))
+    }
+
+    /// Whether `by` may send the signal. What an expression gives are people: a name out of the world is never a group. One
+    /// that cannot be told yet, or is wrong, names nobody.
+    fn may_send(&self, by: &str, signal: &Signal) -> Result<(), Refusal> {
+        let scope = self.present_scope().unwrap_or_default();
+        let (mut named, mut people, mut untold) = (Vec::new(), Vec::new(), Vec::new());
+        for who in &signal.who {
+            match who {
+                Template::Const(name) => named.extend(name.as_str().map(Text::from)),
+                Template::Expr(expr) => match expr.eval(&scope) {
+                    Ok(Value::Null) => {}
+                    Ok(Value::Text(name)) => people.push(name),
+                    Ok(Value::List(names)) => {
+                        people.extend(names.iter().filter_map(Value::as_str).map(Text::from));
+                    }
+                    _ => untold.push(expr.source().trim()),
+                },
+                _ => {}
+            }
+        }
+        if people.iter().any(|name| **name == *by) {
+            return Ok(());
+        }
+        if !named.is_empty() || signal.who.is_empty() {
+            match self.is_among(by, &named, "send it") {
+                Err(_) if !people.is_empty() || !untold.is_empty() => {}
+                answer => return answer,
+            }
+        }
+        named.append(&mut people);
+        let of = if named.is_empty() { "nobody".into() } else { named.join(", ") };
+        let more = untold.first().map(|source| format!("; whom `{source}` names is not known now"));
+        person(format!("{by} may not send it: that is for {of}{}", more.unwrap_or_default()))
     }
 
     fn has_begun(&self, node: NodeRef) -> bool {

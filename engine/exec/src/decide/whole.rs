@@ -187,7 +187,10 @@ impl Decider<'_> {
         if !self.run.memory.finally_open {
             self.run.memory.finally_open = true;
             self.skip_the_rest()?;
-            let declined = self.run.cancelled_by.is_some() && !self.run.writes_allowed;
+            // Whoever says no to the plan wants nothing written. A signal is another thing: what follows is the runbook's word.
+            let declined = self.run.cancelled_by.is_some()
+                && !self.run.writes_allowed
+                && self.run.stopping_signal().is_empty();
             let graph = self.run.graph.clone();
             if !declined && graph.main_steps() < graph.len() {
                 let finally = graph.indices().skip(graph.main_steps()).map(NodeRef::step);

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use farrier_action::Planned;
 use farrier_model::event::ParkCause;
-use farrier_model::{Effect, Failure, FailureKind, NodeEvent, NodeState, Scope, Value, ids};
+use farrier_model::expr::Template;
+use farrier_model::{Change, Effect, Failure, FailureKind, NodeEvent, NodeState, Scope, Value, ids};
 use farrier_runbook::graph::{GuardAction, RateOf, StepIndex, Uses};
 
 use super::{Decider, Step, Work, WorkKind};
@@ -198,7 +199,8 @@ impl Decider<'_> {
         }
         if let Some(bound) = self.run.bound.clone()
             && planned.child.is_none()
-            && let Some(difference) = bound.departure(&self.run.name(node), &planned.planned.changes)
+            && let Some(difference) =
+                bound.departure(&self.run.name(node), &planned.planned.changes, &self.own_changes(node))
         {
             let message = format!("what it would change is not what was approved: {difference}");
             return self.fail(node, Failure::new(FailureKind::Drift, message), true);
@@ -220,6 +222,23 @@ impl Decider<'_> {
             Err(failure) => return self.fail(node, failure, true),
         };
         self.hand_out(node, WorkKind::Apply(planned), Some((inputs, scope)))
+    }
+
+    /// What other steps on the target of this one have changed, in no particular order among those that do not need each other.
+    fn own_changes(&self, node: NodeRef) -> Vec<&Change> {
+        let graph = &self.run.graph;
+        let Some(target) = named_target(&graph.step(node.step).with) else { return Vec::new() };
+        let mut others: Vec<NodeRef> = self
+            .run
+            .nodes()
+            .filter(|other| {
+                other.step != node.step
+                    && self.run.node(*other).state == NodeState::Succeeded
+                    && named_target(&graph.step(other.step).with) == Some(target)
+            })
+            .collect();
+        others.sort_by_key(|other| self.run.node(*other).order);
+        others.into_iter().flat_map(|other| &self.run.node(other).effects).collect()
     }
 
     pub(super) fn count(&mut self, node: NodeRef, counts: Counts) {
@@ -270,5 +289,17 @@ impl Decider<'_> {
             Effect::Probed => self.hand_out(node, WorkKind::Probe(Arc::new(planned)), None),
             Effect::Once => Ok(()),
         }
+    }
+}
+
+/// The one target that a step names.
+fn named_target(with: &Template) -> Option<&str> {
+    match with {
+        Template::Const(with) => with.get("target")?.as_str(),
+        Template::Map(entries) => match entries.iter().find(|(name, _)| &**name == "target")? {
+            (_, Template::Const(target)) => target.as_str(),
+            _ => None,
+        },
+        _ => None,
     }
 }

@@ -35,6 +35,8 @@ pub(super) struct Names {
     pub run: Option<Type>,
     /// Signals that the runbook accepts.
     pub signals: Vec<Text>,
+    /// The runbook itself, and those that it starts.
+    pub runbooks: Vec<Text>,
 }
 
 /// Which names one place may use.

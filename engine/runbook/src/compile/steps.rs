@@ -101,6 +101,8 @@ pub(super) fn check(
         );
     }
     head.names.outputs = drafts.iter().map(output_type).collect();
+    head.names.runbooks =
+        [head.name.clone()].into_iter().chain(children.iter().map(|child| child.name.clone())).collect();
 
     let risk: Risk = authored.risk.value.into();
     let mut found = std::mem::take(&mut head.found);
@@ -132,6 +134,9 @@ pub(super) fn check(
         authored.outputs.is_some().then_some(Template::Map(entries))
     };
     let output_reads = std::mem::take(&mut found.steps);
+    let signals = check_signals(authored, &head, &mut found, out);
+    // Nobody relies on what these read: an output that is not there names nobody.
+    found.steps.clear();
 
     let guards = {
         let place = node.entry("guards").map_or(node.span, |(key, _)| key.span);
@@ -142,7 +147,6 @@ pub(super) fn check(
             out,
         )
     };
-    let signals = check_signals(authored, &head, out);
 
     let edges = edges(&drafts, &reads, needs, out);
     let pairs: Vec<(u32, u32)> = edges
@@ -847,7 +851,14 @@ fn check_rate(
 }
 
 /// The signals of a runbook: names are unique, and each stands for a step that it waits for, or for an end of the run.
-fn check_signals(authored: &authored::Runbook, head: &Head, out: &mut Diagnostics) -> Vec<Signal> {
+fn check_signals(
+    authored: &authored::Runbook,
+    head: &Head,
+    found: &mut Found,
+    out: &mut Diagnostics,
+) -> Vec<Signal> {
+    let view = View { names: &head.names, roots: IN_STEP, result: None, locals: Vec::new(), step: None };
+    let names = Type::List(Box::new(Type::Text));
     let mut signals: Vec<Signal> = Vec::new();
     for signal in &authored.signals {
         head::check_id(&signal.name, "a signal", out);
@@ -873,12 +884,35 @@ fn check_signals(authored: &authored::Runbook, head: &Head, out: &mut Diagnostic
         };
         signals.push(Signal {
             name: (*signal.name.value).into(),
-            who: signal.who.iter().map(|who| Text::from(&*who.value)).collect(),
+            who: signal.who.iter().filter_map(|who| check_who(who, &view, &names, found, out)).collect(),
             until,
             then: signal.then.value,
         });
     }
     signals
+}
+
+/// Somebody who may send a signal: a name, or one `${ }` that gives a name or a list of names.
+fn check_who(
+    who: &authored::Who,
+    view: &View<'_>,
+    names: &Type,
+    found: &mut Found,
+    out: &mut Diagnostics,
+) -> Option<Template> {
+    let (template, kind) = view.whole(&who.0, false, found, out)?;
+    if types::never_fits(&kind, &Type::Text) && types::never_fits(&kind, names) {
+        out.push(
+            Diagnostic::new(
+                codes::TYPE_MISMATCH,
+                who.0.span,
+                format!("{} does not say who may send it", types::describe(&kind)),
+            )
+            .expected("the name of a person or a group, or a list of them"),
+        );
+        return None;
+    }
+    Some(template)
 }
 
 /// What each step needs: as written, and every step it reads. A step of `finally` waits for main steps to be over,

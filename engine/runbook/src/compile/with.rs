@@ -172,6 +172,7 @@ impl SchemaHooks for Hooks<'_, '_> {
             }
             Some("text") if dynamic => Some(self.view.mixed(place.node, self.found, out)),
             Some("signal") if !dynamic => Some(self.signal(place.node, text, out)),
+            Some("runbook") if !dynamic => Some(self.runbook(place.node, text, out)),
             Some(mark) if mark.starts_with("target:") && !dynamic => {
                 Some(self.target(&mark["target:".len()..], place.node, text, out))
             }
@@ -296,6 +297,24 @@ impl Hooks<'_, '_> {
         out.push(match hint(name, known.iter().map(|known| &**known), "signals") {
             Some(help) if !known.is_empty() => diagnostic.help(help),
             _ => diagnostic.help(declare),
+        });
+        None
+    }
+
+    /// The name of this runbook, or of one that it starts: a run is pinned to the texts of these, and knows no others.
+    fn runbook(&self, node: &Node, name: &Text, out: &mut Diagnostics) -> Option<Template> {
+        let known = &self.view.names.runbooks;
+        if known.contains(name) {
+            return Some(Template::Const(Value::Text(name.clone())));
+        }
+        let diagnostic = Diagnostic::new(
+            codes::UNKNOWN_RUNBOOK,
+            node.span,
+            format!("{} is neither this runbook nor one that it starts", quoted(name)),
+        );
+        out.push(match hint(name, known.iter().map(|known| &**known), "runbooks") {
+            Some(help) => diagnostic.help(help),
+            None => diagnostic,
         });
         None
     }

@@ -12,12 +12,14 @@ use crate::diagnostic::{Diagnostic, Diagnostics, Span, nearest, quoted};
 use crate::read::{NoHooks, check_schema, constant};
 use crate::yaml::{Node, NodeKind};
 
-/// Something that happens at a time. Besides `at`, exactly one thing.
+/// Something that happens at a time, or after a step. Besides `at` or `after`, exactly one thing.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EventAt {
     /// When, from the start of the case.
-    pub at: At<Length>,
+    pub at: Option<At<Length>>,
+    /// As soon as this step of the run has succeeded, before any step that needs it begins.
+    pub after: Option<At<String>>,
     /// Somebody sends this signal of the runbook.
     pub signal: Option<At<String>>,
     /// Somebody approves what this step waits with; `-` for the run as a whole.
@@ -144,12 +146,31 @@ impl EventAt {
             .or(refused.map(|refused| (refused.span, "only what people ask can be refused")))
     }
 
-    pub(super) fn check(&mut self, catalog: &Catalog, out: &mut Diagnostics) {
+    /// Where to point; `test` when there is nothing of its own.
+    pub(super) fn span(&self, test: Span) -> Span {
+        let when = self.at.as_ref().map(|at| at.span).or(self.after.as_ref().map(|step| step.span));
+        let texts = [&self.signal, &self.approve, &self.reject, &self.resolve]
+            .into_iter()
+            .flatten()
+            .map(|what| what.span);
+        let words = [&self.cancel, &self.crash, &self.resume].into_iter().flatten().map(|what| what.span);
+        let act = self.act.as_ref().map(|call| call.uses.span);
+        when.into_iter().chain(texts).chain(words).chain(act).next().unwrap_or(test)
+    }
+
+    pub(super) fn check(&mut self, test: Span, catalog: &Catalog, out: &mut Diagnostics) {
+        let place = self.span(test);
+        if self.at.is_some() == self.after.is_some() {
+            out.push(
+                Diagnostic::new(codes::TEST_EVENT, place, "an event is either at a time or after a step")
+                    .help("give one of `at: 12d` and `after: STEP`"),
+            );
+        }
         let one_of =
             "`signal`, `approve`, `reject`, `cancel: true`, `do`, `crash: true`, `resolve` or `resume: true`";
         match self.happens() {
             None => out.push(
-                Diagnostic::new(codes::TEST_EVENT, self.at.span, "an event is exactly one thing")
+                Diagnostic::new(codes::TEST_EVENT, place, "an event is exactly one thing")
                     .help(format!("give one of {one_of}; write a second event for a second thing")),
             ),
             Some(Happens::Resolve { step, .. }) if self.applied.is_none() => out.push(

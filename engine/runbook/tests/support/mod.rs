@@ -38,7 +38,8 @@ marked! {
     LdapTarget = "target:ldap",
     SqlTarget = "target:sql",
     FilesTarget = "target:files",
-    SignalName = "signal"
+    SignalName = "signal",
+    RunbookName = "runbook"
 }
 
 /// A tree whose `${ }` parts are evaluated for each item.
@@ -270,6 +271,14 @@ struct Wait {
     signal: Option<SignalName>,
 }
 
+/// Lists runs.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct Runs {
+    /// Of which runbook.
+    runbook: RunbookName,
+}
+
 /// Nothing.
 #[derive(JsonSchema)]
 struct Nothing {}
@@ -302,6 +311,7 @@ pub fn catalog() -> Catalog {
         action::<DeleteTree, Nothing>("files.delete_tree", Effect::Probed, Risk::Destructive),
         action::<Note, Nothing>("flow.note", Effect::Read, Risk::ReadOnly),
         action::<Wait, Nothing>("flow.wait", Effect::Read, Risk::ReadOnly),
+        action::<Runs, Nothing>("flow.runs", Effect::Read, Risk::ReadOnly),
         action::<Search, Found>("ldap.search", Effect::Read, Risk::ReadOnly),
         action::<Note, Nothing>("mail.send", Effect::Once, Risk::Recoverable),
         action::<Sync, Synced>("sql.sync", Effect::Repeatable, Risk::Recoverable),

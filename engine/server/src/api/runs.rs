@@ -64,6 +64,7 @@ pub(crate) async fn list(
         id_prefix: filter.id.map(|id| id.to_lowercase()),
         before: filter.before.as_deref().map(cursor).transpose()?,
         limit: Some(limit),
+        ..RunFilter::default()
     };
     let mut runs = Vec::new();
     loop {

@@ -155,6 +155,9 @@ pub(crate) fn runs_query(filter: &RunFilter) -> QueryBuilder<Sqlite> {
     if let Some(parent) = filter.parent {
         query.push(" AND parent_id = ").push_bind(parent.to_string());
     }
+    if let Some(after) = filter.ended_after {
+        query.push(" AND finished_at > ").push_bind(after.as_millisecond());
+    }
     if let Some(prefix) = &filter.id_prefix {
         // Ids consist of hexadecimal digits and `-`; `g` follows them all.
         let prefix = prefix.to_lowercase();

@@ -1,22 +1,90 @@
-//! What a program does not get: new privileges, a core file, the network, and more than its share of the machine.
+//! What a program does not get: files that are none of its business, new privileges, a core file, the network, and more than
+//! its share of the machine.
 
 use std::io;
+use std::path::Path;
 
-use farrier_model::Failure;
+use farrier_confine::folders::{Confined, Left};
+use farrier_model::{Failure, FailureKind};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::Order;
 
-/// For this thread and all that it starts: no set-user-ID program raises them, and without `network` there are no sockets
-/// but those of this machine's own files.
-pub(crate) fn confine(network: bool) -> Result<(), Failure> {
+/// What programs and their interpreters are made of, and what they look up about the machine. Of `/etc` only what is no
+/// secret: Farrier's own configuration stands there. `/proc` shows a confined process nothing of others but what anybody sees.
+const MACHINE: &[&str] = &[
+    "/usr",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/nix/store",
+    "/proc",
+    "/sys/devices/system/cpu",
+    "/etc/alternatives",
+    "/etc/ca-certificates",
+    "/etc/group",
+    "/etc/host.conf",
+    "/etc/hosts",
+    "/etc/ld.so.cache",
+    "/etc/localtime",
+    "/etc/mime.types",
+    "/etc/nsswitch.conf",
+    "/etc/passwd",
+    "/etc/pki/tls/certs",
+    "/etc/protocols",
+    "/etc/resolv.conf",
+    "/etc/services",
+    "/etc/ssl/certs",
+    "/etc/ssl/openssl.cnf",
+    "/etc/timezone",
+];
+/// Of devices, those that hold nothing.
+const DEVICES: &[&str] = &["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"];
+
+/// For this thread and all that it starts: no set-user-ID program raises them, without `network` there are no sockets, of the
+/// files there are those of the machine, the order's, and `folder`, where the program may work, and of a superuser's powers
+/// those that this needs.
+pub(crate) fn confine(order: &Order, folder: &Path) -> Result<(), Failure> {
+    const KNOWN: &str = "in the environment, so that it is known";
     farrier_confine::privileges()?;
-    if !network {
-        farrier_confine::calls::no_network().map_err(|failure| {
-            failure.help("where the kernel cannot do this, say `network: true` in the environment, so that it is known")
-        })?;
+    if order.unconfined {
+        if order.network {
+            return Ok(());
+        }
+        let refused = farrier_confine::calls::no_sockets();
+        return refused.map_err(|failure| {
+            failure.help(format!("where the kernel cannot do this, say `network: true` {KNOWN}"))
+        });
     }
-    Ok(())
+    let confined = || {
+        files(order, folder)?;
+        farrier_confine::capabilities::keep(farrier_confine::capabilities::PROGRAMS)?;
+        farrier_confine::calls::own_work(order.network)
+    };
+    confined().map_err(|failure: Failure| {
+        failure.help(format!(
+            "use Linux 5.13 or newer with Landlock and seccomp on, or say `unconfined: true` {KNOWN}"
+        ))
+    })
+}
+
+fn files(order: &Order, folder: &Path) -> Result<(), Failure> {
+    let own = |paths: &'static [&'static str]| paths.iter().map(Path::new).collect::<Vec<_>>();
+    let mut left = Left { reads: own(MACHINE), writes: own(DEVICES), network: order.network };
+    left.reads.extend(order.reads.iter().map(Path::new));
+    left.writes.push(folder);
+    left.writes.extend(order.writes.iter().map(Path::new));
+    match left.alone()? {
+        // What an old Landlock leaves out, the network, is refused without it.
+        Confined::Wholly | Confined::Partly => Ok(()),
+        Confined::Not => {
+            let message =
+                "this kernel has no Landlock, so the program could read every file of Farrier's account";
+            Err(Failure::new(FailureKind::Refused, message))
+        }
+    }
 }
 
 /// Limits that nothing below can raise again.

@@ -8,8 +8,8 @@
 //! fork or otherwise, becomes the runner's own child, in whatever session or process group. The runner ends its children
 //! until there are none.
 //!
-//! How many processes and threads there are at once, the runner counts itself, again and again. When there are too many, all
-//! are killed.
+//! How many processes and threads there are at once, and how much memory they occupy together, the runner counts itself, again
+//! and again. When it is too much, all are killed.
 //!
 //! Limits can only be lowered by the process that they hold for. So the runner starts itself once more, and that second
 //! one confines itself and becomes the program.
@@ -28,6 +28,7 @@ use farrier_model::{Failure, FailureKind};
 use farrier_plugin_host::leftovers;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, kill_process_group, wait};
+use serde::{Deserialize, Serialize};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -37,6 +38,8 @@ const GRACE: Duration = Duration::from_secs(2);
 
 /// The exit code of a runner that ended its program because of too many processes.
 pub(crate) const TOO_MANY: i32 = 123;
+/// The exit code of a runner that ended its program because of too much memory.
+pub(crate) const TOO_MUCH: i32 = 122;
 
 /// The shortest time between two counts.
 const COUNTS: Duration = Duration::from_millis(20);
@@ -46,8 +49,9 @@ const SHARE: u32 = 20;
 /// The command of `farrier` that is a runner.
 pub(crate) const COMMAND: &str = "plugin-runner";
 
-/// What a runner is told, as the words of its command line.
-#[derive(Debug)]
+/// What a runner is told, as the one word of its command line.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Order {
     pub(crate) program: String,
     pub(crate) sha256: String,
@@ -56,38 +60,18 @@ pub(crate) struct Order {
     pub(crate) processes: u64,
     pub(crate) processor_seconds: u64,
     pub(crate) network: bool,
+    pub(crate) reads: Vec<String>,
+    pub(crate) writes: Vec<String>,
+    pub(crate) unconfined: bool,
 }
 
 impl Order {
-    pub(crate) fn words(&self) -> Vec<String> {
-        vec![
-            self.program.clone(),
-            self.sha256.clone(),
-            self.memory.to_string(),
-            self.open_files.to_string(),
-            self.processes.to_string(),
-            self.processor_seconds.to_string(),
-            if self.network { "network" } else { "no-network" }.to_owned(),
-        ]
+    pub(crate) fn word(&self) -> Result<String, Failure> {
+        serde_json::to_string(self).map_err(|error| refused(self, "no order", &error))
     }
 
-    fn of(words: &[String]) -> Option<Order> {
-        let [program, sha256, memory, open_files, processes, processor_seconds, network] = words else {
-            return None;
-        };
-        Some(Order {
-            program: program.clone(),
-            sha256: sha256.clone(),
-            memory: memory.parse().ok()?,
-            open_files: open_files.parse().ok()?,
-            processes: processes.parse().ok()?,
-            processor_seconds: processor_seconds.parse().ok()?,
-            network: match network.as_str() {
-                "network" => true,
-                "no-network" => false,
-                _ => return None,
-            },
-        })
+    fn of(word: &str) -> Option<Order> {
+        serde_json::from_str(word).ok()
     }
 }
 
@@ -98,10 +82,11 @@ const BECOME: &str = "become";
 /// place, as its answer.
 pub fn main(words: &[String]) -> i32 {
     let done = match words {
-        [first, descriptor, words @ ..] if first == BECOME => {
-            Order::of(words).map(|order| Err(become_program(descriptor, &order)))
+        [first, descriptor, folder, order] if first == BECOME => {
+            Order::of(order).map(|order| Err(become_program(descriptor, Path::new(folder), &order)))
         }
-        words => Order::of(words).map(|order| run(&order)),
+        [order] => Order::of(order).map(|order| run(&order)),
+        _ => None,
     };
     let Some(done) = done else {
         eprintln!("error: this command is for Farrier itself, which starts programs with it");
@@ -120,20 +105,23 @@ fn refused(order: &Order, what: &str, error: &dyn std::fmt::Display) -> Failure 
 }
 
 /// Returns only when it could not.
-fn become_program(descriptor: &str, order: &Order) -> Failure {
-    if let Err(failure) = confine::confine(order.network) {
+fn become_program(descriptor: &str, folder: &Path, order: &Order) -> Failure {
+    if let Err(failure) = confine::confine(order, folder) {
         return failure;
     }
     if let Err(error) = confine::limit(order) {
         return refused(order, "its limits", &error);
     }
     // A script's interpreter opens the copy by this name once more, so the descriptor stays open in it.
-    let error = std::process::Command::new(format!("/proc/self/fd/{descriptor}")).arg0(&order.program).exec();
+    let mut program = std::process::Command::new(format!("/proc/self/fd/{descriptor}"));
+    let error = program.arg0(&order.program).env("TMPDIR", folder).exec();
     refused(order, "the kernel", &error)
 }
 
 fn run(order: &Order) -> Result<i32, Failure> {
     let sealed = seal::load(Path::new(&order.program), &order.sha256)?;
+    let folder = tempfile::Builder::new().prefix("farrier-program-").tempdir();
+    let folder = folder.map_err(|error| refused(order, "no folder to work in", &error))?;
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .map_err(|error| refused(order, "the kernel does not let it be watched", &error))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -145,7 +133,7 @@ fn run(order: &Order) -> Result<i32, Failure> {
         let mut command = Command::new("/proc/self/exe");
         // The first word is what `farrier` calls this command; the runner alone has no such word.
         command.args(std::env::args().nth(1).filter(|word| word == COMMAND));
-        command.args([BECOME, &sealed.as_raw_fd().to_string()]).args(order.words());
+        command.args([BECOME, &sealed.as_raw_fd().to_string()]).arg(folder.path()).arg(order.word()?);
         let child = command.process_group(0).spawn();
         let mut child = child.map_err(|error| refused(order, "the kernel", &error))?;
         drop(sealed);
@@ -154,13 +142,13 @@ fn run(order: &Order) -> Result<i32, Failure> {
             biased;
             _ = asked.recv() => stopped(&mut child, group).await,
             () = nobody_reads() => stopped(&mut child, group).await,
-            () = too_many(order.processes) => {
+            exceeded = too_much(order) => {
                 // All of a group at once: none of them gets to start another one first.
                 if let Some(group) = group {
                     let _ = kill_process_group(group, Signal::KILL);
                 }
                 end_all();
-                return Ok(TOO_MANY);
+                return Ok(exceeded);
             }
             status = child.wait() => status.ok(),
         };
@@ -194,13 +182,18 @@ async fn nobody_reads() {
     let _ = told.await;
 }
 
-/// Returns when there are more threads below this process than that.
-async fn too_many(most: u64) {
+/// Returns when what this process has started has more than the order gives it, with the exit code that says of what.
+async fn too_much(order: &Order) -> i32 {
     loop {
         let begun = Instant::now();
-        // A count that fails is no reason to end anything; the kernel's own limit holds.
-        if leftovers::threads_below().is_ok_and(|count| count > most) {
-            return;
+        // A count that fails is no reason to end anything; the kernel's own limits hold.
+        if let Ok(share) = leftovers::share(order.memory) {
+            if share.threads > order.processes {
+                return TOO_MANY;
+            }
+            if share.memory > order.memory {
+                return TOO_MUCH;
+            }
         }
         tokio::time::sleep(COUNTS.max(begun.elapsed() * SHARE)).await;
     }
@@ -231,11 +224,13 @@ mod tests {
 
     #[test]
     fn orders_are_read_as_they_are_written() {
-        let words = ["/opt/x", "00", "1", "2", "3", "4", "no-network"].map(str::to_owned);
-        assert_eq!(Order::of(&words).unwrap().words(), words);
-        assert!(Order::of(&words[..6]).is_none());
-        let words = ["/opt/x", "00", "1", "2", "3", "4", "perhaps"].map(str::to_owned);
-        assert!(Order::of(&words).is_none());
-        assert_eq!(main(&words), 64);
+        let word = concat!(
+            r#"{"program":"/opt/x","sha256":"00","memory":1,"open_files":2,"processes":3,"processor_seconds":4,"#,
+            r#""network":false,"reads":["/opt/y"],"writes":[],"unconfined":false}"#
+        );
+        assert_eq!(Order::of(word).unwrap().word().unwrap(), word);
+        assert!(Order::of(&word.replace("\"reads\"", "\"reeds\"")).is_none());
+        assert_eq!(main(&["perhaps".to_owned()]), 64);
+        assert_eq!(main(&[]), 64);
     }
 }

@@ -50,7 +50,7 @@ impl Place {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         let config = json!({
             "program": path, "sha256": hex::encode(Sha256::digest(text)), "timeout": "60s",
-            "settings": { "folder": folder.path() },
+            "settings": { "folder": folder.path() }, "writes": [folder.path()],
         });
         let mut registry = ActionRegistry::default();
         farrier_plugin_external::register(&mut registry).unwrap();

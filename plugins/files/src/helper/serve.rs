@@ -10,7 +10,7 @@ use farrier_action::{
     Action, ActionRegistry, Binding, NodeInfo, Probe, ReadCx, TargetKind as _, Targets, WriteCx,
 };
 use farrier_confine::capabilities::OTHER_PEOPLES_FILES;
-use farrier_confine::folders::Confined;
+use farrier_confine::folders::{Confined, Left};
 use farrier_model::{Failure, FailureKind, Scope, Value};
 use serde::{Deserialize, Serialize};
 
@@ -43,8 +43,8 @@ impl Helper {
     pub fn prepare(roots: &Path, unconfined: bool) -> Result<Helper, Failure> {
         let roots = roots::read(roots)?;
         farrier_confine::privileges()?;
-        let folders: Vec<&Path> = roots.values().map(Path::new).collect();
-        match farrier_confine::folders::only(&folders)? {
+        let left = Left { writes: roots.values().map(Path::new).collect(), ..Left::default() };
+        match left.alone()? {
             Confined::Wholly => {}
             Confined::Partly => eprintln!("note: this kernel confines the helper's files, and not all else"),
             Confined::Not if unconfined => {

@@ -1,7 +1,7 @@
 //! The laws of [`farrier_action::harness`], for every action.
 
 use farrier_model::{ChangeKind, Fidelity, Value};
-use futures_util::FutureExt as _;
+use futures_util::{FutureExt as _, StreamExt as _};
 use serde_json::{Value as Json, json};
 
 use super::{Place, registry, value};
@@ -304,25 +304,38 @@ async fn objects_are_read() {
 
 #[tokio::test]
 async fn many_pages_are_one_list() {
-    let maps = (0..1_203)
-        .map(|number| format!("---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{ name: m{number:04} }}\n"));
-    let place = Place::standin_of(&maps.collect::<String>()).await;
-    let registry = registry();
-    let list = async |at_most: u32| {
-        let input = json!({ "kind": "ConfigMap", "namespace": "default", "at_most": at_most });
-        place.case(&registry, "k8s.list", &input, &[]).prove().await
-    };
-    let output = list(1_203).await.unwrap().output;
-    let names: Vec<String> = output
-        .get("items")
-        .unwrap()
-        .as_list()
-        .unwrap()
-        .iter()
-        .map(|item| item.get("name").unwrap().to_string())
-        .collect();
-    assert_eq!(names, (0..1_203).map(|number| format!("m{number:04}")).collect::<Vec<_>>());
-    assert_eq!(list(1_202).await.unwrap_err().kind, farrier_model::FailureKind::Limit);
+    let name = |number: u32| format!("m{number:04}");
+    let maps = (0..1_203).map(|number| {
+        format!(
+            "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{ name: {}, labels: {{ in: pages }} }}\n",
+            name(number)
+        )
+    });
+    let mut places = vec![("default".to_owned(), Place::standin_of(&maps.collect::<String>()).await)];
+    if let Some(server) = Place::server().await {
+        let made = (0..1_203).map(|number| {
+            server.add(
+                "ConfigMap",
+                json!({ "metadata": { "name": name(number), "labels": { "in": "pages" } } }),
+            )
+        });
+        futures_util::stream::iter(made).buffer_unordered(32).collect::<Vec<_>>().await;
+        places.push((server.namespace.clone(), server));
+    }
+    for (namespace, place) in places {
+        let registry = registry();
+        let list = async |at_most: u32| {
+            // A server with controllers has a map of its own in each namespace.
+            let selector = json!({ "in": "pages" });
+            let input = json!({ "kind": "ConfigMap", "namespace": namespace, "selector": selector, "at_most": at_most });
+            place.case(&registry, "k8s.list", &input, &[]).prove().await
+        };
+        let output = list(1_203).await.unwrap().output;
+        let items = output.get("items").unwrap().as_list().unwrap();
+        let names: Vec<String> = items.iter().map(|item| item.get("name").unwrap().to_string()).collect();
+        assert_eq!(names, (0..1_203).map(name).collect::<Vec<_>>());
+        assert_eq!(list(1_202).await.unwrap_err().kind, farrier_model::FailureKind::Limit);
+    }
 }
 
 /// The steps of runbooks that were written before the actions.

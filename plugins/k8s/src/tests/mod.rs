@@ -1,8 +1,12 @@
 //! Tests of the actions: their laws, on the embedded cluster always and on a real server when there is one, and what
 //! they do when the world does not play along.
 
+mod accounts;
 mod connecting;
+mod controllers;
 mod drain;
+mod faults;
+mod gate;
 mod jobs;
 mod laws;
 mod quota;
@@ -17,7 +21,8 @@ use farrier_action::{ActionRegistry, Binding, Now, Targets};
 use farrier_model::time::Timestamp;
 use farrier_model::{Failure, Scope, Value};
 use futures_util::FutureExt as _;
-use kube::api::{DynamicObject, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams, PostParams};
+use kube::core::GroupVersionKind;
 use kube::{Api, Client, ResourceExt as _};
 use serde_json::{Value as Json, json};
 
@@ -45,6 +50,8 @@ pub(crate) struct Place {
     targets: Arc<Targets>,
     /// Seconds that the clock of the embedded cluster was put forward.
     ahead: Arc<AtomicI64>,
+    /// Whether this is a server, which may have nobody who ends pods and runs jobs.
+    is_server: bool,
     _files: Option<tempfile::TempDir>,
 }
 
@@ -101,9 +108,22 @@ impl Place {
         files: Option<tempfile::TempDir>,
     ) -> Place {
         let namespace = format!("farrier-{}", &uuid::Uuid::new_v4().simple().to_string()[..12]);
-        let place = Place { client, namespace, targets: Arc::new(targets), ahead, _files: files };
+        let is_server = files.is_none();
+        let targets = Arc::new(targets);
+        let place = Place { client, namespace, targets, ahead, is_server, _files: files };
         place.add("Namespace", json!({ "metadata": { "name": place.namespace } })).await;
         place
+    }
+
+    /// A namespace of a server that somebody else has made.
+    pub(crate) fn of(client: Client, namespace: String, targets: Arc<Targets>) -> Place {
+        Place { client, namespace, targets, ahead: Arc::default(), is_server: true, _files: None }
+    }
+
+    /// Has the actions reach this cluster as a configuration says.
+    pub(crate) fn reach(&mut self, config: &Json) {
+        let binding = Binding { alias: "cluster".into(), kind: "k8s".into(), config: value(config) };
+        self.targets = Arc::new(Targets::new("/".into(), vec![binding], BTreeMap::new()));
     }
 
     /// Puts the clock of the embedded cluster forward.
@@ -118,6 +138,17 @@ impl Place {
         } else {
             Api::all_with(self.client.clone(), &kind.resource)
         }
+    }
+
+    /// A kind in the first of these versions that the cluster has.
+    pub(crate) async fn resource(&self, group: &str, versions: &[&str], kind: &str) -> ApiResource {
+        for version in versions {
+            let kind = GroupVersionKind::gvk(group, version, kind);
+            if let Ok((resource, _)) = kube::discovery::oneshot::pinned_kind(&self.client, &kind).await {
+                return resource;
+            }
+        }
+        panic!("the cluster has no {kind}");
     }
 
     /// Adds an object; with its status, when it has one.

@@ -125,30 +125,53 @@ async fn other_fields_do_not_matter() {
 
 #[tokio::test]
 async fn waiting_is_shown_and_done() {
-    let place = Place::standin().await;
-    let node = place.node("n", json!({})).await;
-    let registry = registry();
-    place.set_status("Node", &node, json!({ "conditions": [{ "type": "Ready", "status": "False" }] })).await;
-    let input = json!({ "kind": "Node", "name": node, "within": "0s" });
-    let case = place.case(&registry, "k8s.wait", &input, &["Node"]);
-    let failure = case.prove().await.unwrap_err();
-    assert_eq!(failure.kind, FailureKind::Timeout);
-    assert!(failure.message.ends_with("is not ready after 0s"), "{failure}");
-    let input = json!({ "kind": "Node", "name": node, "within": "5m" });
-    let case = place.case(&registry, "k8s.wait", &input, &["Node"]);
-    let bound = registry.bind(case.action, &case.input).unwrap();
-    let plan = bound.plan(&case.read_cx()).await.unwrap();
-    assert_eq!(plan.changes[0].before, super::value(&json!({ "is": "not ready" })));
-    let write = WriteCx::after_intent(case.read_cx());
-    let ready = json!({ "conditions": [{ "type": "Ready", "status": "True" }] });
-    let (output, _) =
-        tokio::join!(bound.apply(&write, &plan.changes), place.set_status("Node", &node, ready));
-    assert_eq!(output.unwrap(), super::value(&json!({ "found": true, "ready": true })));
-    let plan = bound.plan(&case.read_cx()).await.unwrap();
-    assert_eq!(plan.changes, []);
+    for place in Place::all().await {
+        let node = place.node("n", json!({})).await;
+        let registry = registry();
+        place
+            .set_status("Node", &node, json!({ "conditions": [{ "type": "Ready", "status": "False" }] }))
+            .await;
+        let input = json!({ "kind": "Node", "name": node, "within": "0s" });
+        let case = place.case(&registry, "k8s.wait", &input, &["Node"]);
+        let failure = case.prove().await.unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Timeout);
+        assert!(failure.message.ends_with("is not ready after 0s"), "{failure}");
+        let input = json!({ "kind": "Node", "name": node, "within": "5m" });
+        let case = place.case(&registry, "k8s.wait", &input, &["Node"]);
+        let bound = registry.bind(case.action, &case.input).unwrap();
+        let plan = bound.plan(&case.read_cx()).await.unwrap();
+        assert_eq!(plan.changes[0].before, super::value(&json!({ "is": "not ready" })));
+        let write = WriteCx::after_intent(case.read_cx());
+        let ready = json!({ "conditions": [{ "type": "Ready", "status": "True" }] });
+        let (output, _) =
+            tokio::join!(bound.apply(&write, &plan.changes), place.set_status("Node", &node, ready));
+        assert_eq!(output.unwrap(), super::value(&json!({ "found": true, "ready": true })));
+        let plan = bound.plan(&case.read_cx()).await.unwrap();
+        assert_eq!(plan.changes, []);
+    }
 }
 
-/// A namespace goes with its content, and the step waits for it.
+/// What goes is gone when its name is free, not when somebody has told it to go.
+#[tokio::test]
+async fn the_end_of_an_object_is_waited_for() {
+    for place in Place::all().await {
+        let held = json!({ "metadata": { "name": "m", "finalizers": ["example.org/hold"] } });
+        place.add("ConfigMap", held).await;
+        place.api("ConfigMap").delete("m", &kube::api::DeleteParams::default()).await.unwrap();
+        let registry = registry();
+        let input = |within: &str| json!({ "kind": "ConfigMap", "namespace": place.namespace, "name": "m", "until": "gone", "within": within });
+        let failure =
+            place.case(&registry, "k8s.wait", &input("0s"), &["ConfigMap"]).prove().await.unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Timeout);
+        assert!(failure.message.ends_with("is not gone after 0s"), "{failure}");
+        let case = place.case(&registry, "k8s.wait", &input("5m"), &[]);
+        let release = json!({ "metadata": { "finalizers": null } });
+        let (shown, _) = tokio::join!(case.prove(), place.patch("ConfigMap", "m", release));
+        assert_eq!(shown.unwrap().output, super::value(&json!({ "found": false, "ready": false })));
+    }
+}
+
+/// A namespace goes with its content, and the step waits for it; a server alone has no controller that empties it.
 #[tokio::test]
 async fn a_namespace_goes_with_its_content() {
     let place = Place::standin().await;
@@ -162,6 +185,7 @@ async fn a_namespace_goes_with_its_content() {
     assert!(place.world(&["ConfigMap"]).await.is_empty());
 }
 
+/// A server alone has no kubelet that it could ask for them.
 #[tokio::test]
 async fn logs_are_read() {
     let place = Place::standin().await;
@@ -171,9 +195,15 @@ async fn logs_are_read() {
     let input = json!({ "namespace": place.namespace, "pod": "p", "lines": 2, "max_output": 8 });
     let output = place.case(&registry, "k8s.logs", &input, &["Pod"]).prove().await.unwrap().output;
     assert_eq!(output, super::value(&json!({ "text": "o\nthree\n", "cut": true })));
-    let failure = place
-        .failure("k8s.logs", json!({ "namespace": place.namespace, "pod": "p", "container": "none" }))
-        .await;
-    assert_eq!(failure.kind, FailureKind::Refused);
-    assert!(failure.message.contains("container none is not valid for pod p"), "{failure}");
+}
+
+#[tokio::test]
+async fn the_log_of_no_container_is_refused() {
+    for place in Place::all().await {
+        place.pod("p", "node", json!({})).await;
+        let input = json!({ "namespace": place.namespace, "pod": "p", "container": "none" });
+        let failure = place.failure("k8s.logs", input).await;
+        assert_eq!(failure.kind, FailureKind::Refused);
+        assert!(failure.message.contains("container none is not valid for pod p"), "{failure}");
+    }
 }

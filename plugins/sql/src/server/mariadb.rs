@@ -138,6 +138,26 @@ impl Server for MariaServer {
         Ok(rows.iter().filter_map(|row| row[0].as_str().map(str::to_owned)).collect())
     }
 
+    async fn sizes(
+        &self,
+        session: &mut dyn Session,
+        names: &[String],
+    ) -> Result<BTreeMap<String, u64>, Failure> {
+        let mut sizes: BTreeMap<String, u64> = names.iter().map(|name| (name.clone(), 0)).collect();
+        for names in names.chunks(NAMES_AT_ONCE) {
+            // With the names the server looks into their folders alone. Views have no length.
+            let marks = vec!["?"; names.len()].join(", ");
+            let sql = format!(
+                "SELECT CAST(table_schema AS CHAR), CAST(SUM(COALESCE(data_length + index_length, 0)) AS SIGNED) \
+                 FROM information_schema.tables WHERE table_schema IN ({marks}) GROUP BY table_schema"
+            );
+            let params: Vec<Param> = names.iter().map(|name| Param::Text(name.as_str().into())).collect();
+            let rows = fetch_values(session, &sql, &params).await?;
+            sizes.extend(rows.iter().filter_map(|row| super::size(row)));
+        }
+        Ok(sizes)
+    }
+
     async fn drop_database(&self, session: &mut dyn Session, name: &str) -> Result<(), Fault> {
         session.run(&format!("DROP DATABASE `{name}`")).await
     }

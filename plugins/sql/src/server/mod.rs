@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use async_trait::async_trait;
-use farrier_model::{Failure, FailureKind, Secret};
+use farrier_model::{Failure, FailureKind, Secret, Value};
 use sha1::{Digest as _, Sha1};
 
 use crate::database::{Database, Fault, Session};
@@ -38,6 +38,12 @@ pub(crate) trait Server: Send + Sync {
     async fn perform(&self, session: &mut dyn Session, order: &Order<'_>) -> Result<(), Fault>;
     /// The names of all databases that are not the server's own.
     async fn databases(&self, session: &mut dyn Session) -> Result<Vec<String>, Failure>;
+    /// How many bytes each of these databases takes, with its indexes, as the server estimates it. One without tables takes none.
+    async fn sizes(
+        &self,
+        session: &mut dyn Session,
+        names: &[String],
+    ) -> Result<BTreeMap<String, u64>, Failure>;
     /// Removes a database with everything in it.
     async fn drop_database(&self, session: &mut dyn Session, name: &str) -> Result<(), Fault>;
 }
@@ -51,6 +57,12 @@ pub(crate) enum Order<'a> {
     Drop { name: &'a AccountName },
     Grant { name: &'a AccountName, on: &'a grants::Scope, what: Vec<&'a str> },
     Revoke { name: &'a AccountName, on: &'a grants::Scope, what: Vec<&'a str> },
+}
+
+/// A name and a number of bytes.
+fn size(row: &[Value]) -> Option<(String, u64)> {
+    let bytes = row[1].as_int().and_then(|bytes| u64::try_from(bytes).ok())?;
+    Some((row[0].as_str()?.to_owned(), bytes))
 }
 
 /// The server of a target, or why its accounts and databases cannot be managed.

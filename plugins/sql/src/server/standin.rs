@@ -237,6 +237,21 @@ impl Server for StandInServer {
         Ok(rows.iter().filter_map(|row| row[0].as_str().map(str::to_owned)).collect())
     }
 
+    async fn sizes(
+        &self,
+        session: &mut dyn Session,
+        names: &[String],
+    ) -> Result<BTreeMap<String, u64>, Failure> {
+        let mut sizes: BTreeMap<String, u64> = names.iter().map(|name| (name.clone(), 0)).collect();
+        for name in names {
+            let sql = "SELECT ?, SUM(pgsize) FROM dbstat WHERE name IN \
+                 (SELECT name FROM sqlite_master WHERE substr(tbl_name, 1, length(?) + 1) = ? || '.')";
+            let rows = rows(session, sql, &[text(name), text(name), text(name)]).await?;
+            sizes.extend(rows.iter().filter_map(|row| super::size(row)));
+        }
+        Ok(sizes)
+    }
+
     async fn drop_database(&self, session: &mut dyn Session, name: &str) -> Result<(), Fault> {
         let tables = fetch_values(
             session,

@@ -220,7 +220,10 @@ async fn what_a_server_must_be_able_to(world: World) {
             assert_eq!(failure.kind, FailureKind::Refused);
             assert!(failure.message.contains("PostgreSQL"), "{failure}");
         }
-        _ => assert_eq!(plan.unwrap().output.unwrap(), world::json(json!({ "databases": [] }))),
+        _ => assert_eq!(
+            plan.unwrap().output.unwrap(),
+            world::json(json!({ "databases": [], "sizes": {}, "bytes": 0 }))
+        ),
     }
     let everything = json!({ "target": "db", "prefix": "" });
     assert_eq!(world.plan("sql.list_databases", everything).await.unwrap_err().kind, FailureKind::Input);
@@ -672,7 +675,14 @@ async fn databases_are_listed_to_the_letter(world: World) {
     }
     let input = json!({ "target": "db", "prefix": site.name("1__") });
     let output = site.plan("sql.list_databases", input).await.output.unwrap();
-    assert_eq!(output, world::json(json!({ "databases": [mine] })));
+    assert_eq!(output.get("databases"), Some(&world::json(json!([mine]))));
+    // A table takes a page at least, and those of the other database are not counted.
+    let bytes = |output: &Value| output.get("bytes").and_then(Value::as_int).unwrap();
+    let both = json!({ "target": "db", "prefix": site.name("1") });
+    let both = site.plan("sql.list_databases", both).await.output.unwrap();
+    assert!(bytes(&output) >= 1024 && bytes(&output) < bytes(&both), "{output:?}, {both:?}");
+    let size = output.get("sizes").and_then(|sizes| sizes.get(&mine)).and_then(Value::as_int);
+    assert_eq!(size, Some(bytes(&output)), "{output:?}");
     if !site.standin() {
         site.sql(&format!("DROP DATABASE `{mine}`; DROP DATABASE `{other}`")).await;
     }

@@ -140,13 +140,7 @@ mod tests {
     #[test]
     fn the_page_of_the_manual_is_current() {
         let registry = crate::plugins::registry().unwrap();
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../site/manual/actions.md");
-        let stored = std::fs::read_to_string(path).unwrap_or_default();
-        assert!(
-            page(registry.catalog()) == stored,
-            "actions.md is not what the code says; make it again with \
-             `cargo run -- actions --markdown > site/manual/actions.md`"
-        );
+        farrier_testkit::generated::is_current("site/manual/actions.md", &page(registry.catalog()));
     }
 
     #[test]

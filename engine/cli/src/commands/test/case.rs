@@ -7,23 +7,24 @@ use std::time::Duration;
 
 use farrier_action::{ActionRegistry, NodeInfo, Planned, ReadCx, WriteCx, rest};
 use farrier_exec::driver::{ProceedAlways, Start, Unobserved, World};
-use farrier_exec::{Driver, DriverError, Halt, Options, Plan, Refusal, Run};
+use farrier_exec::{Driver, DriverError, Halt, Options, Plan, Run};
 use farrier_model::event::{ParkCause, Trigger};
-use farrier_model::time::{Timestamp, format_duration};
+use farrier_model::time::Timestamp;
 use farrier_model::{
-    Ask, Digest, Effect, Event, Failure, NodeEvent, NodeName, NodeState, RunId, RunState, Scope, Subject,
-    Text, Value,
+    Ask, Digest, Effect, Event, Failure, NodeEvent, NodeName, NodeState, RunId, RunState, Scope, Text, Value,
 };
+use farrier_runbook::Bundle;
 use farrier_runbook::graph::{Graph, Uses};
 use farrier_runbook::inputs::{Given, check_inputs};
-use farrier_runbook::testfile::{Call, EventAt, Happens, Test};
-use farrier_runbook::{Bundle, Node};
+use farrier_runbook::testfile::{Call, EventAt, Test};
 use farrier_store::{Fault, MemoryStore, RunFilter, RunRow, Store, StoreError};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
+
+mod happens;
 
 use super::super::Problem;
 use super::compare;
-use super::hooks::{Between, Failing, Invariants, Place};
+use super::hooks::{Between, Failing, Gate, Invariants, Place};
 use super::sandbox::{Sandbox, Tree};
 use super::simulated::{Held, Simulated, runtime};
 use crate::render::plan::{Shown, draw};
@@ -95,8 +96,12 @@ struct Course<'a> {
     between: Arc<Between>,
     broken: Arc<Mutex<Vec<String>>>,
     inputs: Value,
+    /// Those at a time, in order.
     events: Vec<EventAt>,
     next: usize,
+    /// Those after a step that have not happened.
+    after: Vec<EventAt>,
+    gate: Gate,
     injected: bool,
     differences: Vec<String>,
     /// Before the run: the world, and what would be done with it.
@@ -140,8 +145,9 @@ impl Case {
             .as_ref()
             .map_or_else(|| Timestamp::from_second(BEGINNING).unwrap_or_default(), |start| start.0);
         let time = Simulated::starting(begun);
-        let mut events = test.events.clone();
-        events.sort_by_key(|event| event.at.value);
+        let (after, mut events): (Vec<EventAt>, Vec<EventAt>) =
+            test.events.iter().cloned().partition(|event| event.after.is_some());
+        events.sort_by_key(|event| event.at.as_ref().map(|at| at.value));
         let looks = trouble.crash.is_some();
         let between = Between::of(&self.registry, &sandbox, test, trouble.failing.clone(), looks);
         let mut course = Course {
@@ -156,6 +162,8 @@ impl Case {
             inputs,
             events,
             next: 0,
+            after,
+            gate: Gate::default(),
             injected: false,
             differences: Vec::new(),
             before: None,
@@ -192,7 +200,7 @@ impl Course<'_> {
     }
 
     fn moment(&self, event: &EventAt) -> Timestamp {
-        self.begun + event.at.0
+        self.begun + event.at.as_ref().map_or(Duration::ZERO, |at| at.0)
     }
 
     fn next_event(&self) -> Option<Timestamp> {
@@ -220,7 +228,11 @@ impl Course<'_> {
             resume_parked,
             interpose: Some(between),
             stillness: Some(Arc::new(Held)),
-            witness: Some(Arc::new(Invariants::new(self.store.clone(), self.broken.clone()))),
+            witness: Some(Arc::new(Invariants::new(
+                self.store.clone(),
+                self.broken.clone(),
+                self.gate.clone(),
+            ))),
             ..Options::default()
         };
         Driver::new(
@@ -318,8 +330,8 @@ impl Course<'_> {
         let mut accepted = Vec::new();
         let (mut wanted, mut unpark) = (false, false);
         loop {
-            while self.next_event().is_some_and(|at| at <= self.now()) {
-                match self.happen(driver, start, id).await? {
+            while let Some(event) = self.take_due(start, id).await? {
+                match self.happen(event, driver, start, id).await? {
                     Then::Nothing => {}
                     Then::Die => return Ok(End::Died),
                     Then::Drive { unpark: also, accepted: more } => {
@@ -373,6 +385,9 @@ impl Course<'_> {
     ) -> Result<End, DriverError> {
         let work = driver.resume(id, start, &ProceedAlways, accepted);
         tokio::pin!(work);
+        // Without any event after a step, nobody has to wait at the gate.
+        let (open, mut waiting) = mpsc::unbounded_channel();
+        let _opened = self.gate.open(Some(open).filter(|_| !self.after.is_empty()));
         loop {
             let next = self.next_event();
             let event = async {
@@ -387,75 +402,24 @@ impl Course<'_> {
             tokio::select! {
                 biased;
                 ended = &mut work => return ended.map(|_| End::Over),
+                Some(pass) = waiting.recv() => {
+                    while let Some(event) = self.take_after(start, id).await? {
+                        if let Then::Die = self.happen(event, driver, start, id).await? {
+                            return Ok(End::Died);
+                        }
+                    }
+                    // It may have gone.
+                    pass.send(()).ok();
+                }
                 () = event => {
                     // What somebody asks for reaches the driver at work; a process that dies drops it where it stands.
-                    if let Then::Die = self.happen(driver, start, id).await? {
+                    let Some(event) = self.take_next() else { continue };
+                    if let Then::Die = self.happen(event, driver, start, id).await? {
                         return Ok(End::Died);
                     }
                 }
             }
         }
-    }
-
-    /// The next event happens.
-    async fn happen(&mut self, driver: &Driver, start: &Start, id: RunId) -> Result<Then, DriverError> {
-        let Some(event) = self.events.get(self.next).cloned() else { return Ok(Then::Nothing) };
-        self.next += 1;
-        let at = format_duration(event.at.0);
-        match event.happens() {
-            Some(Happens::Crash) => return Ok(Then::Die),
-            Some(Happens::Act(call)) => {
-                if let Err(failure) = self.act(call, start).await {
-                    self.differences.push(format!("event at {at}: `{}` failed: {failure}", *call.uses));
-                }
-                return Ok(Then::Nothing);
-            }
-            _ => {}
-        }
-        let by = event.by.clone().unwrap_or_else(|| "somebody".into());
-        let run = self.replay(id, start).await?;
-        let Some((ask, then)) = ask_of(&event, &run) else { return Ok(Then::Nothing) };
-        let what = ask.as_ref().map_or_else(|| "resume".to_owned(), Ask::what);
-        let answer = match &ask {
-            Some(ask) => run.may(&by, ask, self.now()),
-            None if run.parked.is_none() => Err(Refusal::Now("the run is not parked".into())),
-            None => Ok(()),
-        };
-        let refusal = answer.err().map(|refusal| refusal.to_string());
-        // A run that fails on purpose takes another way, where an event may make no sense.
-        let strict = self.trouble.failing.is_none();
-        match (&event.refused, refusal) {
-            (Some(wanted), Some(found)) => {
-                if strict && !found.contains(wanted.as_str()) {
-                    let place = format!("event at {at}: {what}: refused");
-                    self.differences.push(compare::differ(&place, wanted, &found));
-                }
-                return Ok(Then::Nothing);
-            }
-            (Some(wanted), None) if strict => {
-                self.differences.push(format!(
-                    "event at {at}: {what} by {by} was accepted; expected it to be refused with `{}`",
-                    wanted.value
-                ));
-            }
-            (None, Some(found)) => {
-                if strict {
-                    self.differences.push(format!("event at {at}: {what} by {by} was refused: {found}"));
-                }
-                return Ok(Then::Nothing);
-            }
-            (_, None) => {}
-        }
-        if let Some(ask) = ask
-            && let Err(error) = driver.ask(id, &by, ask).await
-        {
-            // They ask again when their first request never arrived.
-            if matches!(self.trouble.crash, Some((_, Fault::CrashBefore))) {
-                self.next -= 1;
-            }
-            return Err(error);
-        }
-        Ok(then)
     }
 
     async fn replay(&self, id: RunId, start: &Start) -> Result<Run, DriverError> {
@@ -471,7 +435,8 @@ impl Course<'_> {
             run: RunId(uuid::Uuid::nil()),
             node: NodeName::step(name),
             attempt: 1,
-            effect_id: Digest::of(format!("{name} {}", self.next)).to_string()[..32].to_owned(),
+            effect_id: Digest::of(format!("{name} {} {}", self.next, self.after.len())).to_string()[..32]
+                .to_owned(),
         };
         ReadCx::new(start.world.targets.clone(), Scope::new(Vec::new()), node)
     }
@@ -661,41 +626,6 @@ impl Course<'_> {
         }
         Ok(sent)
     }
-}
-
-/// What an event asks of the run, and what has to follow.
-fn ask_of(event: &EventAt, run: &Run) -> Option<(Option<Ask>, Then)> {
-    let reason = event.reason.clone();
-    let drive = || Then::Drive { unpark: false, accepted: Vec::new() };
-    // A name that is none is refused by the run.
-    let subject = |step: &str| step.parse().unwrap_or(Subject::Run);
-    let digest = |subject: &Subject| {
-        run.approvals.get(subject).map_or_else(|| Digest::of(""), |asked| asked.plan.digest)
-    };
-    let ask = match event.happens()? {
-        Happens::Signal(name) => Ask::Signal { name: name.as_str().into(), reason },
-        Happens::Approve(step) => {
-            let subject = subject(step);
-            Ask::Approve { digest: digest(&subject), subject, reason }
-        }
-        Happens::Reject(step) => {
-            let subject = subject(step);
-            Ask::Reject { digest: digest(&subject), subject, reason }
-        }
-        Happens::Cancel { undo } => Ask::Cancel { undo, reason },
-        Happens::Resolve { step, applied, output } => Ask::Resolve {
-            node: step.parse().unwrap_or_else(|_| NodeName::step(step.as_str())),
-            applied,
-            output: output.map(Node::to_value),
-            reason: reason.unwrap_or_else(|| "they looked".into()),
-        },
-        Happens::Resume { accept_guard } => {
-            let accepted = run.asking_guard.iter().filter(|_| accept_guard).cloned().collect();
-            return Some((None, Then::Drive { unpark: true, accepted }));
-        }
-        Happens::Act(_) | Happens::Crash => return None,
-    };
-    Some((Some(ask), drive()))
 }
 
 /// A drawn plan without what actions remark: sizes and the like are those of this machine.

@@ -10,6 +10,7 @@ use farrier_exec::{Interpose, Run, StandIn, Witness};
 use farrier_model::{Effect, Failure, FailureKind, NodeName, Text};
 use farrier_runbook::testfile::{self, Test};
 use farrier_store::{MemoryStore, Store, check_run};
+use tokio::sync::{mpsc, oneshot};
 
 use super::sandbox::{Sandbox, Tree};
 
@@ -117,15 +118,49 @@ impl Interpose for Between {
     }
 }
 
+/// Where a run stands still after each append, as long as there is somebody who lets it pass.
+#[derive(Clone, Default)]
+pub(super) struct Gate(Arc<Mutex<Option<Passes>>>);
+
+/// Asks to pass, one at a time.
+pub(super) type Passes = mpsc::UnboundedSender<oneshot::Sender<()>>;
+
+/// Somebody lets runs pass until this is dropped.
+pub(super) struct Opened(Gate);
+
+impl Gate {
+    /// Those who ask are sent to `passes`; without it, everybody passes.
+    pub(super) fn open(&self, passes: Option<Passes>) -> Opened {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = passes;
+        Opened(self.clone())
+    }
+
+    async fn pass(&self) {
+        let passes = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (pass, passed) = oneshot::channel();
+        if passes.is_some_and(|passes| passes.send(pass).is_ok()) {
+            // Whoever lets it pass may be gone: then there is nothing to wait for.
+            passed.await.ok();
+        }
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
 /// Checks after every append that the run is what its journal says, and that the journal keeps the rules.
 pub(super) struct Invariants {
     store: MemoryStore,
     broken: Arc<Mutex<Vec<String>>>,
+    gate: Gate,
 }
 
 impl Invariants {
-    pub(super) fn new(store: MemoryStore, broken: Arc<Mutex<Vec<String>>>) -> Invariants {
-        Invariants { store, broken }
+    pub(super) fn new(store: MemoryStore, broken: Arc<Mutex<Vec<String>>>, gate: Gate) -> Invariants {
+        Invariants { store, broken, gate }
     }
 
     fn breaks(&self, message: String) {
@@ -140,6 +175,13 @@ impl Invariants {
 #[async_trait]
 impl Witness for Invariants {
     async fn appended(&self, run: &Run) {
+        self.look(run).await;
+        self.gate.pass().await;
+    }
+}
+
+impl Invariants {
+    async fn look(&self, run: &Run) {
         // A store that has died meanwhile is found by whoever writes next.
         let (Ok(journal), Ok(Some(row))) = (self.store.journal(run.id).await, self.store.run(run.id).await)
         else {
