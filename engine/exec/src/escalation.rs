@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 
 use farrier_model::event::{ParkCause, Trigger};
-use farrier_model::{Effect, Event, FailureKind, NodeState, RunState, Text};
+use farrier_model::{Event, FailureKind, NodeState, RunState, Text, Value};
 use farrier_runbook::authored::Occasion;
 use farrier_runbook::graph::{GuardAction, Uses};
 use farrier_store::Notice;
@@ -16,7 +16,9 @@ use crate::guard;
 use crate::run::Run;
 
 /// How much of one step's result stands in a notice, in characters.
-const RESULT_CHARS: usize = 400;
+const RESULT_CHARS: usize = 4_000;
+/// How much of all results, in characters.
+const RESULTS_CHARS: usize = 40_000;
 /// How many steps are listed.
 const STEPS: usize = 60;
 
@@ -129,7 +131,7 @@ fn body(run: &Run, occasion: &str, reason: &str) -> String {
     }
     text.push_str(&format!("Started: {}, {}\n", run.started_at, began(&run.trigger)));
     text.push_str("\nSteps:\n");
-    let mut listed = 0;
+    let (mut listed, mut left) = (0, RESULTS_CHARS);
     for node in run.nodes() {
         let of = run.node(node);
         if matches!(of.state, NodeState::Pending) {
@@ -146,10 +148,13 @@ fn body(run: &Run, occasion: &str, reason: &str) -> String {
             _ => String::new(),
         };
         text.push_str(&format!("  {} {}{why}\n", run.name(node), of.state.name()));
-        // What was read is the evidence; what was written the plan and the journal tell.
-        let reads = matches!(&run.graph.step(node.step).uses, Uses::Action { effect: Effect::Read, .. });
-        if let Some(output) = of.output.as_ref().filter(|_| reads) {
-            text.push_str(&format!("    {}\n", cut(&output.to_json())));
+        // What was read is the evidence, also by a command that says that it only reads; what was written the plan and the
+        // journal tell.
+        let reads = matches!(&run.graph.step(node.step).uses, Uses::Action { .. }) && of.effects.is_empty();
+        if let Some(output) = of.output.as_ref().filter(|_| reads && of.state == NodeState::Succeeded) {
+            let seen = cut(&seen(output), RESULT_CHARS.min(left));
+            left = left.saturating_sub(seen.chars().count());
+            seen.lines().for_each(|line| text.push_str(&format!("    {line}\n")));
         }
     }
     text.push_str(&format!("\nLook: farrier show {short}\n"));
@@ -173,8 +178,21 @@ fn began(trigger: &Trigger) -> String {
     }
 }
 
-fn cut(text: &str) -> String {
-    match text.char_indices().nth(RESULT_CHARS) {
+/// What a step found, for people: texts of several lines as they are, everything else as data.
+fn seen(output: &Value) -> String {
+    let Value::Map(fields) = output else { return output.to_json() };
+    let line = |(name, value): (&_, &Value)| match value {
+        Value::Text(text) if text.trim_end().contains('\n') => {
+            let lines = text.trim_end().lines().map(|line| format!("\n  {line}"));
+            format!("{name}:{}", lines.collect::<String>())
+        }
+        value => format!("{name}: {}", value.to_json()),
+    };
+    fields.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+fn cut(text: &str, chars: usize) -> String {
+    match text.char_indices().nth(chars) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text.to_owned(),
     }

@@ -82,6 +82,36 @@ async fn a_notice_says_why_what_was_seen_and_what_to_type() {
     }
 }
 
+/// Also what a step has seen that could have written and found nothing to do, as a command does that says that it only reads.
+#[tokio::test(start_paused = true)]
+async fn a_notice_shows_what_was_seen_line_by_line_and_no_more_than_a_mail_can_hold() {
+    let bench = Bench::new("tell-seen");
+    let seen = |name: &str| format!("D 4711 {name}\nD 4712 {name}\n{}", "more\n".repeat(5_000));
+    let mut steps = "escalate: { on: [failed], to: roots }\nsteps:\n".to_owned();
+    let needs: Vec<String> = (0..12).map(|step| format!("look_{step}")).collect();
+    for name in &needs {
+        let text = Value::text(seen(name));
+        bench.world.state.lock().unwrap().objects.insert(name.clone(), text.clone());
+        let with = format!("target: world, object: {name}, value: {}", text.to_json());
+        steps.push_str(&format!("  {name}: {{ uses: fake.probed, with: {{ {with} }}, undo: none }}\n"));
+    }
+    let with = "target: world, object: a, value: 1, fail: true";
+    let needs = needs.join(", ");
+    steps.push_str(&format!(
+        "  write: {{ uses: fake.set, needs: [{needs}], with: {{ {with} }}, undo: restore }}\n"
+    ));
+    bench.run(&start(&bench, "tell-seen", &steps)).await.unwrap();
+    let [posted] = notices(&bench).await.try_into().unwrap();
+    let body = posted.notice.body;
+    let lines = "  look_0 succeeded\n    value:\n      D 4711 look_0\n      D 4712 look_0\n      more\n";
+    assert!(body.contains(lines), "{}", &body[..2_000]);
+    assert!(
+        body.contains("  look_11 succeeded\n    …\n  write failed: it was refused\n"),
+        "the last has no room"
+    );
+    assert!(body.len() < 100_000, "{}", body.len());
+}
+
 /// Guards K14: wherever the process dies, the end of a run and the word about it are both there or both missing.
 /// Mechanism: notices are part of the batch.
 #[tokio::test(start_paused = true)]

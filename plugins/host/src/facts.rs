@@ -1,5 +1,7 @@
 //! `host.facts`.
 
+use std::collections::BTreeMap;
+
 use farrier_action::text::Literal;
 use farrier_action::{Action, Planned, ReadCx, Target};
 use farrier_model::spec::Risk;
@@ -24,6 +26,9 @@ pub struct Facts {
     /// A set of hosts, instead of `hosts`, as in `host.run`.
     #[serde(default)]
     select: Option<Literal>,
+    /// Names, or lists of names, that `select` knows as `@NAME`, as in `host.run`.
+    #[serde(default)]
+    sets: BTreeMap<String, Names>,
     /// Hosts to leave out of the set.
     #[serde(default)]
     except: Option<Names>,
@@ -82,8 +87,7 @@ workers:
     async fn plan(&self, cx: &ReadCx) -> Result<Planned<Found>, Failure> {
         let host = cx.reader(&self.target).await?;
         let at_target = |failure: Failure| failure.at(self.target.alias());
-        let choice =
-            Choice { hosts: self.hosts.as_ref(), select: self.select.as_ref(), except: self.except.as_ref() };
+        let choice = Choice::of(self.hosts.as_ref(), self.select.as_ref(), &self.sets, self.except.as_ref());
         let chosen = host.choose(choice).map_err(at_target)?;
         let pace = Pace::new(chosen.len(), None, false, None, self.must_succeed)?;
         let marks = Marks::of(cx.node());

@@ -1,5 +1,7 @@
 //! `host.file`.
 
+use std::collections::BTreeMap;
+
 use farrier_action::duration::Length;
 use farrier_action::text::Literal;
 use farrier_action::{Action, Planned, ReadCx, Target, WriteCx};
@@ -32,6 +34,9 @@ pub struct File {
     /// A set of hosts, instead of `hosts`, as in `host.run`.
     #[serde(default)]
     select: Option<Literal>,
+    /// Names, or lists of names, that `select` knows as `@NAME`, as in `host.run`.
+    #[serde(default)]
+    sets: BTreeMap<String, Names>,
     /// Hosts to leave out of the set.
     #[serde(default)]
     except: Option<Names>,
@@ -91,8 +96,7 @@ maintenance:
         self.check()?;
         let host = cx.reader(&self.target).await?;
         let at_target = |failure: Failure| failure.at(self.target.alias());
-        let choice =
-            Choice { hosts: self.hosts.as_ref(), select: self.select.as_ref(), except: self.except.as_ref() };
+        let choice = Choice::of(self.hosts.as_ref(), self.select.as_ref(), &self.sets, self.except.as_ref());
         let chosen = host.choose(choice).map_err(at_target)?;
         let marks = Marks::of(cx.node());
         let pace = Pace::new(chosen.len(), None, false, None, None)?;

@@ -40,9 +40,13 @@ pub struct Run {
     #[serde(default)]
     pub(crate) hosts: Option<Names>,
     /// A set of hosts, instead of `hosts`: `worker-[1-80] ! @broken`, with `,` for both, `!` for without, `&` for in both and
-    /// `^` for in one of two; `@NAME` is a group of the environment, `@all` every host of it.
+    /// `^` for in one of two; `@NAME` is a group of the environment or one of `sets`, `@all` every host of the environment.
     #[serde(default)]
     pub(crate) select: Option<Literal>,
+    /// Names, or lists of names, that `select` knows as `@NAME`: hosts that other steps have found. They are taken as they
+    /// are, and one without any host is a set like others.
+    #[serde(default)]
+    pub(crate) sets: BTreeMap<String, Names>,
     /// Hosts to leave out of the set.
     #[serde(default)]
     pub(crate) except: Option<Names>,
@@ -164,7 +168,7 @@ impl Run {
     }
 
     fn choice(&self) -> Choice<'_> {
-        Choice { hosts: self.hosts.as_ref(), select: self.select.as_ref(), except: self.except.as_ref() }
+        Choice::of(self.hosts.as_ref(), self.select.as_ref(), &self.sets, self.except.as_ref())
     }
 
     fn pace(&self, total: usize) -> Result<Pace, Failure> {

@@ -39,6 +39,9 @@ pub struct Script {
     /// A set of hosts, instead of `hosts`, as in `host.run`.
     #[serde(default)]
     select: Option<Literal>,
+    /// Names, or lists of names, that `select` knows as `@NAME`, as in `host.run`.
+    #[serde(default)]
+    sets: BTreeMap<String, Names>,
     /// Hosts to leave out of the set.
     #[serde(default)]
     except: Option<Names>,
@@ -174,6 +177,7 @@ impl Script {
             target: self.target.clone(),
             hosts: self.hosts.clone(),
             select: self.select.clone(),
+            sets: self.sets.clone(),
             except: self.except.clone(),
             argv,
             unless: self.unless.clone(),

@@ -1,5 +1,7 @@
 //! `host.service`.
 
+use std::collections::BTreeMap;
+
 use farrier_action::duration::Length;
 use farrier_action::text::Literal;
 use farrier_action::{Action, Planned, ReadCx, Target, WriteCx};
@@ -28,6 +30,9 @@ pub struct Service {
     /// A set of hosts, instead of `hosts`, as in `host.run`.
     #[serde(default)]
     select: Option<Literal>,
+    /// Names, or lists of names, that `select` knows as `@NAME`, as in `host.run`.
+    #[serde(default)]
+    sets: BTreeMap<String, Names>,
     /// Hosts to leave out of the set.
     #[serde(default)]
     except: Option<Names>,
@@ -90,8 +95,7 @@ mail:
         self.check()?;
         let host = cx.reader(&self.target).await?;
         let at_target = |failure: Failure| failure.at(self.target.alias());
-        let choice =
-            Choice { hosts: self.hosts.as_ref(), select: self.select.as_ref(), except: self.except.as_ref() };
+        let choice = Choice::of(self.hosts.as_ref(), self.select.as_ref(), &self.sets, self.except.as_ref());
         let chosen = host.choose(choice).map_err(at_target)?;
         let units = self.look(&host, &chosen, cx).await.map_err(at_target)?;
         let (mut changes, mut after, mut changed) = (Vec::new(), Vec::new(), Vec::new());
@@ -123,8 +127,7 @@ mail:
     async fn apply(&self, cx: &WriteCx, changes: &[Change]) -> Result<Services, Failure> {
         self.check()?;
         let host = cx.writer(&self.target).await?;
-        let choice =
-            Choice { hosts: self.hosts.as_ref(), select: self.select.as_ref(), except: self.except.as_ref() };
+        let choice = Choice::of(self.hosts.as_ref(), self.select.as_ref(), &self.sets, self.except.as_ref());
         let chosen = host.choose(choice).map_err(|failure| failure.at(self.target.alias()))?;
         let changed = self.make(&host, changes, Side::After, cx).await?;
         let units = self.look(&host, &chosen, cx).await.map_err(|failure| failure.at(self.target.alias()))?;

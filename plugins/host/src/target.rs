@@ -1,5 +1,6 @@
 //! The target kind `host`.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::path::PathBuf;
@@ -109,7 +110,20 @@ impl TargetKind for HostTarget {
 pub(crate) struct Choice<'a> {
     pub(crate) hosts: Option<&'a Names>,
     pub(crate) select: Option<&'a Literal>,
+    pub(crate) sets: Option<&'a BTreeMap<String, Names>>,
     pub(crate) except: Option<&'a Names>,
+}
+
+impl<'a> Choice<'a> {
+    /// What the inputs of a step say.
+    pub(crate) fn of(
+        hosts: Option<&'a Names>,
+        select: Option<&'a Literal>,
+        sets: &'a BTreeMap<String, Names>,
+        except: Option<&'a Names>,
+    ) -> Choice<'a> {
+        Choice { hosts, select, sets: Some(sets).filter(|sets| !sets.is_empty()), except }
+    }
 }
 
 impl Host {
@@ -169,6 +183,9 @@ impl Host {
     /// does not allow.
     pub(crate) fn choose(&self, choice: Choice<'_>) -> Result<Vec<String>, Failure> {
         let input = |message: String| Failure::new(FailureKind::Input, message);
+        if choice.sets.is_some() && choice.select.is_none() {
+            return Err(input("`sets` are for `select`, which is missing".into()));
+        }
         let mut chosen = match (choice.hosts, choice.select) {
             (None, None) => vec![self.only.clone().ok_or_else(|| {
                 input("it does not say which hosts".into())
@@ -178,7 +195,7 @@ impl Host {
                 let mut unique = HashSet::new();
                 names.0.iter().filter(|name| unique.insert(*name)).cloned().collect()
             }
-            (None, Some(text)) => hosts::select(&text.0, &self.groups)
+            (None, Some(text)) => hosts::select(&text.0, &*self.groups_and(choice.sets)?)
                 .map_err(|reason| hosts::wrong_set("select", &text.0, &reason))?,
             (Some(_), Some(_)) => return Err(input("`hosts` and `select` exclude each other".into())),
         };
@@ -197,6 +214,25 @@ impl Host {
                 .help("only the hosts of the target's `hosts` in the environment file can be named"));
         }
         Ok(chosen)
+    }
+
+    /// The groups of the environment, and the sets of a step.
+    fn groups_and(&self, sets: Option<&BTreeMap<String, Names>>) -> Result<Cow<'_, Groups>, Failure> {
+        let Some(sets) = sets else { return Ok(Cow::Borrowed(&self.groups)) };
+        let mut groups = self.groups.clone();
+        for (name, names) in sets {
+            let wrong = |reason: String| Failure::new(FailureKind::Input, format!("`sets`: {reason}"));
+            if name == "all" || hosts::check_name(name).is_err() {
+                return Err(wrong(format!("`{name}` cannot name a set of hosts")));
+            }
+            if groups.contains_key(name) {
+                return Err(wrong(format!("this environment has a group `@{name}` of its own")));
+            }
+            let mut set = Vec::new();
+            hosts::join(&mut set, names.0.clone()).map_err(|reason| wrong(format!("`{name}`: {reason}")))?;
+            groups.insert(name.clone(), set);
+        }
+        Ok(Cow::Owned(groups))
     }
 
     /// The host's name in objects and changes; none for the machine that Farrier runs on.
@@ -238,12 +274,18 @@ impl Host {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn host(json: &str) -> Result<Host, Failure> {
+        host_in(Path::new("/nowhere"), json)
+    }
+
+    fn host_in(folder: &Path, json: &str) -> Result<Host, Failure> {
         let cx = ConnectCx {
             alias: "here".into(),
-            base_dir: "/nowhere".into(),
+            base_dir: folder.into(),
             now: Now::default(),
             known: farrier_action::SharedKnown::default(),
         };
@@ -295,13 +337,7 @@ mod tests {
         std::fs::write(folder.path().join("known"), "").unwrap();
         std::fs::write(folder.path().join("all"), "w-[1-5]\n").unwrap();
         std::fs::write(folder.path().join("broken"), "w-2 # its disk\nw-4\n").unwrap();
-        let cx = ConnectCx {
-            alias: "here".into(),
-            base_dir: folder.path().into(),
-            now: Now::default(),
-            known: farrier_action::SharedKnown::default(),
-        };
-        let new = |json: &str| Host::new(Value::from_json(json).unwrap().read().unwrap(), Side::Read, &cx);
+        let new = |json: &str| host_in(folder.path(), json);
         let config = |groups: &str| {
             format!(
                 r#"{{"ssh": {{"known_hosts": "known"}}, "hosts": {{"file": "all"}}, "groups": {{{groups}}}}}"#
@@ -321,6 +357,38 @@ mod tests {
         std::fs::write(folder.path().join("all"), "# none\n").unwrap();
         assert_eq!(new(&config("")).unwrap_err().message, "`hosts`: all: it names no host");
         assert!(Value::from_json(r#"{"hosts": {"folder": "all"}}"#).unwrap().read::<HostConfig>().is_err());
+    }
+
+    #[test]
+    fn sets_of_a_step_are_like_groups() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("known"), "").unwrap();
+        let config = r#"{"ssh": {"known_hosts": "known"}, "hosts": "w-[1-5]", "groups": {"old": "w-[1-2]"}}"#;
+        let host = host_in(folder.path(), config).unwrap();
+        let set = |name: &str, hosts: &[&str]| (name.to_owned(), names(hosts));
+        let choose = |select: Option<&str>, sets: &[(String, Names)]| {
+            let (select, sets) = (select.map(|text| Literal(text.into())), sets.iter().cloned().collect());
+            host.choose(Choice::of(None, select.as_ref(), &sets, None)).map_err(|failure| failure.message)
+        };
+        let found = [set("nodes", &["w-4", "w-2", "w-3", "w-4"]), set("broken", &["w-3"]), set("none", &[])];
+        let chosen = |select: &str| choose(Some(select), &found).unwrap();
+        assert_eq!(chosen("@nodes ! @broken"), ["w-4", "w-2"]);
+        assert_eq!(chosen("@nodes & @old, w-5"), ["w-2", "w-5"]);
+        assert_eq!(chosen("@all ! @nodes"), ["w-1", "w-5"]);
+        assert_eq!(chosen("@nodes ! @none"), ["w-4", "w-2", "w-3"], "nothing is left out");
+        for (select, sets, reason) in [
+            (Some("@none"), &found[..], "no host is selected"),
+            (Some("@none ! @broken"), &found, "left of `!` there is no host"),
+            (Some("@others"), &found, "there is no group `@others`"),
+            (Some("@foreign"), &[set("foreign", &["w-9"])], "does not have the hosts `w-9`"),
+            (Some("@old"), &[set("old", &["w-3"])], "`sets`: this environment has a group `@old` of its own"),
+            (Some("@all"), &[set("all", &["w-3"])], "`sets`: `all` cannot name a set"),
+            (Some("w-1"), &[set("a b", &["w-3"])], "`sets`: `a b` cannot name a set"),
+            (None, &found, "`sets` are for `select`, which is missing"),
+        ] {
+            let failure = choose(select, sets).unwrap_err();
+            assert!(failure.contains(reason), "{select:?}: {failure}");
+        }
     }
 
     #[test]

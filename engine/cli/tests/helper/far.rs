@@ -13,7 +13,10 @@ use crate::common::{FARRIER, Project};
 
 /// Writes the file with the helper's folders, which are named from the project.
 pub(crate) fn roots_file(project: &Project, roots: &[(&str, &str)]) {
-    let line = |(name, folder): &(&str, &str)| format!("{name} {}\n", project.path(folder).display());
+    let line = |(name, folder): &(&str, &str)| {
+        let path = project.path(folder);
+        format!("{name} {}\n", fs::canonicalize(&path).unwrap_or(path).display())
+    };
     project.write("roots", &roots.iter().map(line).collect::<String>());
     fs::set_permissions(project.path("roots"), fs::Permissions::from_mode(0o644)).unwrap();
 }

@@ -12,6 +12,7 @@ mod common;
 
 mod credentials;
 mod far;
+mod hostile;
 mod laws;
 mod reading;
 mod steps;

@@ -49,10 +49,13 @@ steps:
     needs: [delete]
     with: { target: homes, file: { root: archives, path: [foxes.txt] }, content: archived, mode: \"0600\" }
     undo: restore
+outputs:
+  entries: ${ steps.archive.manifest.entries }
+  not_stored: ${ steps.archive.manifest.not_stored }
 ";
 
 /// A home of another account, and a project whose files are behind a helper.
-fn project() -> Project {
+pub(crate) fn project() -> Project {
     assert!(rustix::process::geteuid().is_root(), "this test gives files to other accounts: run it as root");
     let project = Project::new();
     for folder in ["world/homes/foxes/data", "world/archives"] {
@@ -304,7 +307,7 @@ fn remote(sshd: &Sshd, project: &Project, helper: &Value) {
     project.environment(&json!({ "homes": behind(sshd, project, helper) }));
 }
 
-fn is_archived_and_deleted(project: &Project) {
+pub(crate) fn is_archived_and_deleted(project: &Project) {
     assert!(!project.path("world/homes/foxes").exists());
     assert!(project.path("world/archives/foxes.tgz").exists());
     assert_eq!(project.read("world/archives/foxes.txt"), "archived");

@@ -1,10 +1,13 @@
 //! What hostile callers send: the right refusal, no run, and a good client is still answered.
 
+use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 
+use farrier_testkit::wait_until;
 use serde_json::json;
 
+use crate::common::Project;
 use crate::service::{Serving, answer};
 
 const RUNS: &str = "/api/v1/runbooks/waits/runs";
@@ -163,4 +166,62 @@ fn every_answer_carries_what_browsers_need_to_know() {
             assert!(head.contains(line), "{path} lacks {line}: {head}");
         }
     }
+}
+
+/// Guards T25 on its whole way: what a label of an alert holds is one argument of a command, and nothing else.
+#[test]
+fn a_label_of_an_alert_is_one_argument_whatever_it_holds() {
+    // Not more than may start a destructive runbook within an hour.
+    let said = [
+        "; rm -rf /",
+        "$(id)",
+        "`id`",
+        "two\nlines",
+        "-oProxyCommand=id",
+        "--",
+        "*",
+        "'\"$HOME\" \\",
+        "${ inputs.said }{{ 7 * 7 }}",
+        "🦊\u{202e}",
+    ];
+    let project = Project::new();
+    project
+        .write("farrier.yaml", "runbooks: [runbooks]\nenvironments: [environments/*.yaml]\ndata_dir: data\n");
+    project.write("said/.keep", "");
+    let folder = project.path("said");
+    let record = r#"printf '%s\0' "$#" "$@" > "$(mktemp "$0/said.XXXXXX")""#;
+    let runbook = json!({
+        "runbook": "repeats", "summary": "Repeats what an alert says", "owner": "tests", "risk": "destructive",
+        "targets": { "here": "host" }, // Whatever comes is taken, which nobody has by accident: without a pattern such an input is a mistake.
+        "inputs": { "said": { "type": "text", "pattern": "(?s).*" } },
+        "triggers": [{ "alert": {
+            "match": ["alertname=\"Says\""], "per": "alert.labels.instance",
+            "inputs": { "said": "${ alert.labels.said }" },
+        } }],
+        "steps": { "repeat": {
+            "uses": "host.run", "undo": "none", "needs": [],
+            "with": { "target": "here", "argv": ["/bin/sh", "-c", record, folder, "${ inputs.said }"] },
+        } },
+    });
+    project.write("runbooks/tests/repeats.yaml", &runbook.to_string());
+    let environment = json!({ "environment": "test", "targets": { "here": { "kind": "host", "local": true } }, "receivers": ["main"] });
+    project.write("environments/test.yaml", &environment.to_string());
+    let serving = Serving::start_in(project, "");
+    // An old alert would only propose a run.
+    let now = jiff::Timestamp::now().to_string();
+    let alerts = said.iter().enumerate().map(|(number, said)| {
+        json!({
+            "status": "firing", "labels": { "alertname": "Says", "instance": format!("n{number}"), "said": said },
+            "startsAt": now, "endsAt": "0001-01-01T00:00:00Z",
+        })
+    });
+    let body =
+        json!({ "version": "4", "groupKey": "g", "receiver": "main", "alerts": alerts.collect::<Vec<_>>() });
+    serving.post("/webhooks/alertmanager/main", "main", &body).expect(200);
+    let heard = || -> BTreeSet<String> {
+        let files = std::fs::read_dir(&folder).unwrap().map(|file| file.unwrap().path());
+        files.map(|file| std::fs::read_to_string(file).unwrap()).filter(|text| !text.is_empty()).collect()
+    };
+    wait_until("everything is repeated", || heard().len() == said.len());
+    assert_eq!(heard(), said.iter().map(|said| format!("1\0{said}\0")).collect());
 }

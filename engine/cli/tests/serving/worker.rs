@@ -6,6 +6,8 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use farrier_testkit::exim::Exim;
 use farrier_testkit::prometheus::{Alertmanager, Prometheus, Watch};
@@ -17,6 +19,7 @@ use crate::exporter;
 use crate::service::Serving;
 
 const NODE: &str = "tools-k8s-worker-nfs-12";
+const RUNBOOK: &str = "worker-d-processes";
 const CLUSTER: &str = "environments/worker/cluster.yaml";
 
 fn shipped(file: &str) -> String {
@@ -35,12 +38,14 @@ fn with(text: &str, replacements: &[(&str, &str)]) -> String {
 
 struct Site {
     serving: Serving,
+    /// Whether processes of the sick node hang at all.
+    hangs: Arc<AtomicBool>,
     _servers: (Prometheus, Alertmanager),
 }
 
 /// The worker's world with real servers where people look, and `post` to send mail. Whether processes hang is what the
-/// scripted host says of itself.
-fn site(on_boot: &str, post: &Value) -> Site {
+/// scripted host says of itself, as long as it `hangs` at all.
+fn site(on_boot: &str, post: &Value, hangs: bool) -> Site {
     let project = Project::new();
     project.write(
         "farrier.yaml",
@@ -60,7 +65,7 @@ fn site(on_boot: &str, post: &Value) -> Site {
         let file = format!("alerts/worker-d-processes/{file}");
         project.write(&file, &shipped(&file));
     }
-    for file in ["cluster.yaml", "checker.yaml", "feed.yaml"] {
+    for file in ["cluster.yaml", "checker.yaml", "cloud.yaml", "feed.yaml"] {
         let file = format!("environments/worker/{file}");
         project.write(&file, &shipped(&file));
     }
@@ -69,7 +74,11 @@ fn site(on_boot: &str, post: &Value) -> Site {
     project.write(hosts, &with(&shipped(hosts), &boots));
 
     let state = project.path("environments/worker/hosts.state/state.json");
-    let exporter = exporter::serve(move || metrics(&state));
+    let hangs = Arc::new(AtomicBool::new(hangs));
+    let exporter = exporter::serve({
+        let hangs = hangs.clone();
+        move || metrics(&state, hangs.load(Ordering::SeqCst))
+    });
     // The service has to be there before Alertmanager, which it is to ask; so the environment comes in two parts.
     project.environment(&json!({}));
     let serving = Serving::start_in(project, "");
@@ -93,6 +102,7 @@ fn site(on_boot: &str, post: &Value) -> Site {
             "alerts": alerts,
             "checker": { "kind": "http", "url": "routes:worker/checker.yaml" },
             "nodes": { "kind": "host", "scripted": "worker/hosts.yaml", "state": "worker/hosts.state" },
+            "cloud": { "kind": "http", "url": "routes:worker/cloud.yaml", "write_as": {} },
             "feed": {
                 "kind": "http", "url": "routes:worker/feed.yaml", "write_as": {},
                 "idempotency_header": "Idempotency-Key",
@@ -107,14 +117,15 @@ fn site(on_boot: &str, post: &Value) -> Site {
     });
     serving.project.write("environments/test.yaml", &environment.to_string());
     serving.post("/api/v1/reload", "admin", &json!({})).expect(200);
-    Site { serving, _servers: (prometheus, alertmanager) }
+    Site { serving, hangs, _servers: (prometheus, alertmanager) }
 }
 
 /// What the workers' exporter counts, from what the scripted host has become.
-fn metrics(state: &Path) -> String {
+fn metrics(state: &Path, hangs: bool) -> String {
     let state = std::fs::read_to_string(state).unwrap_or_default();
     let state: Value = serde_json::from_str(&state).unwrap_or_default();
-    let stuck = if state["hosts"][NODE]["vars"]["stuck"] == "no" { 0 } else { 12 };
+    let cured = state["hosts"][NODE]["vars"]["stuck"] == "no";
+    let stuck = if cured || !hangs { 0 } else { 12 };
     format!(
         "# TYPE prometheus_k8s_nfs_stuck_total_procs gauge\n\
          prometheus_k8s_nfs_stuck_total_procs{{instance=\"{NODE}\"}} {stuck}\n\
@@ -135,9 +146,12 @@ impl Site {
         listed.as_array().unwrap().clone()
     }
 
-    /// The only run there is, once it is over.
+    /// The only run of the runbook, once it is over.
     fn ended(&self) -> Value {
-        let runs = || self.serving.project.farrier(&["runs", "-o", "json"]).expect(0).json();
+        let runs = || {
+            let runs = self.serving.project.farrier(&["runs", "--runbook", RUNBOOK, "-o", "json"]);
+            runs.expect(0).json()
+        };
         wait_until("the end of a run", || {
             runs()[0]["state"].as_str().is_some_and(|state| {
                 ["succeeded", "degraded", "failed", "cancelled", "parked"].contains(&state)
@@ -159,7 +173,7 @@ fn states(view: &Value, wanted: &[(&str, &str)]) {
 
 #[test]
 fn a_worker_that_hangs_is_rebooted_proved_well_and_takes_pods_again() {
-    let site = site("stuck: \"no\"", &mail_folder());
+    let site = site("stuck: \"no\"", &mail_folder(), true);
     let view = site.ended();
     assert_eq!(view["state"], "succeeded", "{view:#}");
     states(&view, &[("drain", "succeeded"), ("reboot", "succeeded"), ("cured", "succeeded")]);
@@ -189,7 +203,7 @@ fn a_worker_that_a_reboot_does_not_cure_stays_cordoned_and_people_get_the_eviden
         "kind": "mail", "url": format!("smtp://127.0.0.1:{}", exim.port()), "from": "farrier@example.org",
         "people": people,
     });
-    let site = site("stuck: \"yes\"", &post);
+    let site = site("stuck: \"yes\"", &post, true);
     let view = site.ended();
     assert_eq!(view["state"], "failed", "{view:#}");
     states(&view, &[("reboot", "succeeded"), ("cured", "failed"), ("uncordon", "blocked")]);
@@ -214,5 +228,38 @@ fn a_worker_that_a_reboot_does_not_cure_stays_cordoned_and_people_get_the_eviden
     let incidents = site.incidents();
     assert_eq!(incidents.len(), 1);
     assert!(incidents[0]["closed_at"].is_null(), "{incidents:?}");
+    site.serving.project.farrier(&["fsck"]).expect(0).says("everything is whole");
+}
+
+/// Another run works on a node of the cluster, so this one stands in line; when its turn would come, nothing hangs any more.
+const HOLDER: &str = "runbook: holder
+summary: Works on another node of the cluster
+owner: tests
+risk: read_only
+locks: [{ name: nodes of tools }]
+steps: { works: { uses: flow.wait, with: { for: 1h } } }
+";
+
+#[test]
+fn a_worker_that_is_well_again_before_its_turn_comes_is_left_alone() {
+    let site = site("stuck: \"no\"", &mail_folder(), false);
+    site.serving.project.write("runbooks/kubernetes/holder.yaml", HOLDER);
+    site.serving.post("/api/v1/reload", "admin", &json!({})).expect(200);
+    let start = json!({ "environment": "worker" });
+    let holder = site.serving.post("/api/v1/runbooks/holder/runs", "operator", &start).expect(201).json();
+    let holder = holder["run"].as_str().unwrap();
+    site.serving.until(holder, "waiting");
+
+    site.hangs.store(true, Ordering::SeqCst);
+    let locks = || site.serving.project.farrier(&["locks"]).expect(0).out;
+    wait_until("the run stands in line", || locks().contains(NODE));
+    site.hangs.store(false, Ordering::SeqCst);
+    let view = site.ended();
+    assert_eq!(view["state"], "cancelled", "{view:#}");
+    let begun = view["steps"].as_array().unwrap().iter().filter(|step| step["state"] != "pending");
+    assert_eq!(begun.count(), 0, "{view:#}");
+    assert_eq!(site.serving.project.read(CLUSTER), shipped(CLUSTER), "nothing was touched");
+    assert!(!site.serving.project.path("mail").exists(), "nobody has to do anything");
+    wait_until("the end of the incident", || site.incidents()[0]["closed_at"].is_string());
     site.serving.project.farrier(&["fsck"]).expect(0).says("everything is whole");
 }

@@ -14,7 +14,11 @@ mod wrapper;
 #[cfg(test)]
 mod fleet_tests;
 #[cfg(test)]
+mod terminal_tests;
+#[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod word_tests;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use farrier_model::{Failure, FailureKind, NodeName, RunId, Value};
 use farrier_testkit::sshd::{Options, Sshd};
-use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
@@ -14,11 +13,11 @@ use crate::marks::Marks;
 use crate::tests::World;
 
 /// A target whose hosts are all the same server.
-fn world(server: &Sshd, names: &[&str]) -> World {
+pub(super) fn world(server: &Sshd, names: &[&str]) -> World {
     world_with(server, names, &json!({}), "")
 }
 
-fn world_with(server: &Sshd, names: &[&str], more: &serde_json::Value, config: &str) -> World {
+pub(super) fn world_with(server: &Sshd, names: &[&str], more: &serde_json::Value, config: &str) -> World {
     let mut ssh = json!({
         "known_hosts": "known_hosts", "config": "ssh_config", "key_exchange": ["curve25519-sha256"],
         // Those that are still open when the tests end close soon.
@@ -40,15 +39,15 @@ fn shared() -> &'static Sshd {
     &SERVER
 }
 
-fn reading(hosts: &str, argv: &[&str]) -> serde_json::Value {
+pub(super) fn reading(hosts: &str, argv: &[&str]) -> serde_json::Value {
     json!({ "target": "nodes", "hosts": hosts, "argv": argv, "read_only": true })
 }
 
-async fn run(world: &World, input: &serde_json::Value) -> Result<Value, Failure> {
+pub(super) async fn run(world: &World, input: &serde_json::Value) -> Result<Value, Failure> {
     world.run("host.run", input).await
 }
 
-fn field(output: &Value, name: &str) -> String {
+pub(super) fn field(output: &Value, name: &str) -> String {
     output.get(name).unwrap().to_string()
 }
 
@@ -191,63 +190,6 @@ async fn what_a_shell_says_at_its_start_is_not_the_commands() {
         Sshd::start(Options { shell: Some("sh -c 'echo no >&2; exit 7' sh".into()), ..Options::default() });
     let failure = run(&world(&broken, &["worker-1"]), &reading("worker-1", &["true"])).await.unwrap_err();
     assert!(failure.message.starts_with("on `worker-1`: ") && failure.message.ends_with("no"), "{failure}");
-}
-
-/// Two programs that read what the quoting function writes, and the hosts that use them.
-static SHELLS: LazyLock<[(Sshd, World, tokio::runtime::Runtime); 2]> = LazyLock::new(|| {
-    ["dash", "bash"].map(|shell| {
-        let server = Sshd::start(Options { shell: Some(shell.into()), ..Options::default() });
-        let world = world(&server, &["worker-1"]);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        (server, world, runtime)
-    })
-});
-
-/// One of all words, for a number: whole ones that are known to do harm, and any mixture of letters that shells read.
-/// Cheaper than a strategy, which takes longer to make so many words than the shells do to read them.
-fn word(mut seed: u64) -> String {
-    const HARMFUL: [&str; 12] = [
-        "",
-        "--",
-        "-oProxyCommand=id",
-        "$(id)",
-        "`id`",
-        "; rm -rf /",
-        "*",
-        "~root",
-        "\\",
-        "\n",
-        "'",
-        "\u{1b}[31m",
-    ];
-    const LETTERS: &str = "-$`'\"\\;&|<>(){}[]*?~#!%=^,. \n\t\r\u{1}\u{7f}aZ0é\u{202e}\u{feff}🦊";
-    let letters: Vec<char> = LETTERS.chars().collect();
-    let mut next = |below: usize| {
-        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (seed >> 33) as usize % below
-    };
-    if next(8) == 0 {
-        return HARMFUL[next(HARMFUL.len())].to_owned();
-    }
-    (0..next(13)).map(|_| letters[next(letters.len())]).collect()
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(32))]
-    /// Whatever the words are, the program gets them byte for byte: about 100,000 of them, through each shell.
-    #[test]
-    fn words_arrive_as_they_are(seeds in proptest::collection::vec(any::<u64>(), 2000..4000)) {
-        let words: Vec<String> = seeds.into_iter().map(word).collect();
-        let mut argv = vec!["printf", "%s\\0"];
-        argv.extend(words.iter().map(String::as_str));
-        let mut input = reading("worker-1", &argv);
-        input["max_output"] = json!(1 << 20);
-        let expected: String = words.iter().flat_map(|word| [word, "\0"]).collect();
-        for (_, world, runtime) in &*SHELLS {
-            let output = runtime.block_on(run(world, &input)).unwrap();
-            prop_assert_eq!(field(&output, "stdout"), expected.clone());
-        }
-    }
 }
 
 #[tokio::test]
