@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, LazyLock, PoisonError, RwLock};
 
 use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 use base64::Engine as _;
@@ -20,6 +20,9 @@ const INSTEAD: &str = "«secret»";
 const SHORTEST: usize = 4;
 /// Shorter pieces of what is encoded would be found in texts that have nothing to do with it.
 const SHORTEST_CODED: usize = 6;
+
+/// A failure has no more bytes than this.
+const LONGEST_FAILURE: usize = 4096;
 
 /// Secrets in all their forms.
 #[derive(Clone, Default)]
@@ -137,10 +140,11 @@ impl Known {
         }
     }
 
-    /// The failure without secrets.
+    /// The failure without secrets, and not longer than what people read: a server may say a great deal, and all of it would
+    /// stand in every journal.
     pub fn failure(&self, failure: Failure) -> Failure {
-        let message = self.text(&failure.message);
-        Failure { message, help: failure.help.map(|help| self.text(&help)), ..failure }
+        let message = shortened(self.text(&failure.message));
+        Failure { message, help: failure.help.map(|help| shortened(self.text(&help))), ..failure }
     }
 
     fn occurs(&self, text: &str) -> bool {
@@ -152,9 +156,23 @@ impl Known {
 #[derive(Debug, Clone, Default)]
 pub struct SharedKnown(Arc<RwLock<Arc<Known>>>);
 
+/// Every secret that any environment was connected with since this process began.
+static TOLD: LazyLock<SharedKnown> = LazyLock::new(SharedKnown::default);
+
+/// What this process was told by now, for what it writes down about itself: the libraries that it speaks with log what they
+/// hear, and know nothing of secrets.
+pub fn told() -> Arc<Known> {
+    TOLD.now()
+}
+
 impl SharedKnown {
     /// Adds a secret.
     pub fn learn(&self, secret: &Secret) {
+        self.add(secret);
+        TOLD.add(secret);
+    }
+
+    fn add(&self, secret: &Secret) {
         let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
         Arc::make_mut(&mut known).learn(secret);
     }
@@ -163,6 +181,16 @@ impl SharedKnown {
     pub fn now(&self) -> Arc<Known> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
+}
+
+/// The beginning of a text, in which no secret is left that could be cut.
+fn shortened(mut text: String) -> String {
+    if text.len() > LONGEST_FAILURE {
+        let end = (0..=LONGEST_FAILURE).rev().find(|at| text.is_char_boundary(*at));
+        text.truncate(end.unwrap_or_default());
+        text.push('…');
+    }
+    text
 }
 
 fn is_base64(byte: u8) -> bool {
@@ -212,6 +240,11 @@ fn forms(secret: &str) -> Vec<Form> {
                     escaped.push(letter);
                 }
             }
+            // A text of JSON within a text of JSON, as in an error that quotes the request.
+            let twice = escaped.replace('\\', "\\\\").replace('"', "\\\"");
+            if twice != escaped {
+                plain.push(twice);
+            }
             plain.push(escaped);
         }
     }
@@ -254,13 +287,42 @@ mod tests {
             r#"p4ss \"w\u00f6rd\"/+&"#.to_owned(),
             r#"p4ss \"wörd\"/+\u0026"#.to_owned(),
             "p4ss &quot;wörd&quot;/+&amp;".to_owned(),
+            serde_json::to_string(&serde_json::to_string(secret).unwrap()).unwrap(),
+            r#"{"error": "no {\"password\": \"p4ss \\\"w\\u00f6rd\\\"\\/+\\u0026\"}"}"#.to_owned(),
         ] {
             let clean = known.text(&format!("before {shown} after"));
             assert!(clean.contains(INSTEAD), "{shown}: {clean}");
             assert!(clean.starts_with("before ") && clean.ends_with(" after"), "{clean}");
-            assert!(shown.len() <= known.longest() + 16, "{shown}");
+            assert!(shown.len() <= known.longest() + 32, "{shown}");
+            let left = clean.replace(INSTEAD, "");
+            assert!(!left.contains("p4ss") && !left.contains("rd"), "{clean}");
         }
         assert_eq!(known.text("nothing of it"), "nothing of it");
+    }
+
+    #[test]
+    fn what_one_environment_was_told_the_process_knows() {
+        let (one, other) = (SharedKnown::default(), SharedKnown::default());
+        one.learn(&Secret::new("told-to-one-of-them"));
+        assert_eq!(told().text("a told-to-one-of-them b"), "a «secret» b");
+        assert_eq!(other.now().text("a told-to-one-of-them b"), "a told-to-one-of-them b");
+    }
+
+    #[test]
+    fn a_failure_is_shortened_after_its_secrets_are_gone() {
+        use farrier_model::FailureKind;
+        let known = known("a-long-word-that-is-cut-nowhere");
+        for before in LONGEST_FAILURE - 40..LONGEST_FAILURE + 2 {
+            let text =
+                format!("{}ö a-long-word-that-is-cut-nowhere {}", "x".repeat(before), "y".repeat(1 << 20));
+            let failure = known.failure(Failure::new(FailureKind::Refused, text.clone()).help(text));
+            for text in [failure.message, failure.help.unwrap()] {
+                assert!(text.len() <= LONGEST_FAILURE + "…".len() && text.ends_with('…'), "{}", text.len());
+                assert!(!text.contains("a-l"), "{}", &text[before..]);
+            }
+        }
+        let short = Failure::new(FailureKind::Refused, "x".repeat(LONGEST_FAILURE));
+        assert_eq!(known.failure(short.clone()), short);
     }
 
     #[test]

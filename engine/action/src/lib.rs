@@ -25,7 +25,7 @@ pub use action::{Action, Planned, Probe, WaitFor};
 pub use context::{NodeInfo, ReadCx, WriteCx};
 pub use farrier_model as model;
 pub use history::{EarlierRun, FailedNode, History};
-pub use known::{Known, SharedKnown};
+pub use known::{Known, SharedKnown, told};
 pub use progress::Progress;
 pub use registry::{ActionRegistry, BoundAction, RegistryError};
 pub use secrets::SecretRef;

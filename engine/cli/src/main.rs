@@ -13,6 +13,7 @@ mod directory;
 mod exit;
 mod interact;
 mod leftovers;
+mod logging;
 mod logins;
 #[cfg(test)]
 mod manual;
@@ -27,12 +28,8 @@ mod telemetry;
 use std::process::ExitCode;
 
 use clap::Parser;
-use tracing_subscriber::filter::{EnvFilter, LevelFilter, Targets};
-use tracing_subscriber::layer::SubscriberExt as _;
-use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{Layer as _, fmt};
 
-use crate::commands::{Cli, LogFormat};
+use crate::commands::Cli;
 use crate::exit::Exit;
 use crate::problem::Problem;
 use crate::render::style::Style;
@@ -55,7 +52,7 @@ fn main() -> ExitCode {
     };
     small_pages(cli.stays());
     let spans = cli.serves().then(Spans::default);
-    start_logging(cli.log.as_deref(), cli.log_format, spans.clone());
+    logging::start(cli.log.as_deref(), cli.log_format, spans.clone());
     match commands::dispatch(cli, spans) {
         Ok(exit) => exit.into(),
         Err(problem) => {
@@ -97,25 +94,4 @@ fn report(problem: &Problem) {
     if let Some(help) = problem.help() {
         eprintln!("{} {help}", style.bold("next:"));
     }
-}
-
-fn start_logging(filter: Option<&str>, format: LogFormat, spans: Option<Spans>) {
-    let filter = filter.map(str::to_owned).or_else(|| std::env::var("FARRIER_LOG").ok());
-    let log = match format {
-        LogFormat::Json => {
-            let filter = EnvFilter::new(filter.unwrap_or_else(|| "info".into()));
-            let lines = fmt::layer().json().flatten_event(true).with_writer(std::io::stderr);
-            Some(lines.with_filter(filter).boxed())
-        }
-        LogFormat::Text => filter.map(|filter| {
-            let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(Style::stderr().has_colour());
-            lines.with_filter(EnvFilter::new(filter)).boxed()
-        }),
-    };
-    if log.is_none() && spans.is_none() {
-        return;
-    }
-    let of_runs = Targets::new().with_target("farrier_exec", LevelFilter::DEBUG);
-    let spans = spans.map(|spans| spans.with_filter(of_runs));
-    let _ = tracing_subscriber::registry().with(log).with(spans).try_init();
 }

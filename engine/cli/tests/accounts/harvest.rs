@@ -81,7 +81,7 @@ fn three_servers_of_which_one_is_down() {
 
 #[test]
 fn killed_in_the_middle_it_goes_on_and_makes_no_account_twice() {
-    let site = site(400);
+    let site = site(150);
     let args = ["run", "harvest-replicas", "--env", "test", "--yes", "--accept-guards"];
     let mut started = Started::from(site.project.command(&args));
     let made = || site.s1.exec("SELECT COUNT(*) FROM mysql.global_priv WHERE User LIKE 's5%'");
@@ -90,19 +90,19 @@ fn killed_in_the_middle_it_goes_on_and_makes_no_account_twice() {
     let ended = started.end();
     assert_eq!(ended.signal, Some(9), "{ended}");
     let before: u64 = made().trim().parse().unwrap();
-    assert!(before < 400, "it was killed too late to show anything");
+    assert!(before < 150, "it was killed too late to show anything");
 
     let parent = site.last_of("harvest-replicas");
     let id = parent["id"].as_str().unwrap_or_else(|| panic!("the run is there: {parent}"));
     site.project.farrier(&["resume", id]).expect(13);
-    as_wanted(&site.s1, 400);
-    as_wanted(&site.s2, 400);
+    as_wanted(&site.s1, 150);
+    as_wanted(&site.s2, 150);
     assert_eq!(
         site.recorded(),
-        "s1:3306\tpresent\t400\ns2:3306\tpresent\t400\ns3:3306\tabsent\t400\ntoolsdb:3306\tpresent\t400\n"
+        "s1:3306\tpresent\t150\ns2:3306\tpresent\t150\ns3:3306\tabsent\t150\ntoolsdb:3306\tpresent\t150\n"
     );
     let statements = site.s1.writes();
     let created: Vec<&String> = statements.iter().filter(|sql| sql.starts_with("CREATE USER")).collect();
-    assert_eq!(created.len(), 400, "each account is made once");
+    assert_eq!(created.len(), 150, "each account is made once");
     site.project.farrier(&["fsck"]).expect(0).says("everything is whole");
 }

@@ -21,6 +21,9 @@ mod poison;
 mod power;
 mod secrets;
 mod service;
+#[path = "../serving/service.rs"]
+#[expect(dead_code, reason = "the tests of the service use the rest")]
+mod serving;
 mod stopping;
 mod tattlers;
 mod trees;

@@ -1,8 +1,13 @@
 //! Passwords that are easy to recognise, on targets that refuse, cut, garble and never answer: they are found nowhere.
 
+mod places;
+mod steps;
+
+use std::collections::HashSet;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
@@ -11,7 +16,10 @@ use farrier_testkit::slapd::{self, Slapd};
 use farrier_testkit::wait_until;
 use serde_json::{Value, json};
 
+use self::places::{Manner, Places, furnish, server};
+use self::steps::Steps;
 use crate::common::{Answer, Project, Started};
+use crate::serving::{Serving, request};
 use crate::tattlers::Tattler;
 
 /// With characters that differ when they are encoded.
@@ -20,80 +28,47 @@ pub(crate) const CANARY: &str = "Canary+/7~?&=Kanarienvogel>>";
 const FORMS: [&str; 5] =
     ["Kanarienvogel", "Q2FuYXJ5Ky83fj8m", "NhbmFyeSsvN34/", "YW5hcnkrLzd+PyY9", "Canary%2B%2F7"];
 
-/// How a server treats whoever comes.
-#[derive(Debug, Clone, Copy)]
-enum Manner {
-    Refuses,
-    HangsUp,
-    Garbles,
-    Cuts,
-    /// What it was sent, with all headers, stands in the text of its error, as some servers for development do it.
-    Echoes,
-    NeverAnswers,
-}
-
-/// The port of such a server; it lives as long as the test.
-fn server(manner: Manner) -> u16 {
-    if matches!(manner, Manner::Refuses) {
-        return farrier_testkit::free_port();
-    }
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let treat = move |mut stream: TcpStream| match manner {
-        Manner::HangsUp | Manner::Refuses => {}
-        Manner::Garbles => drop(stream.write_all(b"\x16\x03 nothing that anyone speaks\r\n\r\n\0\0\0")),
-        Manner::Cuts => {
-            let _ = stream.read(&mut [0; 4096]);
-            let _ = stream.write_all(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 4000\r\n\r\nhalf of it");
-        }
-        Manner::Echoes => {
-            let mut request = vec![0; 65_536];
-            let length = stream.read(&mut request).unwrap_or(0);
-            let head =
-                format!("HTTP/1.1 500 Oops\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\n\r\n");
-            let _ = stream.write_all(&[head.as_bytes(), &request[..length]].concat());
-        }
-        Manner::NeverAnswers => while stream.read(&mut [0; 4096]).is_ok_and(|count| count > 0) {},
-    };
-    thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            thread::spawn(move || treat(stream));
-        }
-    });
-    port
-}
-
 #[track_caller]
 fn holds_no_secret(what: &str, bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
     for form in FORMS {
-        let found = bytes.windows(form.len()).any(|window| window == form.as_bytes());
-        assert!(
-            !found,
-            "`{form}` is in {what}: {}",
-            String::from_utf8_lossy(&bytes[..bytes.len().min(20_000)])
-        );
+        if let Some(at) = text.find(form) {
+            let (before, after) = text.split_at(at);
+            let before: String =
+                before.chars().rev().take(800).collect::<Vec<_>>().into_iter().rev().collect();
+            panic!("`{form}` is in {what}: … {before}{}", after.chars().take(200).collect::<String>());
+        }
     }
 }
 
-/// Everything below a folder but the secret itself.
+/// Everything below a folder but where the secret is kept.
 fn search(folder: &Path) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
             search(&path);
-        } else if !path.ends_with("canary.secret") {
+        } else if path.is_file() && !["canary.secret", "replica.my.cnf"].iter().any(|own| path.ends_with(own))
+        {
             holds_no_secret(&path.display().to_string(), &fs::read(&path).unwrap());
         }
     }
 }
 
-/// Runs the binary with all its logs, looking at the command lines of all processes meanwhile.
+/// The folders of all processes.
+fn processes() -> impl Iterator<Item = fs::DirEntry> {
+    let is_process =
+        |entry: &fs::DirEntry| entry.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit);
+    fs::read_dir("/proc").unwrap().flatten().filter(is_process)
+}
+
+/// Runs the binary with all its logs, looking at the command lines of all processes that come up meanwhile.
 fn watched(project: &Project, args: &[&str]) -> Answer {
+    let older: HashSet<_> = processes().map(|entry| entry.file_name()).collect();
     let mut command = project.command(args);
     command.env("FARRIER_LOG", "trace");
     let mut started = Started::from(command);
     while started.child.try_wait().unwrap().is_none() {
-        for entry in fs::read_dir("/proc").unwrap().flatten() {
+        for entry in processes().filter(|entry| !older.contains(&entry.file_name())) {
             if let Ok(line) = fs::read(entry.path().join("cmdline")) {
                 holds_no_secret(&format!("the command line of {}", entry.path().display()), &line);
             }
@@ -106,115 +81,230 @@ fn watched(project: &Project, args: &[&str]) -> Answer {
     answer
 }
 
-const STEPS: &str = "runbook: leaky
-summary: Asks everyone
-owner: tests
-risk: recoverable
-targets: { directory: ldap, maria: sql, postgres: sql, web: http, post: mail, metrics: prometheus, alerts: alertmanager }
-steps:
-  search: { uses: ldap.search, on_failure: continue, timeout: 1s, with: { target: directory, base: 'dc=wikimedia,dc=org', filter: '(uid=a)', attributes: { uid: string } } }
-  maria: { uses: sql.query, on_failure: continue, timeout: 1s, with: { target: maria, sql: SELECT 1 AS one, columns: { one: int } } }
-  postgres: { uses: sql.query, on_failure: continue, timeout: 1s, with: { target: postgres, sql: SELECT 1 AS one, columns: { one: int } } }
-  get: { uses: http.get, on_failure: continue, timeout: 1s, with: { target: web, path: [a] } }
-  query: { uses: prometheus.query, on_failure: continue, timeout: 1s, with: { target: metrics, query: up } }
-  alerts: { uses: alertmanager.alerts, on_failure: continue, timeout: 1s, with: { target: alerts, match: [a=b] } }
-  silence: { uses: alertmanager.silence, on_failure: continue, timeout: 1s, undo: none, with: { target: alerts, match: [a=b], for: 1h, comment: a } }
-  post: { uses: http.request, on_failure: continue, timeout: 1s, undo: none, with: { target: web, method: POST, path: [a], json: { a: 1 } } }
-  mail: { uses: mail.send, on_failure: continue, timeout: 1s, undo: none, with: { target: post, to: [admins], subject: a, text: b } }
-";
-
-fn environment(port: u16, directory: &str, reader: &str, secret: &Value) -> Value {
-    let networks = json!(["127.0.0.0/8"]);
-    let basic = json!({ "basic": { "user": "farrier", "password": secret } });
-    json!({
-        "directory": { "kind": "ldap", "url": directory, "read_as": { "dn": reader, "password": secret } },
-        "maria": { "kind": "sql", "url": format!("mysql://farrier@127.0.0.1:{port}/a"), "password": secret },
-        "postgres": { "kind": "sql", "url": format!("postgres://farrier@127.0.0.1:{port}/a"), "password": secret },
-        "web": {
-            "kind": "http", "url": format!("http://127.0.0.1:{port}/"), "networks": networks,
-            "idempotency_header": "Idempotency-Key", "read_as": { "bearer": secret }, "write_as": basic,
-        },
-        "metrics": {
-            "kind": "prometheus", "url": format!("http://127.0.0.1:{port}/"), "networks": networks, "read_as": basic,
-        },
-        "alerts": {
-            "kind": "alertmanager", "url": format!("http://127.0.0.1:{port}/"), "networks": networks,
-            "read_as": { "bearer": secret }, "write_as": basic,
-        },
-        "post": {
-            "kind": "mail", "url": format!("smtp://127.0.0.1:{port}"), "from": "farrier@example.org",
-            "people": { "admins": ["admins@example.org"] }, "login": { "user": "farrier", "password": secret },
-        },
-    })
+/// A project in which every action that can come to know the secret is a step, as far as `wanted` wants it.
+struct Stage {
+    project: Project,
+    steps: Steps,
 }
 
-/// Plans, runs and looks everywhere.
-fn keeps_to_itself(project: &Project, when: &str) {
-    for format in ["table", "json"] {
-        watched(project, &["plan", "leaky", "--env", "test", "-o", format]);
+impl Stage {
+    fn new(timeout: &str, places: &Places, wanted: impl Fn(&str, &str) -> bool) -> Stage {
+        let project = Project::new();
+        let secret = project.secret("canary.secret", CANARY);
+        furnish(&project);
+        let steps = Steps::of(&project, wanted);
+        project.write("runbooks/leaky.yaml", &steps.runbook("leaky", timeout));
+        project.environment(&steps.environment(|kind, alias| places.of(&project, kind, alias, &secret)));
+        Stage { project, steps }
     }
-    let ran = watched(project, &["run", "leaky", "--env", "test", "--yes"]);
-    assert!(matches!(ran.code, Some(12 | 13)), "{when}: every step fails, and the run goes on: {ran}");
-    // What is compressed in the store is plain here.
-    let run = project.last_run();
-    for words in [["logs", &run, "-o", "json"], ["show", &run, "-o", "json"], ["logs", &run, "-o", "table"]] {
-        watched(project, &words);
+
+    /// Plans, runs and looks everywhere.
+    fn keeps_to_itself(&self, when: &str) {
+        let project = &self.project;
+        watched(project, &["plan", "leaky", "--env", "test", "-o", "table"]);
+        let ran = watched(project, &["run", "leaky", "--env", "test", "--yes"]);
+        assert!(matches!(ran.code, Some(12 | 13)), "{when}: every step fails, and the run goes on: {ran}");
+        // What is compressed in the store is plain here.
+        let run = project.last_run();
+        for words in
+            [["logs", &run, "-o", "json"], ["show", &run, "-o", "json"], ["logs", &run, "-o", "table"]]
+        {
+            watched(project, &words);
+        }
+        search(&project.path(""));
     }
-    search(&project.path(""));
+
+    /// Each step failed with what a server said, from which the secret was taken out; but for those in `quiet`.
+    fn were_told(&self, quiet: &[&str]) {
+        let said = self.project.farrier(&["logs", &self.project.last_run(), "-o", "json"]).expect(0).json();
+        let entries: Vec<String> = said.as_array().unwrap().iter().map(Value::to_string).collect();
+        let told = |step: &String| {
+            let mut of_step = entries.iter().filter(|entry| entry.contains(&format!("\"{step}\"")));
+            of_step.any(|entry| entry.contains("«secret»"))
+        };
+        let silent: Vec<&String> = self.steps.steps.keys().filter(|step| !told(step)).collect();
+        let journal = || entries.iter().filter(|entry| silent.iter().any(|step| entry.contains(&**step)));
+        assert_eq!(silent, quiet, "these quote no server: {:#?}", journal().collect::<Vec<_>>());
+    }
 }
 
+/// Everything that can fail before a server is told a word, or without one that it has said.
 #[test]
 fn passwords_are_found_nowhere_however_their_targets_fail() {
     use Manner::{Cuts, Echoes, Garbles, HangsUp, NeverAnswers, Refuses};
-    for manner in [Refuses, HangsUp, Garbles, Cuts, Echoes, NeverAnswers] {
-        let project = Project::new();
-        let secret = project.secret("canary.secret", CANARY);
-        project.write("runbooks/leaky.yaml", STEPS);
-        let port = server(manner);
-        let directory = format!("ldap://127.0.0.1:{port}");
-        project.environment(&environment(port, &directory, "cn=reader,dc=wikimedia,dc=org", &secret));
-        keeps_to_itself(&project, &format!("{manner:?}"));
-    }
-    // A login that a real server refuses.
-    let slapd = Slapd::start(slapd::Options::default());
-    let project = Project::new();
-    let secret = project.secret("canary.secret", CANARY);
-    project.write("runbooks/leaky.yaml", STEPS);
-    project.environment(&environment(server(Manner::Refuses), &slapd.url(), &slapd.reader_dn, &secret));
-    keeps_to_itself(&project, "a wrong password");
+    thread::scope(|scope| {
+        for manner in [Refuses, HangsUp, Garbles, Cuts, Echoes, NeverAnswers] {
+            scope.spawn(move || {
+                let stage = Stage::new("500ms", &Places::at(server(manner), "dies"), |_, _| true);
+                stage.keeps_to_itself(&format!("{manner:?}"));
+            });
+        }
+        // A login that a real server refuses.
+        scope.spawn(|| {
+            let slapd = Slapd::start(slapd::Options::default());
+            let (directory, reader) = (slapd.url(), slapd.reader_dn.clone());
+            let places = Places { directory, reader, ..Places::at(server(Manner::Refuses), "dies") };
+            Stage::new("500ms", &places, |name, _| name.starts_with("ldap."))
+                .keeps_to_itself("a wrong password");
+        });
+    });
 }
 
-/// Servers of every kind that are told the password and repeat it in all its forms.
+/// Those whose plan asks nobody: they meet their server when they write.
+const PLAN_ALONE: [&str; 4] = ["http.delete", "http.request", "http.send", "mail.send"];
+
+fn reads(name: &str, _: &str) -> bool {
+    !PLAN_ALONE.contains(&name)
+}
+
+/// To a database one logs in to write as one does to read, so its actions are not among them.
+fn writes(name: &str, effect: &str) -> bool {
+    effect != "read" && !name.starts_with("sql.")
+}
+
+/// Servers of every kind that are told the password and repeat it in all its forms, to those who read.
 #[test]
 fn servers_that_repeat_a_password_are_not_quoted_with_it() {
-    let tattlers = [Tattler::smtp(), Tattler::mysql(), Tattler::postgres(), Tattler::ldap()];
-    let [mail, maria, postgres, ldap] = &tattlers;
-    let project = Project::new();
-    let secret = project.secret("canary.secret", CANARY);
+    let tattlers = [Tattler::smtp(), Tattler::mysql(), Tattler::postgres(), Tattler::ldap(), Tattler::web()];
+    let [mail, maria, postgres, ldap, web] = &tattlers;
+    let places = Places {
+        directory: format!("ldap://127.0.0.1:{}", ldap.port),
+        mail: mail.port,
+        maria: maria.port,
+        postgres: postgres.port,
+        ..Places::at(web.port, "tells")
+    };
     // Nobody here is late on purpose.
-    project.write("runbooks/leaky.yaml", &STEPS.replace("timeout: 1s", "timeout: 1m"));
-    let directory = format!("ldap://127.0.0.1:{}", ldap.port);
-    let mut targets =
-        environment(server(Manner::Echoes), &directory, "cn=reader,dc=wikimedia,dc=org", &secret);
-    targets["post"]["url"] = json!(format!("smtp://127.0.0.1:{}", mail.port));
-    targets["maria"]["url"] = json!(format!("mysql://farrier@127.0.0.1:{}/a", maria.port));
-    targets["postgres"]["url"] = json!(format!("postgres://farrier@127.0.0.1:{}/a", postgres.port));
-    project.environment(&targets);
-    keeps_to_itself(&project, "a server that repeats");
-    for (name, tattler) in ["mail", "maria", "postgres", "ldap"].iter().zip(&tattlers) {
+    let stage = Stage::new("1m", &places, reads);
+    stage.keeps_to_itself("a server that repeats");
+    for (name, tattler) in ["maria", "postgres", "ldap", "web"].iter().zip(&tattlers[1..]) {
         assert!(tattler.told() > 0, "{name} was never told the password");
     }
-    // What they said is there, without it.
-    let said = watched(&project, &["logs", &project.last_run(), "-o", "json"]).out;
-    let entries: Vec<Value> = serde_json::from_str(&said).unwrap();
-    let entries: Vec<String> = entries.iter().map(Value::to_string).collect();
-    for step in ["mail", "maria", "postgres", "search", "get"] {
-        let mut of_step = entries.iter().filter(|entry| entry.contains(&format!("\"{step}\"")));
+    // The first says nothing to its server but the handshake; the others know what they set, and quote nobody.
+    stage.were_told(&["http_certificate", "http_drop_variables", "http_variables"]);
+    seen_by_the_service(stage.project);
+}
+
+/// One that says it over and over, so that whoever shortens what it says cuts in the middle of one.
+#[test]
+fn a_server_that_goes_on_and_on_is_quoted_in_short_and_without_a_part_of_the_password() {
+    let flood = Tattler::flooding_web();
+    let some = ["http.get", "k8s.get", "prometheus.query"];
+    let stage = Stage::new("1m", &Places::at(flood.port, "tells"), |name, _| some.contains(&name));
+    stage.keeps_to_itself("a flood");
+    stage.were_told(&[]);
+    let journal = stage.project.farrier(&["logs", &stage.project.last_run(), "-o", "json"]).expect(0).out;
+    assert!(journal.len() < 1 << 18, "a journal of {} bytes", journal.len());
+}
+
+/// The same to those who write: whoever reads is let in, so that every action comes as far as its changes.
+#[test]
+fn servers_that_repeat_a_password_to_those_who_write_are_not_quoted_with_it() {
+    let slapd = Slapd::start(slapd::Options { entries: ENTRIES.to_owned(), ..slapd::Options::default() });
+    // A request of which nobody knows whether it was carried out parks the run, and nothing else in it begins.
+    for of_http in [true, false] {
+        let (mail, ldap, web) = (Tattler::smtp(), Tattler::ldap(), Tattler::web_to_read());
+        let places = Places {
+            directory: slapd.url(),
+            reader: String::new(),
+            directory_to_write: Some(format!("ldap://127.0.0.1:{}", ldap.port)),
+            mail: mail.port,
+            ..Places::at(web.port, "plans")
+        };
+        let stage = Stage::new("1m", &places, |name, effect| {
+            writes(name, effect) && name.starts_with("http.") == of_http
+        });
+        stage.keeps_to_itself("a server that repeats what those say who write");
+        // The node takes pods already, and whoever waits writes nothing.
+        let quiet: &[&str] =
+            if of_http { &["http_drop_variables", "http_variables"] } else { &["k8s_uncordon", "k8s_wait"] };
+        stage.were_told(quiet);
+        seen_by_the_service(stage.project);
+    }
+}
+
+/// No action that can come to know a secret is left out of both.
+#[test]
+fn every_action_that_can_know_a_secret_meets_a_server_that_repeats_it() {
+    let project = Project::new();
+    let all = Steps::of(&project, |_, _| true);
+    let met = Steps::of(&project, |name, effect| reads(name, effect) || writes(name, effect));
+    assert_eq!(met.steps.keys().collect::<Vec<_>>(), all.steps.keys().collect::<Vec<_>>());
+    for action in ["external.run", "http.variables", "k8s.get", "ldap.add", "mail.send", "sql.account"] {
         assert!(
-            of_step.any(|entry| entry.contains("«secret»")),
-            "the refusal of `{step}` is not there: {said}"
+            all.steps.contains_key(&action.replace('.', "_")),
+            "{action} is not there: {:?}",
+            all.targets
         );
     }
+    assert!(!all.steps.contains_key("files_write"), "its targets have no secrets");
+}
+
+/// What the examples of the actions for directories change.
+const ENTRIES: &str = "dn: uid=tools.example,ou=people,ou=servicegroups,dc=wikimedia,dc=org
+objectClass: person
+objectClass: posixAccount
+objectClass: shadowAccount
+uid: tools.example
+cn: tools.example
+sn: tools.example
+uidNumber: 51234
+gidNumber: 51234
+homeDirectory: /data/project/example
+loginShell: /bin/bash
+
+dn: cn=tools.other,ou=servicegroups,dc=wikimedia,dc=org
+objectClass: groupOfNames
+objectClass: posixGroup
+cn: tools.other
+gidNumber: 51235
+member: uid=tools.example,ou=people,ou=servicegroups,dc=wikimedia,dc=org
+member: uid=other,ou=people,dc=wikimedia,dc=org
+";
+
+/// What a service says of such runs to those who may see them: to every question of its API, and in its streams of events.
+fn seen_by_the_service(project: Project) {
+    let mut serving = Serving::start_in(project, "");
+    let heard_at_the_end = |path: &str| {
+        let mut stream = TcpStream::connect(serving.address).unwrap();
+        let asked = request("x", "GET", path, Some(serving.token("admin")), None, "");
+        stream.write_all(asked.as_bytes()).unwrap();
+        thread::spawn(move || {
+            let mut heard = Vec::new();
+            let _ = stream.read_to_end(&mut heard);
+            String::from_utf8_lossy(&heard).into_owned()
+        })
+    };
+    // One run of its own, watched from the beginning.
+    let before = serving.project.last_run();
+    let all_events = heard_at_the_end("/api/v1/events");
+    let started =
+        serving.post("/api/v1/runbooks/leaky/runs", "admin", &json!({ "environment": "test" })).expect(201);
+    let run = started.json()["run"].as_str().unwrap().to_owned();
+    let events = heard_at_the_end(&format!("/api/v1/runs/{run}/events"));
+    wait_until("the run is over or waits for a person", || {
+        let view = serving.get(&format!("/api/v1/runs/{run}"), "admin").expect(200).json();
+        ["degraded", "parked"].iter().any(|state| view["state"] == *state)
+    });
+    let described = serving.get("/api/v1/openapi.json", "admin").expect(200).json();
+    let paths = described["paths"].as_object().unwrap().iter().filter(|(_, path)| path.get("get").is_some());
+    for (path, _) in paths.filter(|(path, _)| !path.ends_with("/events")) {
+        for run in [&before, &run] {
+            let path = path.replace("{run}", run).replace("{runbook}", "leaky");
+            assert!(!path.contains('{'), "say here what stands in `{path}`");
+            let answered = serving.get(&path, "admin").expect(200);
+            holds_no_secret(&format!("the answer to GET {path}"), answered.head.as_bytes());
+            holds_no_secret(&format!("the answer to GET {path}"), answered.body.as_bytes());
+        }
+    }
+    serving.kill();
+    let (events, all_events) = (events.join().unwrap(), all_events.join().unwrap());
+    assert!(events.contains("«secret»") || events.contains("in_doubt"), "the stream tells nothing: {events}");
+    assert!(all_events.contains(&run), "the stream of all runs tells nothing: {all_events}");
+    holds_no_secret("the events of a run", events.as_bytes());
+    holds_no_secret("the events of all runs", all_events.as_bytes());
+    holds_no_secret("what the service said", serving.said().as_bytes());
+    search(&serving.project.path(""));
 }
 
 /// What can be planned without a look, so that a plan can be saved.
@@ -225,8 +315,13 @@ risk: recoverable
 targets: { web: http, post: mail }
 steps:
   post: { uses: http.request, on_failure: continue, timeout: 1s, undo: none, with: { target: web, method: POST, path: [a], json: { a: 1 } } }
-  mail: { uses: mail.send, on_failure: continue, timeout: 1s, undo: none, with: { target: post, to: [admins], subject: a, text: b } }
+  mail: { uses: mail.send, on_failure: continue, timeout: 1s, undo: none, with: { target: post, to: [toolforge-admins], subject: a, text: b } }
 ";
+
+fn with_kind(kind: &str, mut target: Value) -> Value {
+    target["kind"] = json!(kind);
+    target
+}
 
 #[test]
 fn a_saved_plan_holds_no_password_and_neither_does_its_run() {
@@ -234,7 +329,11 @@ fn a_saved_plan_holds_no_password_and_neither_does_its_run() {
     let secret = project.secret("canary.secret", CANARY);
     project.write("runbooks/blind.yaml", BLIND);
     let port = server(Manner::Echoes);
-    project.environment(&environment(port, &format!("ldap://127.0.0.1:{port}"), "cn=reader", &secret));
+    let places = Places::at(port, "tells");
+    project.environment(&json!({
+        "web": with_kind("http", places.of(&project, "http", "web", &secret)),
+        "post": with_kind("mail", places.of(&project, "mail", "post", &secret)),
+    }));
     watched(&project, &["plan", "blind", "--env", "test", "--out", "plan.json"]).expect_one_of(&[0, 2, 3]);
     assert!(project.path("plan.json").exists());
     search(&project.path(""));
@@ -242,30 +341,46 @@ fn a_saved_plan_holds_no_password_and_neither_does_its_run() {
     search(&project.path(""));
 }
 
-/// A password in the memory of a process that dies is not to end up in a file.
+/// A password in the memory of a process that dies is not to end up in a file, however much the system allows.
 #[test]
 fn a_process_that_dies_leaves_no_core_file() {
     let project = Project::new();
+    let secret = project.secret("canary.secret", CANARY);
     project.write(
         "runbooks/waits.yaml",
-        "runbook: waits\nsummary: Waits\nowner: tests\nrisk: destructive\ntargets: { here: host }\nsteps:\n  one: { uses: \
-         host.run, needs: [], undo: none, with: { target: here, argv: [sh, -c, 'touch begun; sleep 600'] } }\n",
+        "runbook: waits\nsummary: Waits\nowner: tests\nrisk: read_only\ntargets: { web: http }\nsteps:\n  one: { uses: \
+         http.get, with: { target: web, path: [a] } }\n",
     );
-    project.environment(&json!({ "here": { "kind": "host", "local": true } }));
-    let begun = project.path("begun").display().to_string();
-    let text = project.read("runbooks/waits.yaml").replace("touch begun", &format!("touch {begun}"));
-    project.write("runbooks/waits.yaml", &text);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let places = Places::at(listener.local_addr().unwrap().port(), "tells");
+    project.environment(&json!({ "web": with_kind("http", places.of(&project, "http", "web", &secret)) }));
     let ours = project.command(&["run", "waits", "--env", "test", "--yes"]);
     let mut command = std::process::Command::new("prlimit");
     command.args(["--core=unlimited:unlimited", "--"]).arg(ours.get_program()).args(ours.get_args());
     command.current_dir(project.path(""));
     let mut started = Started::from(command);
-    wait_until("a step is at work", || project.path("begun").exists());
-    let limits = fs::read_to_string(format!("/proc/{}/limits", started.child.id())).unwrap();
+    // What it has said it has in its memory.
+    let mut asked = None;
+    wait_until("it asks its server", || {
+        asked = listener.accept().ok();
+        asked.is_some() || started.child.try_wait().unwrap().is_some()
+    });
+    let (mut stream, _) = asked.unwrap();
+    stream.set_nonblocking(false).unwrap();
+    let mut request = vec![0; 4096];
+    let length = stream.read(&mut request).unwrap();
+    assert!(String::from_utf8_lossy(&request[..length]).contains(CANARY), "the password is not said");
+    let pid = started.child.id();
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
     let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
     assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
-    started.child.kill().unwrap();
+    let status = std::process::Command::new("kill").args(["-ABRT", &pid.to_string()]).status().unwrap();
+    assert!(status.success());
+    let status = started.child.wait().unwrap();
+    assert_eq!((status.signal(), status.core_dumped()), (Some(6), false), "{status}");
     started.end();
+    search(&project.path(""));
 }
 
 /// Whoever searches and finds nothing may have searched nowhere. So here are leaks, and each is found.

@@ -9,6 +9,7 @@ use std::thread;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
 
 use crate::secrets::CANARY;
 
@@ -56,6 +57,21 @@ impl Tattler {
 
     pub(crate) fn ldap() -> Tattler {
         Tattler::new(ldap)
+    }
+
+    /// It answers with a stack of errors.
+    pub(crate) fn web() -> Tattler {
+        Tattler::new(|stream| http(stream, false, stack))
+    }
+
+    /// Its answer is long, and wherever it is cut, a password is.
+    pub(crate) fn flooding_web() -> Tattler {
+        Tattler::new(|stream| http(stream, false, flood))
+    }
+
+    /// It lets everybody read what it makes up, and nobody write.
+    pub(crate) fn web_to_read() -> Tattler {
+        Tattler::new(|stream| http(stream, true, stack))
     }
 }
 
@@ -168,4 +184,158 @@ fn ldap(stream: &mut TcpStream) -> std::io::Result<bool> {
     // Whoever hangs up too soon is not heard.
     let _ = stream.read(&mut [0; 16]);
     Ok(password == CANARY)
+}
+
+/// One request and its answer: what is read is made up, when it may be, and all else is refused with what `says` makes of the password.
+fn http(
+    stream: &mut TcpStream,
+    readable: bool,
+    says: fn(&str) -> (&'static str, String),
+) -> std::io::Result<bool> {
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") {
+        stream.read_exact(&mut byte)?;
+        head.push(byte[0]);
+        // A TLS handshake.
+        if head == b"\x16" {
+            return Ok(false);
+        }
+    }
+    let head = String::from_utf8_lossy(&head).into_owned();
+    let field = |name: &str| {
+        let lines = head.lines().filter_map(|line| line.split_once(": "));
+        lines
+            .into_iter()
+            .find(|(known, _)| known.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.to_owned())
+    };
+    let length = field("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body)?;
+    let pair = STANDARD.encode(format!("farrier:{CANARY}"));
+    let account = field("authorization").unwrap_or_default();
+    let told = account.ends_with(CANARY) || account.ends_with(&pair);
+    let path = head.split(' ').nth(1).unwrap_or_default();
+    let (path, query) = path.split_once('?').unwrap_or((path, ""));
+    let (status, (kind, text)) = if readable && head.starts_with("GET ") {
+        made_up(path)
+    } else if readable && query.contains("dryRun=All") {
+        let (_, (kind, text)) = made_up(path);
+        let mut object: Value = serde_json::from_str(&text)?;
+        merge(&mut object, &serde_json::from_slice(&body)?);
+        ("200 OK", (kind, object.to_string()))
+    } else if told {
+        ("500 Oops", says(CANARY))
+    } else {
+        ("401 Unauthorized", ("text/plain", "who are you?".to_owned()))
+    };
+    let answer = format!(
+        "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nX-Said: {}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{text}",
+        if told { CANARY } else { "nothing" },
+        text.len()
+    );
+    stream.write_all(answer.as_bytes())?;
+    // Whoever hangs up too soon is not heard.
+    let _ = stream.read(&mut [0; 16]);
+    Ok(told)
+}
+
+/// In every field in which a server or its library could put a reason, one within the other.
+fn stack(password: &str) -> (&'static str, String) {
+    let said = repeated(password);
+    let inner = json!({ "message": said, "reason": said, "field": password });
+    let error = json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": { "name": password }, "status": "Failure", "code": 500,
+        "reason": "InternalError", "message": said, "error": said, "errorType": password, "warnings": [said],
+        "detail": { "message": said, "caused by": { "message": said, "caused by": { "message": said } } },
+        "details": { "name": password, "kind": "a", "causes": [inner, inner] }, "errors": [said, inner],
+    });
+    ("application/json", error.to_string())
+}
+
+/// A mebibyte of passwords in all forms, each a little further along than the one before.
+fn flood(password: &str) -> (&'static str, String) {
+    let said = repeated(password);
+    let mut text = String::with_capacity(2 << 20);
+    while text.len() < 1 << 20 {
+        text.push_str(&"-".repeat(text.len() % 7));
+        text.push_str(&said);
+    }
+    ("text/plain", text)
+}
+
+/// A pod on the node that the examples drain.
+fn pod() -> Value {
+    let owner =
+        json!({ "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "r", "uid": "r", "controller": true });
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": { "name": "p", "namespace": "n", "uid": "p", "resourceVersion": "1", "ownerReferences": [owner] },
+        "spec": { "nodeName": "tools-k8s-worker-nfs-12", "containers": [{ "name": "a", "image": "b" }] },
+        "status": { "phase": "Running" },
+    })
+}
+
+/// What becomes of an object under a patch.
+fn merge(object: &mut Value, patch: &Value) {
+    match (object, patch) {
+        (Value::Object(fields), Value::Object(wanted)) => {
+            for (name, value) in wanted {
+                merge(fields.entry(name.clone()).or_insert(Value::Null), value);
+            }
+        }
+        (object, patch) => *object = patch.clone(),
+    }
+}
+
+/// What is read at a path: an object of the name that stands there, a list, or that there is none.
+fn made_up(path: &str) -> (&'static str, (&'static str, String)) {
+    let found = |value: Value| ("200 OK", ("application/json", value.to_string()));
+    let object = |version: &str, kind: &str, spec: Value, status: Value| {
+        let parts: Vec<&str> = path.split('/').collect();
+        let mut metadata =
+            json!({ "name": parts.last(), "uid": "u", "resourceVersion": "1", "generation": 1 });
+        if let Some(at) =
+            parts.iter().position(|part| *part == "namespaces").filter(|at| at + 2 < parts.len())
+        {
+            metadata["namespace"] = json!(parts[at + 1]);
+        }
+        let object = json!({ "apiVersion": version, "kind": kind, "metadata": metadata, "spec": spec, "status": status });
+        found(object)
+    };
+    let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
+    match parts.as_slice() {
+        ["api", "v1", "nodes", _] => object("v1", "Node", json!({}), json!({ "conditions": [] })),
+        ["api", "v1", "namespaces", _] => object("v1", "Namespace", json!({}), json!({ "phase": "Active" })),
+        ["apis", "apps", "v1", "namespaces", _, "deployments", _] => {
+            let template = json!({ "metadata": {}, "spec": { "containers": [] } });
+            object("apps/v1", "Deployment", json!({ "replicas": 2, "template": template }), json!({}))
+        }
+        ["apis", "batch", "v1", "namespaces", _, "cronjobs", _] => {
+            object("batch/v1", "CronJob", json!({ "suspend": false }), json!({}))
+        }
+        ["api", "v1", "pods"] => {
+            found(json!({ "kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": [pod()] }))
+        }
+        ["api", "v1", "namespaces", "n", "pods", "p"] => found(pod()),
+        ["api" | "apis", ..] if parts.get(1) != Some(&"v2") => {
+            let status = json!({
+                "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 404, "reason": "NotFound", "message": "no",
+            });
+            ("404 Not Found", ("application/json", status.to_string()))
+        }
+        ["api", "v2", "silences"] => found(json!([])),
+        ["api", "v2", "silence", id] => found(json!({
+            "id": id, "status": { "state": "active" }, "matchers": [{ "name": "a", "value": "b", "isRegex": false, "isEqual": true }],
+            "startsAt": "2020-01-01T00:00:00Z", "endsAt": "2090-01-01T00:00:00Z", "updatedAt": "2020-01-01T00:00:00Z",
+            "createdBy": "somebody", "comment": "c",
+        })),
+        [.., "envvars"] => {
+            let variables = ["TOOL_TOOLSDB_USER", "TOOL_TOOLSDB_PASSWORD"]
+                .map(|name| json!({ "name": name, "value": "x" }));
+            found(json!({ "envvars": variables }))
+        }
+        _ => found(json!({})),
+    }
 }

@@ -195,8 +195,11 @@ fn happens_once(fault: Fault) {
         }));
         let (mark, cuts) = (server.mark(), proxy.cuts());
         fault.strikes(&proxy, &write.done);
-        let run = Started::from(project.command(&["run", "writes", "--env", "test", "--yes"]));
-        wait_until("the step has succeeded", || project.path("reached").exists());
+        let mut run = Started::from(project.command(&["run", "writes", "--env", "test", "--yes"]));
+        wait_until("the step has succeeded, or the run is over", || {
+            project.path("reached").exists() || run.child.try_wait().unwrap().is_some()
+        });
+        assert!(project.path("reached").exists(), "{when}: {}", run.end());
         assert_eq!(proxy.cuts(), cuts + 1, "{when}");
         assert_eq!(server.writes_since(mark), [write.done.logged], "{when}: once at the server");
         assert_ne!(world(&server), before, "{when}: it is there");

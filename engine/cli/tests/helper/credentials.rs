@@ -170,14 +170,20 @@ os._exit(1 if once else 0)
 #[test]
 fn a_helper_that_dies_leaves_no_file_without_a_row() {
     let sshd = Sshd::start(Options::default());
-    for when in ["before", "naming", "after"] {
-        let project = project(&sshd, |project| deadly(project, when));
-        let ran = project.farrier(&RUN);
-        assert!(project.path("once").exists(), "{when}: {ran}");
-        // Whatever became of that run, the next one finds what is there.
-        project.farrier(&RUN).expect(0);
-        is_kept_secret(&project, &ran.to_string());
-    }
+    // Side by side, since each waits for its logins most of the time.
+    std::thread::scope(|all| {
+        for when in ["before", "naming", "after"] {
+            let sshd = &sshd;
+            all.spawn(move || {
+                let project = project(sshd, |project| deadly(project, when));
+                let ran = project.farrier(&RUN);
+                assert!(project.path("once").exists(), "{when}: {ran}");
+                // Whatever became of that run, the next one finds what is there.
+                project.farrier(&RUN).expect(0);
+                is_kept_secret(&project, &ran.to_string());
+            });
+        }
+    });
 }
 
 #[test]

@@ -131,7 +131,7 @@ async fn recorded_certificates_age_with_the_world() {
 }
 
 const BAD: [&str; 5] = [
-    r#"{}"#,
+    "{}",
     r#"{"target": "nowhere"}"#,
     r#"{"target": 7}"#,
     r#"{"target": "feed", "host": "another.example.org"}"#,

@@ -32,6 +32,9 @@ fn speaks(wire: &mut dyn Wire, script: &[(&str, &str)]) -> io::Result<()> {
     Ok(())
 }
 
+/// Beginnings of lines that are waited for, and their answers.
+type Script = Vec<(&'static str, &'static str)>;
+
 const OFFERED: [(&str, &str); 2] = [("", "220 here\r\n"), ("EHLO ", "250-here\r\n250 STARTTLS\r\n")];
 const GRANTED: (&str, &str) = ("STARTTLS", "220 go\r\n");
 /// Where logins are welcome.
@@ -92,7 +95,7 @@ async fn someone_on_the_way_who_prevents_start_tls_hears_no_login() {
     let taken_out = [("", "220 here\r\n"), ("EHLO ", "250-here\r\n250 AUTH PLAIN LOGIN\r\n")];
     let refused = [OFFERED[0], OFFERED[1], ("STARTTLS", "454 no\r\n")];
     let forged = ("STARTTLS", "220 go\r\n250 AUTH PLAIN LOGIN\r\n");
-    let cases: [(&str, Vec<(&str, &str)>, bool); 4] = [
+    let cases: [(&str, Script, bool); 4] = [
         ("taken out", taken_out.to_vec(), false),
         ("refused", refused.to_vec(), false),
         ("granted, and nothing private follows", [&OFFERED[..], &[GRANTED]].concat(), true),
