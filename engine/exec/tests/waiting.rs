@@ -154,6 +154,35 @@ async fn a_signal_ends_a_wait_or_takes_everything_back() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_step_of_finally_that_has_begun_goes_on_whatever_becomes_of_the_run() {
+    let bench = impatient("finally_goes_on");
+    {
+        let mut world = bench.world.state.lock().unwrap();
+        world.failing.insert("a".into(), 9);
+        world.failing.insert("told".into(), 1);
+    }
+    let rest = "steps:
+  a: { uses: fake.read, with: { target: world, object: a } }
+finally:
+  tell:
+    uses: fake.keyed
+    if: run.state == 'failed'
+    with: { target: world, object: told, value: \"${ run.state }\" }
+    undo: none
+    retry: { attempts: 3, backoff: 1h..1h }
+";
+    let start = self::start(&bench, "finally_goes_on", rest);
+    let begun = begin(&bench, &start).await;
+    assert_eq!(begun.state, RunState::Waiting, "the first attempt failed: {:?}", begun.failure);
+    ask(&bench, begun.run, "owner", Ask::Cancel { undo: false, reason: None }).await;
+    tokio::time::sleep(Duration::from_secs(2 * 3600)).await;
+    let ended = resume(&bench, begun.run, &start).await;
+    assert_eq!(ended.state, RunState::Cancelled, "{:?}", ended.failure);
+    assert_eq!(bench.world.state().ledger, ["fake.keyed told"]);
+    is_whole(&bench).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_signal_is_for_the_people_that_the_run_has_read_of() {
     let bench = impatient("signal_members");
     let start = |members: &[&str]| {

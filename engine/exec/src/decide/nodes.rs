@@ -82,7 +82,9 @@ impl Decider<'_> {
             Ok(scope) => scope,
             Err(failure) => return self.fail(node, failure, real),
         };
-        if let Some(condition) = &spec.condition {
+        // One that has begun goes on: what a step of `finally` reads of the run may have changed between its attempts.
+        let begun = self.run.node(node).state == NodeState::Retryable;
+        if let Some(condition) = spec.condition.as_ref().filter(|_| !begun) {
             match condition.eval_bool(&scope) {
                 Ok(Some(true)) => {}
                 Ok(Some(false)) if real => {
