@@ -242,7 +242,7 @@ type Forge = &'static dyn Fn(&mut Value);
 /// Nothing in the file is carried out: what is planned now decides, and has to be the same.
 #[test]
 fn a_digest_made_anew_does_not_help() {
-    let forgeries: [(&str, Forge, i32, &str); 11] = [
+    let forgeries: [(&str, Forge, i32, &str); 13] = [
         (
             "another text",
             &|plan| plan["plan"]["steps"][0]["changes"][0]["after"]["content"] = json!("evil"),
@@ -312,6 +312,22 @@ fn a_digest_made_anew_does_not_help() {
             &|plan| plan["targets"]["place"] = json!("files out=/etc"),
             20,
             "target `place` was files out=/etc, and is files out=../out now",
+        ),
+        (
+            "a later moment",
+            &|plan| plan["plan"]["run"]["started_at"] = json!("2099-01-01T00:00:00Z"),
+            65,
+            "the run that it names is not one that was planned then",
+        ),
+        (
+            "made tomorrow",
+            &|plan| {
+                plan["plan"].as_object_mut().unwrap().remove("run");
+                plan["created_at"] = json!("2099-01-01T00:00:00Z");
+                plan["expires_at"] = json!("2099-01-02T00:00:00Z");
+            },
+            21,
+            "it says that it was made at 2099-01-01T00:00:00Z, which is yet to come",
         ),
         (
             "no target",
@@ -528,6 +544,51 @@ steps:
         }
         project.farrier(&["fsck"]).expect(0);
     }
+}
+
+/// Which run it is, and when it began, is in what was read: so it is what is written.
+#[test]
+fn what_a_plan_says_of_its_run_is_true() {
+    let dated = |name: &str, more: &str| {
+        format!(
+            "runbook: {name}
+summary: Write who it is
+owner: tests
+risk: recoverable
+targets: {{ place: files }}
+steps:
+  write:
+    uses: files.write
+    with: {{ target: place, file: {{ root: out, path: [{name}] }}, content: \"${{ run.id ~ ' ' ~ run.started_at }}\" }}
+    undo: restore
+{more}"
+        )
+    };
+    let project = project();
+    project.write(
+        "runbooks/outer.yaml",
+        &dated("outer", "  call: { uses: runbook.inner, needs: [write], undo: none }\n"),
+    );
+    project.write("runbooks/inner.yaml", &dated("inner", ""));
+    project.farrier(&["plan", "outer", "--env", "test", "--out", "saved"]).expect(0).says("2 to create");
+    let plan = saved(&project)["plan"].clone();
+    let said = |step: &Value| step["changes"][0]["after"]["content"].as_str().unwrap().to_owned();
+    let outer = said(&plan["steps"][0]);
+    let inner = said(&plan["steps"][1]["child"]["steps"][0]);
+    let run = &plan["run"];
+    assert_eq!(outer, format!("{} {}", run["id"].as_str().unwrap(), run["started_at"].as_str().unwrap()));
+    assert_ne!(inner, outer);
+
+    project.farrier(&APPLY).expect(0);
+    assert_eq!((project.read("out/outer"), project.read("out/inner")), (outer, inner));
+    let runs = project.farrier(&["runs", "-o", "json"]).expect(0).json();
+    let ids: Vec<&str> = runs.as_array().unwrap().iter().map(|row| row["id"].as_str().unwrap()).collect();
+    assert!(ids.contains(&run["id"].as_str().unwrap()), "{ids:?}");
+    for name in ["outer", "inner"] {
+        fs::remove_file(project.path("out").join(name)).unwrap();
+    }
+    project.farrier(&APPLY).expect(21).complains("this plan was carried out before, by run ");
+    project.farrier(&["fsck"]).expect(0);
 }
 
 /// All bytes of all files below a folder.

@@ -19,7 +19,7 @@ impl Plan {
         let json = serde_json::to_value(self)?;
         let digest = Digest::of(canonical(&json));
         let plan = Value::from_json(&canonical(&json))?;
-        Ok(BoundPlan { digest, plan })
+        Ok(BoundPlan { digest, plan, run: self.run })
     }
 
     /// A plan that was stored.

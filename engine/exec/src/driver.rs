@@ -17,7 +17,9 @@ use async_trait::async_trait;
 use farrier_action::{ActionRegistry, Progress, Targets};
 use farrier_model::event::{ParkCause, Trigger};
 use farrier_model::time::Timestamp;
-use farrier_model::{Ask, BoundPlan, Entry, Event, Failure, NodeName, Request, RunId, RunState, Text, Value};
+use farrier_model::{
+    Ask, BoundPlan, Entry, Event, Failure, NodeName, PlannedRun, Request, RunId, RunState, Text, Value,
+};
 use farrier_runbook::environment::Approvals;
 use farrier_runbook::graph::{Bundle, Graph, Guard, RateOf};
 use farrier_store::{Batch, Claim, Clock, Executed, NewRun, Store, StoreError};
@@ -419,16 +421,33 @@ impl Driver {
     /// # Errors
     /// A defect of Farrier. A read that fails is in the plan.
     pub async fn plan(&self, start: &Start) -> Result<Plan, DriverError> {
-        let run = RunId(uuid::Uuid::nil());
+        self.plan_as(start, PlannedRun { id: RunId::NONE, started_at: self.clock.now() }).await
+    }
+
+    /// The run that [`plan_as`](Driver::plan_as) plans for whoever will carry the plan out.
+    pub fn next_run(&self) -> PlannedRun {
+        let started_at = self.clock.now();
+        PlannedRun { id: RunId::at(started_at.as_millisecond(), rand_bytes()), started_at }
+    }
+
+    /// A dry run of one run: what its steps write of its id and its moment is what they will write.
+    ///
+    /// # Errors
+    /// As [`plan`](Driver::plan).
+    pub async fn plan_as(&self, start: &Start, planned: PlannedRun) -> Result<Plan, DriverError> {
+        let run = planned.id;
         let graph = start.bundle.graph().clone();
         let entry = Entry { seq: 1, epoch: 0, at: self.clock.now(), event: created(start, &graph) };
         let replay = |source| DriverError::Replay { run, source };
         let mut run = Run::new(run, graph, &entry).map_err(replay)?;
+        run.moment = planned.started_at;
         let outcome = self.drive(&mut run, start, None, &NeverAsked, 0).await?;
-        Ok(match outcome {
+        let mut plan = match outcome {
             Outcome::Barrier(plan) => *plan,
             Outcome::Over => Plan::of(&mut run, Vec::new()),
-        })
+        };
+        plan.run = (planned.id != RunId::NONE).then_some(planned);
+        Ok(plan)
     }
 
     /// Creates a run and leaves it to whoever takes up what is due.
@@ -436,8 +455,7 @@ impl Driver {
     /// # Errors
     /// The store fails, another run of its key is alive, or its saved plan was used before.
     pub async fn enqueue(&self, start: &Start) -> Result<RunId, DriverError> {
-        let id = RunId::at(self.clock.now().as_millisecond(), rand_bytes());
-        self.create(id, start, None).await?;
+        let id = self.create_new(start).await?;
         self.pokes.poke(id);
         Ok(id)
     }
@@ -492,8 +510,7 @@ impl Driver {
         confirm: &dyn Confirm,
         begun: impl FnOnce(RunId),
     ) -> Result<Ended, DriverError> {
-        let id = RunId::at(self.clock.now().as_millisecond(), rand_bytes());
-        self.create(id, start, None).await?;
+        let id = self.create_new(start).await?;
         begun(id);
         self.resume(id, start, confirm, &[]).await
     }
@@ -528,6 +545,16 @@ impl Driver {
             self.ask(parent, &self.options.owner, Ask::Resume { accepted: None }).await?;
         }
         Ok(())
+    }
+
+    /// A run that nobody has created: the one of its plan, or a new one.
+    async fn create_new(&self, start: &Start) -> Result<RunId, DriverError> {
+        let planned = start.plan.as_ref().and_then(|plan| plan.run);
+        let id = planned.unwrap_or_else(|| self.next_run()).id;
+        if !self.create(id, start, None).await? {
+            return Err(DriverError::Store(StoreError::PlanUsed { run: id }));
+        }
+        Ok(id)
     }
 
     async fn create(&self, id: RunId, start: &Start, parent: Option<RunId>) -> Result<bool, DriverError> {
@@ -633,7 +660,7 @@ impl Driver {
             stillness: self.options.stillness.clone(),
             observer: self.observer.clone(),
             depth,
-            children: Children { driver: self.clone(), start: start.clone(), depth },
+            children: Children { driver: self.clone(), start: start.clone(), depth, parent: run.planned() },
             history: Arc::new(Kept {
                 run: run.id,
                 store: self.store.clone(),

@@ -1,6 +1,6 @@
 //! [`Plan`]: the result of a dry run, as people and programs see it.
 
-use farrier_model::{Change, Failure, Fidelity, NodeState, Text, Value};
+use farrier_model::{Change, Failure, Fidelity, NodeState, PlannedRun, Text, Value};
 use farrier_runbook::graph::{StepIndex, Uses};
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +16,9 @@ pub struct Plan {
     pub environment: Text,
     /// The checked inputs.
     pub inputs: Value,
+    /// The run that was planned, when somebody else is to carry the plan out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<PlannedRun>,
     /// Every step, in topological order, `finally` last.
     pub steps: Vec<PlanStep>,
     /// What the guards say.
@@ -105,6 +108,7 @@ impl Plan {
             runbook: run.graph.name.clone(),
             environment: run.environment.clone(),
             inputs: run.inputs.clone(),
+            run: None,
             steps,
             guards,
             summary,

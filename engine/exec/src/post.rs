@@ -119,7 +119,7 @@ impl Post {
         ]);
         let action = self.registry.bind("mail.send", &inputs).map_err(|failure| failure.to_string())?;
         let node = NodeInfo {
-            run: notice.run.unwrap_or(RunId(uuid::Uuid::nil())),
+            run: notice.run.unwrap_or(RunId::NONE),
             node: NodeName::step("notice"),
             attempt,
             effect_id: notice.id.simple().to_string(),

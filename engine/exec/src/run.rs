@@ -11,7 +11,7 @@ use farrier_model::event::{ParkCause, Trigger};
 use farrier_model::time::Timestamp;
 use farrier_model::{
     BoundPlan, Change, Digest, Effect, Entry, Event, Failure, IllegalEvent, NodeEvent, NodeName, NodeState,
-    RunId, RunState, Subject, Text, Value, Wait,
+    PlannedRun, RunId, RunState, Subject, Text, Value, Wait,
 };
 use farrier_runbook::graph::{Graph, Guard, Need, OnFailure, Step, StepIndex};
 
@@ -257,6 +257,8 @@ pub struct Run {
     pub trigger: Trigger,
     /// When it was created.
     pub started_at: Timestamp,
+    /// What expressions take for it: when the plan that this run carries out was made, otherwise the same.
+    pub(crate) moment: Timestamp,
     /// When it ended.
     pub finished_at: Option<Timestamp>,
     /// The runbook's outputs, at the end.
@@ -378,6 +380,7 @@ impl Run {
             inputs: inputs.clone(),
             trigger: trigger.clone(),
             started_at: created.at,
+            moment: plan.as_ref().and_then(|plan| plan.run).map_or(created.at, |planned| planned.started_at),
             finished_at: None,
             outputs: Value::Null,
             failure: None,
@@ -425,6 +428,11 @@ impl Run {
             run.fold(&entry.event, entry.at)?;
         }
         Ok(run)
+    }
+
+    /// What its plans say of it.
+    pub(crate) fn planned(&self) -> PlannedRun {
+        PlannedRun { id: self.id, started_at: self.moment }
     }
 
     /// Takes one event in. Replay and live execution both come through here.

@@ -5,9 +5,10 @@
 //! carried out. Nothing in the file is ever executed: applying it plans again, and goes on only when that gives the same.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use farrier_model::time::Timestamp;
-use farrier_model::{BoundPlan, Digest, Text, Value};
+use farrier_model::{BoundPlan, Digest, PlannedRun, Text, Value};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -16,6 +17,26 @@ use crate::plan::Plan;
 
 /// What the file says it is. A new form gets a new number.
 const FORMAT: &str = "farrier-plan/1";
+/// How far the clocks of two machines may be apart.
+const CLOCKS_APART: Duration = Duration::from_secs(60);
+
+/// Whether a run of this id can be a new one: ids of child runs, and those that follow from a request, are of another form.
+fn is_free(run: PlannedRun) -> bool {
+    let moment = run.id.0.get_timestamp().map(|moment| moment.to_unix());
+    let at = run.started_at.as_millisecond();
+    run.id.0.get_version_num() == 7
+        && moment.is_some_and(|(seconds, nanoseconds)| {
+            i64::try_from(seconds)
+                .is_ok_and(|seconds| seconds * 1000 + i64::from(nanoseconds / 1_000_000) == at)
+        })
+}
+
+/// Whether all runs of a plan were planned in one moment.
+fn same_moment(plan: &Plan, run: PlannedRun) -> bool {
+    let steps = plan.steps.iter().flat_map(|step| std::iter::once(step).chain(&step.items));
+    plan.run.is_none_or(|planned| planned.started_at == run.started_at)
+        && steps.filter_map(|step| step.child.as_deref()).all(|child| same_moment(child, run))
+}
 
 /// A plan in a file. See the module's page.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -114,6 +135,11 @@ impl SavedPlan {
             None => return Err(not("it does not say its `format`".into())),
         }
         let saved: SavedPlan = serde_json::from_value(json).map_err(|error| not(error.to_string()))?;
+        if !saved.plan.run.is_none_or(|run| {
+            is_free(run) && run.started_at <= saved.created_at && same_moment(&saved.plan, run)
+        }) {
+            return Err(not("the run that it names is not one that was planned then".into()));
+        }
         let found = saved.content_digest().map_err(|error| not(error.to_string()))?;
         // The same data in another spelling is another file: what people read is what the digest is of.
         let spelling = saved.to_text().map_err(|error| not(error.to_string()))?;
@@ -124,13 +150,23 @@ impl SavedPlan {
         Ok(saved)
     }
 
+    /// Why it cannot be carried out at `now`: it is too late, or too early for what it says of itself.
+    pub fn is_out_of_date(&self, now: Timestamp) -> Option<String> {
+        if self.expires_at <= now {
+            return Some(format!("it expired at {}", self.expires_at));
+        }
+        // Its moment is what its steps take for the time, and nobody's time of grace ends earlier by it.
+        (self.created_at > now + CLOCKS_APART)
+            .then(|| format!("it says that it was made at {}, which is yet to come", self.created_at))
+    }
+
     /// The plan as a run is bound to it.
     ///
     /// # Errors
     /// As [`SavedPlan::new`].
     pub fn bind(&self) -> Result<BoundPlan, serde_json::Error> {
         let plan = Value::from_json(&canonical(&serde_json::to_value(&self.plan)?))?;
-        Ok(BoundPlan { digest: self.digest, plan })
+        Ok(BoundPlan { digest: self.digest, plan, run: self.plan.run })
     }
 
     fn content_digest(&self) -> Result<Digest, serde_json::Error> {
@@ -146,12 +182,19 @@ impl SavedPlan {
 mod tests {
     use super::*;
     use crate::guard::Counts;
+    use farrier_model::{NodeName, RunId};
+
+    fn planned(second: i64) -> PlannedRun {
+        let started_at = Timestamp::from_second(second).unwrap();
+        PlannedRun { id: RunId::at(started_at.as_millisecond(), [7; 10]), started_at }
+    }
 
     fn saved() -> SavedPlan {
         let plan = Plan {
             runbook: "r".into(),
             environment: "lab".into(),
             inputs: Value::map([("size", Value::Int(3)), ("share", Value::Float(0.1))]),
+            run: Some(planned(1000)),
             steps: Vec::new(),
             guards: Vec::new(),
             summary: Counts::default(),
@@ -188,6 +231,33 @@ mod tests {
             SavedPlan::read(format!(" {text}").as_bytes()),
             Err(SavedPlanError::Changed { .. })
         ));
+    }
+
+    #[test]
+    fn the_run_is_a_new_one_of_the_plans_moment() {
+        let id = planned(1000).id;
+        for (run, allowed) in [
+            (None, true),
+            (Some(planned(1000)), true),
+            (Some(planned(999)), true),
+            // Its steps would take the future for the present.
+            (Some(planned(1001)), false),
+            (Some(PlannedRun { id, started_at: planned(999).started_at }), false),
+            // Somebody's child, whose parent would take this run for it.
+            (Some(PlannedRun { id: id.child(&NodeName::step("call")), ..planned(1000) }), false),
+            (Some(PlannedRun { id: RunId::NONE, ..planned(1000) }), false),
+        ] {
+            let mut saved = saved();
+            saved.plan.run = run;
+            saved.digest = saved.content_digest().unwrap();
+            let read = SavedPlan::read(saved.to_text().unwrap().as_bytes());
+            assert_eq!(read.is_ok(), allowed, "{run:?}: {read:?}");
+        }
+        let at = |second| Timestamp::from_second(second).unwrap();
+        assert_eq!(saved().is_out_of_date(at(1999)), None);
+        assert!(saved().is_out_of_date(at(2000)).unwrap().contains("it expired"));
+        assert_eq!(saved().is_out_of_date(at(950)), None, "clocks are a little apart");
+        assert!(saved().is_out_of_date(at(900)).unwrap().contains("yet to come"));
     }
 
     #[test]

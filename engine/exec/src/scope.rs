@@ -87,7 +87,7 @@ impl Run {
             ("id", Value::text(self.id.to_string())),
             ("runbook", Value::text(self.graph.name.clone())),
             ("environment", Value::text(self.environment.clone())),
-            ("started_at", Value::text(self.started_at.to_string())),
+            ("started_at", Value::text(self.moment.to_string())),
             ("state", Value::text(self.provisional_state().name())),
             ("title", Value::text(self.title())),
             ("signal", Value::text(self.stopping_signal())),

@@ -169,14 +169,17 @@ finally:
     if: run.state == 'failed'
     with: { target: world, object: told, value: \"${ run.state }\" }
     undo: none
-    retry: { attempts: 3, backoff: 1h..1h }
+    retry: { attempts: 3, on: [conflict], backoff: 1h..1h }
 ";
     let start = self::start(&bench, "finally_goes_on", rest);
-    let begun = begin(&bench, &start).await;
-    assert_eq!(begun.state, RunState::Waiting, "the first attempt failed: {:?}", begun.failure);
-    ask(&bench, begun.run, "owner", Ask::Cancel { undo: false, reason: None }).await;
-    tokio::time::sleep(Duration::from_secs(2 * 3600)).await;
-    let ended = resume(&bench, begun.run, &start).await;
+    let driver = bench.driver();
+    let between_attempts = async {
+        tokio::time::sleep(Duration::from_secs(1800)).await;
+        let run = bench.store.runs(RunFilter::default()).await.unwrap()[0].id;
+        driver.ask(run, "owner", Ask::Cancel { undo: false, reason: None }).await.unwrap();
+    };
+    let (ended, ()) = tokio::join!(driver.start(&start, &ProceedAlways, |_| {}), between_attempts);
+    let ended = ended.unwrap();
     assert_eq!(ended.state, RunState::Cancelled, "{:?}", ended.failure);
     assert_eq!(bench.world.state().ledger, ["fake.keyed told"]);
     is_whole(&bench).await;

@@ -82,6 +82,18 @@ pub struct BoundPlan {
     pub digest: Digest,
     /// The plan itself, as the engine writes it.
     pub plan: Value,
+    /// The run that was planned, when the plan was made before it: whoever carries the plan out is that run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<PlannedRun>,
+}
+
+/// What a plan says of the run that will carry it out. Steps may write either of it, so it was read with the plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedRun {
+    /// `run.id`.
+    pub id: RunId,
+    /// `run.started_at`.
+    pub started_at: Timestamp,
 }
 
 /// What a waiting node waits for. The run holds no task and no lease meanwhile.

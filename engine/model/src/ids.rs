@@ -21,6 +21,9 @@ impl RunId {
         RunId(uuid::Builder::from_unix_timestamp_millis(unix_ms.max(0).cast_unsigned(), &random).into_uuid())
     }
 
+    /// No run: what plans say of a run that nobody is to carry out.
+    pub const NONE: RunId = RunId(Uuid::nil());
+
     /// The id of the child run that `node` of this run starts.
     pub fn child(self, node: &NodeName) -> RunId {
         RunId(Uuid::new_v5(&self.0, node.to_string().as_bytes()))

@@ -21,7 +21,7 @@ pub mod value;
 
 pub use ask::{Ask, Request, Subject};
 pub use change::{Change, ChangeKind, Effect, Fidelity};
-pub use event::{BoundPlan, Entry, Event, NodeEvent, Wait};
+pub use event::{BoundPlan, Entry, Event, NodeEvent, PlannedRun, Wait};
 pub use expr::{Expr, ExprError, Scope};
 pub use failure::{Failure, FailureKind};
 pub use filters::OWN_FILTERS;

@@ -827,7 +827,7 @@ async fn a_saved_plan_is_carried_out_once(world: &mut World) {
     let planned = |number, digest: &str| {
         let mut new = new_run(number);
         if let Event::Created { plan, .. } = &mut new.created {
-            *plan = Some(Box::new(BoundPlan { digest: Digest::of(digest), plan: Value::Null }));
+            *plan = Some(Box::new(BoundPlan { digest: Digest::of(digest), plan: Value::Null, run: None }));
         }
         new
     };

@@ -59,8 +59,8 @@ impl Apply {
         let saved = SavedPlan::read(&bytes)
             .map_err(|error| Problem::BadPlan { file: shown(&self.file), reason: error.to_string() })?;
         let now = Clock::system().now();
-        if saved.expires_at <= now && !self.replan {
-            return Err(Problem::PlanGone { reason: format!("it expired at {}", saved.expires_at) });
+        if let Some(reason) = saved.is_out_of_date(now).filter(|_| !self.replan) {
+            return Err(Problem::PlanGone { reason });
         }
         let bad = |reason: String| Problem::BadPlan { file: shown(&self.file), reason };
         // A path would lead to a runbook that the file brings along.
@@ -95,7 +95,10 @@ impl Apply {
         })?;
         let store = stores::own_of(&workspace, Some(&site)).await?;
         let session = Session::new(app, &store, &self.answers, self.parallel);
-        let plan = session.driver.plan(&start).await?;
+        let plan = match saved.plan.run {
+            Some(planned) => session.driver.plan_as(&start, planned).await?,
+            None => session.driver.plan(&start).await?,
+        };
         let drifted = |differences: Vec<String>| Problem::Drift { differences };
         if let Some(failure) = &plan.failure
             && saved.plan.failure.is_none()
@@ -122,7 +125,7 @@ impl Apply {
         start: &Start,
         saved: &SavedPlan,
     ) -> Result<Exit, Problem> {
-        let plan: Plan = super::plan::make(app, workspace, site, start, self.parallel).await?;
+        let plan: Plan = super::plan::make_to_keep(app, workspace, site, start, self.parallel).await?;
         render::line(draw(&plan, Style::stdout(), Shown { all: false }).trim_end())?;
         for difference in saved.plan.differences(&plan) {
             eprintln!("changed: {difference}");

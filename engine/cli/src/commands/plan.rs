@@ -93,7 +93,12 @@ impl PlanArgs {
             plan: None,
         };
         let clock = self.at.map_or_else(Clock::system, |at| Clock::from_fn(move || at));
-        let plan = make_at(app, &workspace, &site, &start, choice.parallel, clock).await?;
+        let plan = if self.out.is_some() {
+            make_to_keep(app, &workspace, &site, &start, choice.parallel).await?
+        } else {
+            let (driver, _halt) = driver(app, &workspace, &site, choice.parallel, clock).await?;
+            driver.plan(&start).await?
+        };
         if let Some(out) = &self.out {
             if let Some(failure) = &plan.failure {
                 eprintln!("not saved, since the plan is not whole: {failure}");
@@ -130,18 +135,30 @@ pub(super) async fn make(
     start: &Start,
     parallel: usize,
 ) -> Result<Plan, Problem> {
-    make_at(app, workspace, site, start, parallel, Clock::system()).await
+    let (driver, _halt) = driver(app, workspace, site, parallel, Clock::system()).await?;
+    Ok(driver.plan(start).await?)
 }
 
-async fn make_at(
+/// The same of the run that will carry the plan out, for a plan that is kept until then.
+pub(super) async fn make_to_keep(
     app: &App,
     workspace: &Workspace,
     site: &Site,
     start: &Start,
     parallel: usize,
-    clock: Clock,
 ) -> Result<Plan, Problem> {
-    let (_stop, halt) = watch::channel(Halt::No);
+    let (driver, _halt) = driver(app, workspace, site, parallel, Clock::system()).await?;
+    Ok(driver.plan_as(start, driver.next_run()).await?)
+}
+
+async fn driver(
+    app: &App,
+    workspace: &Workspace,
+    site: &Site,
+    parallel: usize,
+    clock: Clock,
+) -> Result<(Driver, watch::Sender<Halt>), Problem> {
+    let (stop, halt) = watch::channel(Halt::No);
     let options = Options { parallel, ..Options::default() };
     let store: Arc<dyn Store> = match stores::read_of(workspace, Some(site)).await {
         Ok(store) => Arc::new(store),
@@ -152,7 +169,7 @@ async fn make_at(
         Err(problem) => return Err(problem),
     };
     let driver = Driver::new(app.registry.clone(), store, clock, options, Arc::new(Unobserved), halt);
-    Ok(driver.plan(start).await?)
+    Ok((driver, stop))
 }
 
 /// Saves a plan: whole or not at all, readable by its owner alone.

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use farrier_action::Planned;
 use farrier_model::event::Trigger;
 use farrier_model::{
-    BoundPlan, Change, ChangeKind, Failure, FailureKind, Fidelity, NodeName, RunId, RunState, Text, Value,
+    BoundPlan, Change, ChangeKind, Failure, FailureKind, Fidelity, NodeName, PlannedRun, RunId, RunState,
+    Text, Value,
 };
 use farrier_runbook::graph::Bundle;
 use farrier_runbook::inputs::{Given, check_inputs};
@@ -25,6 +26,7 @@ pub(crate) struct Children {
     pub(super) driver: Driver,
     pub(super) start: Start,
     pub(super) depth: usize,
+    pub(super) parent: PlannedRun,
 }
 
 impl Children {
@@ -81,11 +83,13 @@ impl Children {
     ) -> BoxFuture<'a, Result<PlanReport, Failure>> {
         Box::pin(async move {
             let by = self.start.trigger.by().map(ToOwned::to_owned);
-            let trigger = Trigger::Parent { run: RunId(uuid::Uuid::nil()), node: node.clone(), by };
+            let trigger = Trigger::Parent { run: self.parent.id, node: node.clone(), by };
             let start = self.start_of(runbook, inputs, trigger)?;
-            let plan = self.driver.plan(&start).await.map_err(|error| {
-                Failure::new(FailureKind::Internal, format!("runbook `{runbook}`: {error}"))
-            })?;
+            let id = if self.parent.id == RunId::NONE { RunId::NONE } else { self.parent.id.child(node) };
+            let plan =
+                self.driver.plan_as(&start, PlannedRun { id, ..self.parent }).await.map_err(|error| {
+                    Failure::new(FailureKind::Internal, format!("runbook `{runbook}`: {error}"))
+                })?;
             if let Some(failure) = &plan.failure {
                 let message = format!("runbook `{runbook}`: {}", failure.message);
                 return Err(Failure { message, ..failure.clone() });

@@ -66,7 +66,7 @@ pub(crate) async fn plan(
     let Ok(_few) = app.0.plans.acquire().await else {
         return Err(ApiError::new(ErrorCode::Unavailable, "the service is stopping"));
     };
-    let plan = app.0.driver.plan(&start).await?;
+    let plan = app.0.driver.plan_as(&start, app.0.driver.next_run()).await?;
     let saved = match plan.failure {
         Some(_) => None,
         None => {
@@ -99,7 +99,9 @@ pub(crate) async fn start(
     let (run, created) = match key {
         None => (app.0.driver.enqueue(&start).await?, true),
         Some(key) => {
-            let run = keyed(&person.name, &runbook, key);
+            // A plan names its run, under which it is found again just as well.
+            let planned = start.plan.as_ref().and_then(|plan| plan.run).map(|planned| planned.id);
+            let run = planned.unwrap_or_else(|| keyed(&person.name, &runbook, key));
             let created = app.0.driver.enqueue_as(run, &start).await?;
             if !created {
                 same_request(&app, run, &start).await?;
@@ -178,8 +180,8 @@ fn bind(app: &App, text: &str, start: &Start, site: &Site) -> Result<SavedPlan, 
     let saved = SavedPlan::read(text.as_bytes()).map_err(|error| {
         ApiError::new(ErrorCode::Malformed, format!("the plan cannot be carried out: {error}"))
     })?;
-    if saved.expires_at <= app.now() {
-        return Err(ApiError::new(ErrorCode::PlanGone, format!("the plan expired at {}", saved.expires_at))
+    if let Some(reason) = saved.is_out_of_date(app.now()) {
+        return Err(ApiError::new(ErrorCode::PlanGone, format!("the plan cannot be carried out: {reason}"))
             .next("make a new plan"));
     }
     let mut differences = Vec::new();
