@@ -119,20 +119,24 @@ pub fn share(memory: u64) -> io::Result<Share> {
             found.threads += status.threads;
             found.memory += status.resident;
             parents.push(id);
-            all.push((id, status.resident));
+            all.push(id);
         }
     }
     if found.memory > memory {
-        found.memory = all.into_iter().map(|(id, resident)| proportional(id).unwrap_or(resident)).sum();
+        found.memory = all.into_iter().map(proportional).sum();
     }
     Ok(found)
 }
 
-/// The bytes of memory that a process occupies, where of what `n` processes use in common it has the `n`th part.
-fn proportional(id: u32) -> Option<u64> {
-    let text = fs::read_to_string(format!("/proc/{id}/smaps_rollup")).ok()?;
-    let kibibytes = text.lines().find_map(|line| line.strip_prefix("Pss:"))?.trim().strip_suffix(" kB")?;
-    Some(kibibytes.parse::<u64>().ok()? << 10)
+/// The bytes of memory that a process occupies, where of what `n` processes use in common it has the `n`th part. One that may
+/// not be looked into has all that it uses; one that ends meanwhile has nothing.
+fn proportional(id: u32) -> u64 {
+    let part = || {
+        let text = fs::read_to_string(format!("/proc/{id}/smaps_rollup")).ok()?;
+        let kibibytes = text.lines().find_map(|line| line.strip_prefix("Pss:"))?.trim().strip_suffix(" kB")?;
+        Some(kibibytes.parse::<u64>().ok()? << 10)
+    };
+    part().unwrap_or_else(|| Status::of(id).map_or(0, |status| status.resident))
 }
 
 /// All living processes.
