@@ -172,14 +172,12 @@ finally:
     retry: { attempts: 3, on: [conflict], backoff: 1h..1h }
 ";
     let start = self::start(&bench, "finally_goes_on", rest);
-    let driver = bench.driver();
-    let between_attempts = async {
-        tokio::time::sleep(Duration::from_secs(1800)).await;
-        let run = bench.store.runs(RunFilter::default()).await.unwrap()[0].id;
-        driver.ask(run, "owner", Ask::Cancel { undo: false, reason: None }).await.unwrap();
-    };
-    let (ended, ()) = tokio::join!(driver.start(&start, &ProceedAlways, |_| {}), between_attempts);
-    let ended = ended.unwrap();
+    let begun = begin(&bench, &start).await;
+    assert_eq!(begun.state, RunState::Waiting, "it is tried again: {:?}", begun.failure);
+    ask(&bench, begun.run, "owner", Ask::Cancel { undo: false, reason: None }).await;
+    assert_eq!(resume(&bench, begun.run, &start).await.state, RunState::Waiting);
+    tokio::time::sleep(Duration::from_secs(2 * 3600)).await;
+    let ended = resume(&bench, begun.run, &start).await;
     assert_eq!(ended.state, RunState::Cancelled, "{:?}", ended.failure);
     assert_eq!(bench.world.state().ledger, ["fake.keyed told"]);
     is_whole(&bench).await;

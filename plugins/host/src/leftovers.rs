@@ -133,7 +133,8 @@ pub fn share(memory: u64) -> io::Result<Share> {
 fn proportional(id: u32) -> u64 {
     let part = || {
         let text = fs::read_to_string(format!("/proc/{id}/smaps_rollup")).ok()?;
-        let kibibytes = text.lines().find_map(|line| line.strip_prefix("Pss:"))?.trim().strip_suffix(" kB")?;
+        let kibibytes =
+            text.lines().find_map(|line| line.strip_prefix("Pss:"))?.trim().strip_suffix(" kB")?;
         Some(kibibytes.parse::<u64>().ok()? << 10)
     };
     part().unwrap_or_else(|| Status::of(id).map_or(0, |status| status.resident))

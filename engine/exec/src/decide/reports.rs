@@ -190,13 +190,17 @@ impl Decider<'_> {
         } else {
             attempt + 1
         };
+        // `finally` comes when the run is stopping, and its steps are tried as often as others.
+        let goes_on = spec.finally && self.run.memory.finally_open;
         let passing = if spec.retry.on.is_empty() {
             failure.kind.may_pass()
         } else {
             spec.retry.on.contains(&failure.kind)
         };
-        let again =
-            attempt < spec.retry.attempts && passing && !self.limits.plan_only && !self.run.stopping();
+        let again = attempt < spec.retry.attempts
+            && passing
+            && !self.limits.plan_only
+            && (goes_on || !self.run.stopping());
         // Who asks sooner than a server wants is turned away for longer.
         let asked =
             failure.retry_after_s.map_or(Duration::ZERO, |seconds| Duration::from_secs(seconds.into()));

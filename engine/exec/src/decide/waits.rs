@@ -162,7 +162,10 @@ impl Decider<'_> {
                 .filter(|node| !matches!(self.run.node(*node).wait, Some(Wait::Child { .. })))
                 .collect();
             self.run.memory.dirty.extend(vain.iter().copied());
-            return vain.is_empty() && !self.run.memory.waiting.is_empty();
+            let retried = |(_, node): &(Timestamp, NodeRef)| self.run.graph.step(node.step).finally;
+            let is_waited_for =
+                !self.run.memory.waiting.is_empty() || self.run.memory.timers.iter().any(retried);
+            return vain.is_empty() && is_waited_for;
         }
         let open = !self.run.writes_allowed && self.waits_for_approval();
         open || !self.run.memory.timers.is_empty()

@@ -785,7 +785,11 @@ async fn a_dump_is_dropped_and_nothing_else(world: World) {
     let output = site.make("sql.drop_databases", input.clone()).await;
     assert_eq!(output.get("dropped"), Some(&world::json(json!([mine]))));
     let listed = site.plan("sql.list_databases", json!({ "target": "db", "prefix": site.name("1") })).await;
-    assert_eq!(listed.output.unwrap(), world::json(json!({ "databases": [other] })), "the other one stays");
+    assert_eq!(
+        listed.output.unwrap().get("databases"),
+        Some(&world::json(json!([other]))),
+        "the other one stays"
+    );
     let again = site.plan("sql.drop_databases", input).await;
     assert_eq!(again.output.unwrap().get("missing"), Some(&world::json(json!([mine]))));
     // A copy in its place is not what the step made.
