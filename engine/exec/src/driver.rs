@@ -660,7 +660,15 @@ impl Driver {
             stillness: self.options.stillness.clone(),
             observer: self.observer.clone(),
             depth,
-            children: Children { driver: self.clone(), start: start.clone(), depth, parent: run.planned() },
+            children: Children {
+                driver: self.clone(),
+                start: start.clone(),
+                depth,
+                parent: run.id,
+                // Nobody has ever taken up a run that is only planned.
+                moment: (run.claims == 0).then_some(run.moment),
+                bound: run.bound.clone(),
+            },
             history: Arc::new(Kept {
                 run: run.id,
                 store: self.store.clone(),

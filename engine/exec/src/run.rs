@@ -11,7 +11,7 @@ use farrier_model::event::{ParkCause, Trigger};
 use farrier_model::time::Timestamp;
 use farrier_model::{
     BoundPlan, Change, Digest, Effect, Entry, Event, Failure, IllegalEvent, NodeEvent, NodeName, NodeState,
-    PlannedRun, RunId, RunState, Subject, Text, Value, Wait,
+    RunId, RunState, Subject, Text, Value, Wait,
 };
 use farrier_runbook::graph::{Graph, Guard, Need, OnFailure, Step, StepIndex};
 
@@ -428,11 +428,6 @@ impl Run {
             run.fold(&entry.event, entry.at)?;
         }
         Ok(run)
-    }
-
-    /// What its plans say of it.
-    pub(crate) fn planned(&self) -> PlannedRun {
-        PlannedRun { id: self.id, started_at: self.moment }
     }
 
     /// Takes one event in. Replay and live execution both come through here.

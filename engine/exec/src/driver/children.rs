@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use farrier_action::Planned;
 use farrier_model::event::Trigger;
+use farrier_model::time::Timestamp;
 use farrier_model::{
     BoundPlan, Change, ChangeKind, Failure, FailureKind, Fidelity, NodeName, PlannedRun, RunId, RunState,
     Text, Value,
@@ -15,6 +16,7 @@ use farrier_store::StoreError;
 use futures_util::future::BoxFuture;
 
 use super::{Driver, DriverError, Ended, NeverAsked, Outcome, ProceedAlways, Start};
+use crate::bound::Bound;
 use crate::decide::{PlanReport, Report};
 use crate::held;
 use crate::plan::Plan;
@@ -26,7 +28,11 @@ pub(crate) struct Children {
     pub(super) driver: Driver,
     pub(super) start: Start,
     pub(super) depth: usize,
-    pub(super) parent: PlannedRun,
+    pub(super) parent: RunId,
+    /// The moment of a dry run, which is that of its children as well.
+    pub(super) moment: Option<Timestamp>,
+    /// The plan that the run carries out.
+    pub(super) bound: Option<Arc<Bound>>,
 }
 
 impl Children {
@@ -83,13 +89,16 @@ impl Children {
     ) -> BoxFuture<'a, Result<PlanReport, Failure>> {
         Box::pin(async move {
             let by = self.start.trigger.by().map(ToOwned::to_owned);
-            let trigger = Trigger::Parent { run: self.parent.id, node: node.clone(), by };
+            let trigger = Trigger::Parent { run: self.parent, node: node.clone(), by };
             let start = self.start_of(runbook, inputs, trigger)?;
-            let id = if self.parent.id == RunId::NONE { RunId::NONE } else { self.parent.id.child(node) };
-            let plan =
-                self.driver.plan_as(&start, PlannedRun { id, ..self.parent }).await.map_err(|error| {
-                    Failure::new(FailureKind::Internal, format!("runbook `{runbook}`: {error}"))
-                })?;
+            let id = if self.parent == RunId::NONE { RunId::NONE } else { self.parent.child(node) };
+            // What was read of it; otherwise it will begin when its step does.
+            let read = self.bound.as_ref().and_then(|bound| bound.child(node)?.run);
+            let started_at = read.map(|planned| planned.started_at).or(self.moment);
+            let started_at = started_at.unwrap_or_else(|| self.driver.clock.now());
+            let plan = self.driver.plan_as(&start, PlannedRun { id, started_at }).await.map_err(|error| {
+                Failure::new(FailureKind::Internal, format!("runbook `{runbook}`: {error}"))
+            })?;
             if let Some(failure) = &plan.failure {
                 let message = format!("runbook `{runbook}`: {}", failure.message);
                 return Err(Failure { message, ..failure.clone() });
