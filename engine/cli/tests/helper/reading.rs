@@ -59,6 +59,18 @@ impl Toolforge {
     }
 }
 
+/// Takes out when rows were brought up to date, to the second: two plans are made one after the other.
+fn without_moments(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            fields.remove("updated");
+            fields.values_mut().for_each(without_moments);
+        }
+        Value::Array(items) => items.iter_mut().for_each(without_moments),
+        _ => {}
+    }
+}
+
 const RUN: [&str; 6] = ["run", "updatetools", "--env", "test", "--yes", "--accept-guards"];
 
 #[test]
@@ -67,7 +79,9 @@ fn a_toolforge_whose_homes_are_on_another_host() {
     let (project, mounted) = toolforge.project();
     let plan = |project: &Project| {
         let plan = project.farrier(&["plan", "updatetools", "--env", "test", "-o", "json"]).expect(0);
-        plan.json()["steps"].clone()
+        let mut steps = plan.json()["steps"].clone();
+        without_moments(&mut steps);
+        steps
     };
     let here = plan(&project);
     toolforge.put_behind(&project);
