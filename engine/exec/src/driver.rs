@@ -21,7 +21,7 @@ use farrier_model::{
     Ask, BoundPlan, Entry, Event, Failure, NodeName, PlannedRun, Request, RunId, RunState, Text, Value,
 };
 use farrier_runbook::environment::Approvals;
-use farrier_runbook::graph::{Bundle, Graph, Guard, RateOf};
+use farrier_runbook::graph::{Bundle, Graph, Guard, Rate, RateOf};
 use farrier_store::{Batch, Claim, Clock, Executed, NewRun, Store, StoreError};
 use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
@@ -829,17 +829,18 @@ fn rates_of(run: &Run) -> Rates {
     let of_steps = graph.indices().flat_map(|step| {
         graph.step(step).guards.iter().map(move |guard| (guard, Some(&*graph.step(step).id)))
     });
-    of_run
-        .chain(of_steps)
-        .filter_map(|(guard, step)| {
-            let rate = guard.rate.as_ref()?;
-            let executed = match &rate.of {
+    let counted = |(guard, step): (&Guard, Option<&str>)| {
+        let name = guard::name(guard, step);
+        let counted = |rate: &Rate| {
+            let of = rate.of.iter().map(|of| match of {
                 RateOf::Step(step) => Executed::Step { runbook: graph.name.clone(), step: step.clone() },
                 RateOf::Runbook(runbook) => Executed::Runs { runbook: runbook.clone() },
-            };
-            Some((guard::name(guard, step), executed, rate.within))
-        })
-        .collect()
+            });
+            of.map(|executed| (name.clone(), executed, rate.within)).collect::<Rates>()
+        };
+        guard.rate.as_ref().map(counted).unwrap_or_default()
+    };
+    of_run.chain(of_steps).flat_map(counted).collect()
 }
 
 impl Driver {
@@ -896,10 +897,10 @@ impl Driver {
     }
 
     async fn count_rates(&self, rates: &Rates) -> Result<HashMap<String, u64>, DriverError> {
-        let mut counts = HashMap::new();
+        let mut counts: HashMap<String, u64> = HashMap::new();
         for (name, executed, within) in rates {
             let count = self.store.executions(executed, self.clock.now() - *within).await?;
-            counts.insert(name.clone(), count);
+            *counts.entry(name.clone()).or_default() += count;
         }
         Ok(counts)
     }

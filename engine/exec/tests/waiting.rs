@@ -541,13 +541,14 @@ async fn rates_count_across_runs() {
     let start = start(
         &bench,
         "rates",
-        "guards: [{ rate: reboot, at_most: 3, within: 24h, otherwise: ask }]
+        "guards: [{ rate: [reboot, cycle], at_most: 3, within: 24h, otherwise: ask }]
 steps:
   reboot:
     uses: fake.keyed
-    for_each: { in: \"${ ['x', 'y'] }\", as: host, key: host, parallel: 1 }
+    for_each: { in: \"${ ['x'] }\", as: host, key: host }
     with: { target: world, object: \"${ run.id ~ host }\", value: x }
     undo: none
+  cycle: { uses: fake.keyed, with: { target: world, object: \"${ run.id ~ 'y' }\", value: x }, undo: none }
 ",
     );
     assert_eq!(begin(&bench, &start).await.state, RunState::Succeeded);

@@ -70,7 +70,7 @@ impl Site {
         for graph in bundle.graphs.values() {
             for (alias, used) in &graph.targets {
                 match targets.kind(alias) {
-                    Some((kind, group)) if kind == &*used.kind && group == used.group => {}
+                    there if used.is_met_by(there) => {}
                     Some((kind, group)) => {
                         let is = if group { format!("a group of `{kind}`") } else { format!("`{kind}`") };
                         let wants = if used.group {

@@ -34,8 +34,8 @@ pub struct Runbook {
     pub run_title: Option<MixedText>,
     /// The most that this runbook may do. A step that can do more is an error.
     pub risk: At<RiskLevel>,
-    /// The systems it reaches, by a name of your choice: `directory: ldap`, or `replicas: group of sql`. The environment
-    /// says which system each name stands for.
+    /// The systems it reaches, by a name of your choice: `directory: ldap`, `replicas: group of sql`, or `cloud: optional http`,
+    /// which an environment may do without. The environment says which system each name stands for.
     #[serde(default)]
     pub targets: Keyed<At<String>>,
     /// What it must be told, checked before a run exists.
@@ -341,9 +341,9 @@ pub struct Guard {
     /// The kinds of change it counts; all when left out.
     #[serde(default)]
     pub count: Option<Vec<At<CountedKind>>>,
-    /// A step or a runbook whose executions are counted, across runs, instead of changes.
+    /// A step or a runbook whose executions are counted, across runs, instead of changes; of a list, all of them together.
     #[serde(default)]
-    pub rate: Option<At<String>>,
+    pub rate: Option<Counted>,
     /// At most so many.
     #[serde(default)]
     pub at_most: Option<At<u64>>,
@@ -752,6 +752,38 @@ impl JsonSchema for Bound {
     }
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({ "type": ["integer", "string"] })
+    }
+}
+
+/// What a rate counts: a name, or a list of names.
+#[derive(Debug, Clone)]
+pub struct Counted(pub Vec<At<String>>);
+
+impl<'de> Deserialize<'de> for Counted {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Counted, D::Error> {
+        let node = Node::deserialize(deserializer)?;
+        let one = std::slice::from_ref(&node);
+        let names = node.as_list().unwrap_or(one).iter();
+        // The schema has let only text through.
+        let name = |node: &Node| Some(At::new(node.as_text()?.to_string(), node.span));
+        Ok(Counted(names.filter_map(name).collect()))
+    }
+}
+
+impl JsonSchema for Counted {
+    fn inline_schema() -> bool {
+        true
+    }
+    fn schema_name() -> Cow<'static, str> {
+        "Counted".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "anyOf": [
+                { "type": "string", "description": "The name of a step or of a runbook." },
+                { "type": "array", "items": { "type": "string" }, "minItems": 1, "description": "Several of them." },
+            ],
+        })
     }
 }
 

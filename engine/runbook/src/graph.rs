@@ -83,6 +83,15 @@ pub struct TargetUse {
     pub kind: Text,
     /// It stands for several targets of that kind.
     pub group: bool,
+    /// An environment need not have it. A step that reaches it there fails.
+    pub optional: bool,
+}
+
+impl TargetUse {
+    /// Whether what an environment has under the alias, a kind and whether it is a group, is what the runbook needs.
+    pub fn is_met_by(&self, there: Option<(&str, bool)>) -> bool {
+        there.map_or(self.optional, |(kind, group)| kind == &*self.kind && group == self.group)
+    }
 }
 
 /// One input of a runbook.
@@ -329,8 +338,8 @@ pub struct Guard {
 /// What a guard counts across runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rate {
-    /// What is counted.
-    pub of: RateOf,
+    /// What is counted, all of it together.
+    pub of: Vec<RateOf>,
     /// The time over which it is counted.
     pub within: Duration,
 }
@@ -342,6 +351,17 @@ pub enum RateOf {
     Step(StepId),
     /// Runs of a runbook.
     Runbook(Text),
+}
+
+impl RateOf {
+    /// Whether an execution of `step` counts.
+    pub fn counts(&self, step: &Step) -> bool {
+        match (self, &step.uses) {
+            (RateOf::Step(id), _) => *id == step.id,
+            (RateOf::Runbook(name), Uses::Runbook { name: child }) => name == child,
+            (RateOf::Runbook(_), Uses::Action { .. }) => false,
+        }
+    }
 }
 
 /// A named lock. First come, first served.

@@ -263,3 +263,61 @@ fn a_worker_that_is_well_again_before_its_turn_comes_is_left_alone() {
     wait_until("the end of the incident", || site.incidents()[0]["closed_at"].is_string());
     site.serving.project.farrier(&["fsck"]).expect(0).says("everything is whole");
 }
+
+/// One budget for all reboots: one that the host was told, two by its cloud. The fourth within the hour is a person's to decide.
+#[test]
+fn after_three_reboots_of_either_kind_in_an_hour_the_fourth_waits_for_a_person() {
+    let project = Project::demo();
+    let runbook = format!("runbooks/kubernetes/{RUNBOOK}.yaml");
+    let quick = [
+        // Otherwise the second one would be stopped by a limit of its own.
+        ("rate: power_cycle, at_most: 1", "rate: power_cycle, at_most: 3"),
+        ("pod_grace: 30s", "pod_grace: 1s"),
+        ("stuck_after: 5m", "stuck_after: 1s"),
+        ("back_within: 15m", "back_within: 10s"),
+        ("attempts: 60, backoff: 15s..15s", "attempts: 1, backoff: 1s..1s"),
+        ("within: 10m, every: 10s, hold: 1m", "within: 10m, every: 1s, hold: 0s"),
+        ("within: 20m\n      every: 30s\n      hold: 5m", "within: 1s\n      every: 1s\n      hold: 0s"),
+    ];
+    project.write(&runbook, &with(&project.read(&runbook), &quick));
+    let hosts = "environments/worker/hosts.yaml";
+    project.write(hosts, &with(&project.read(hosts), &[("reboot_takes: 2m", "reboot_takes: 1s")]));
+    // It hangs, and no reboot cures it.
+    let stuck = r#"queries: [{ query: 'sum(prometheus_k8s_nfs_stuck_total_procs{instance=~"tools-k8s-worker-nfs-12(:.*)?"})', series: [{ values: [{ value: 1 }] }] }, { query: sum(prometheus_k8s_nfs_stuck_total_procs) by (instance) > 0, series: [] }, { query: 'topk(10, sum by (tool) (prometheus_k8s_nfs_stuck_procs_per_tool{instance=~"tools-k8s-worker-nfs-12(:.*)?"}))', series: [] }]"#;
+    project.write(
+        "environments/worker/cured.yaml",
+        &format!("start: 2026-08-20T10:00:00Z\nevery: 15s\n{stuck}\n"),
+    );
+    let environment = "environments/worker.yaml";
+    let plain = project.read(environment);
+    let run = |power_cycle: &str| {
+        let node = format!("node={NODE}");
+        project.farrier(&["run", RUNBOOK, "--env", "worker", "--yes", "-i", &node, "-i", power_cycle])
+    };
+    let counted =
+        |ran: &crate::common::Answer| ran.to_string().contains("rate: [reboot, power_cycle], at_most: 3");
+
+    let ran = run("power_cycle=false").expect(10);
+    assert!(ran.to_string().contains("✓ reboot"), "{ran}");
+    let mute = [
+        (
+            "scripted: worker/hosts.yaml, state: worker/hosts.state",
+            "scripted: worker/hosts-mute.yaml, state: worker/mute.state",
+        ),
+        ("\n  feed:", "\n  cloud: { kind: http, url: \"routes:worker/cloud.yaml\", write_as: {} }\n  feed:"),
+    ];
+    project.write(environment, &with(&plain, &mute));
+    for _ in 0..2 {
+        let ran = run("power_cycle=true").expect(69);
+        assert!(ran.to_string().contains("✓ power_cycle"), "{ran}");
+    }
+
+    project.write(environment, &plain);
+    let before = project.read("environments/worker/hosts.state/state.json");
+    let ran = run("power_cycle=false").expect(12);
+    assert!(counted(&ran) && ran.to_string().contains("4 counted, limit 3"), "{ran}");
+    assert_eq!(project.read("environments/worker/hosts.state/state.json"), before);
+    let told =
+        project.sqlite(".farrier/farrier.db", "SELECT occasion FROM outbox ORDER BY rowid DESC LIMIT 1");
+    assert_eq!(told, ["guard"]);
+}

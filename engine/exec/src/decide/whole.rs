@@ -4,7 +4,7 @@ use farrier_model::event::ParkCause;
 use farrier_model::{
     BoundPlan, Event, Failure, FailureKind, NodeEvent, NodeState, RunState, Subject, Text, Value, ids,
 };
-use farrier_runbook::graph::{GuardAction, RateOf, Undo, Uses};
+use farrier_runbook::graph::{GuardAction, RateOf, Undo};
 
 use super::waits::undoes;
 use super::{Decider, Step, WorkKind};
@@ -121,20 +121,15 @@ impl Decider<'_> {
     }
 
     /// How often the run is about to execute what a rate counts, as far as is known.
-    fn planned_executions(&self, of: &RateOf) -> u64 {
-        let counts = |node: &NodeRef| match of {
-            RateOf::Step(step) => self.run.graph.step(node.step).id == *step,
-            RateOf::Runbook(name) => {
-                matches!(&self.run.graph.step(node.step).uses, Uses::Runbook { name: child } if child == name)
-            }
-        };
-        let nodes = self.run.nodes().filter(counts);
+    fn planned_executions(&self, of: &[RateOf]) -> u64 {
+        let graph = &self.run.graph;
+        let nodes = self.run.nodes().filter(|node| of.iter().any(|of| of.counts(graph.step(node.step))));
         let planned = nodes.filter(|node| {
             let run_node = self.run.node(*node);
             !run_node.state.is_settled()
                 && run_node.planned.as_ref().is_some_and(|plan| plan.counts().total() > 0)
         });
-        let own = matches!(of, RateOf::Runbook(name) if *name == self.run.graph.name);
+        let own = of.iter().any(|of| matches!(of, RateOf::Runbook(name) if *name == graph.name));
         // A dry run is no run yet, so it is not among those that were made.
         planned.count() as u64 + u64::from(own && self.limits.plan_only)
     }

@@ -6,7 +6,7 @@ use farrier_action::Planned;
 use farrier_model::event::ParkCause;
 use farrier_model::expr::Template;
 use farrier_model::{Change, Effect, Failure, FailureKind, NodeEvent, NodeState, Scope, Value, ids};
-use farrier_runbook::graph::{GuardAction, RateOf, StepIndex, Uses};
+use farrier_runbook::graph::{GuardAction, StepIndex, Uses};
 
 use super::{Decider, Step, Work, WorkKind};
 use crate::guard::{Counts, GuardFinding};
@@ -173,11 +173,7 @@ impl Decider<'_> {
         self.count(node, planned.counts());
         let rates = |guard: &&farrier_runbook::graph::Guard| match &guard.rate {
             None => true,
-            Some(rate) => match (&rate.of, &spec.uses) {
-                (RateOf::Step(step), _) => *step == spec.id,
-                (RateOf::Runbook(name), Uses::Runbook { name: child }) => name == child,
-                (RateOf::Runbook(_), Uses::Action { .. }) => false,
-            },
+            Some(rate) => rate.of.iter().any(|of| of.counts(spec)),
         };
         let mut findings: Vec<GuardFinding> =
             self.run.run_guards().filter(rates).map(|guard| self.finding(guard, None, true)).collect();

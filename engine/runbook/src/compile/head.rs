@@ -188,12 +188,13 @@ fn check_targets(
     let mut targets = BTreeMap::new();
     for (alias, kind) in authored {
         check_id(alias, "a target", out);
-        let (group, bare) = match kind.strip_prefix("group of ") {
-            Some(bare) => (true, bare.trim()),
-            None => (false, kind.as_str()),
+        let (optional, group, bare) = match (kind.strip_prefix("optional "), kind.strip_prefix("group of ")) {
+            (Some(bare), _) => (true, false, bare.trim()),
+            (None, Some(bare)) => (false, true, bare.trim()),
+            (None, None) => (false, false, kind.as_str()),
         };
         if catalog.targets.contains_key(bare) {
-            targets.insert(Text::from(&*alias.value), TargetUse { kind: bare.into(), group });
+            targets.insert(Text::from(&*alias.value), TargetUse { kind: bare.into(), group, optional });
         } else {
             let diagnostic = Diagnostic::new(
                 codes::UNKNOWN_TARGET_KIND,
@@ -504,12 +505,13 @@ pub(super) fn check_guards(
             .at_most
             .map(|limit| limit.span)
             .or_else(|| guard.share.as_ref().map(|share| share.span))
-            .or_else(|| guard.rate.as_ref().map(|rate| rate.span))
+            .or_else(|| guard.rate.as_ref().and_then(|rate| rate.0.first()).map(|name| name.span))
             .or_else(|| guard.count.as_ref().and_then(|kinds| kinds.first()).map(|kind| kind.span))
             .unwrap_or(place);
         let share = guard.share.as_ref().and_then(|share| parse_share(share, out));
-        if let Some(name) = &guard.rate {
-            let of = rate(name, out);
+        if let Some(names) = &guard.rate {
+            let of: Vec<Option<RateOf>> = names.0.iter().map(|name| rate(name, out)).collect();
+            let of: Option<Vec<RateOf>> = of.into_iter().collect();
             let missing = match (&guard.at_most, &guard.within) {
                 (None, _) => Some("at_most"),
                 (_, None) => Some("within"),
@@ -574,7 +576,10 @@ fn guard_action(guard: &authored::Guard) -> GuardAction {
 
 fn guard_text(guard: &authored::Guard) -> String {
     let mut parts = Vec::new();
-    parts.extend(guard.rate.as_ref().map(|rate| format!("rate: {}", rate.value)));
+    parts.extend(guard.rate.as_ref().map(|rate| {
+        let names: Vec<&str> = rate.0.iter().map(|name| name.value.as_str()).collect();
+        if let [name] = *names { format!("rate: {name}") } else { format!("rate: [{}]", names.join(", ")) }
+    }));
     if let Some(kinds) = &guard.count {
         let kinds: Vec<&str> =
             kinds.iter().map(|kind| farrier_model::ChangeKind::from(kind.value).name()).collect();

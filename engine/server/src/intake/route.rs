@@ -116,12 +116,7 @@ fn lead(
     let (key, inputs) = route_alert(route, graph, alert)?;
     for graph in bundle.graphs.values() {
         for (alias, used) in &graph.targets {
-            let fits = site
-                .environment
-                .targets
-                .kind(alias)
-                .is_some_and(|(kind, group)| kind == &*used.kind && group == used.group);
-            if !fits {
+            if !used.is_met_by(site.environment.targets.kind(alias)) {
                 return Err(format!("environment `{environment}` has no `{alias}` of kind `{}`", used.kind));
             }
         }
