@@ -7,6 +7,7 @@ use std::fs::File;
 use farrier_action::harness::Case;
 use farrier_action::{TargetKind, WriteCx};
 use farrier_model::{Failure, FailureKind, Scope, Value};
+use farrier_testkit::proxy::{CutProxy, Direction};
 use farrier_testkit::slapd::Options;
 
 use super::proxy::Proxy;
@@ -155,6 +156,50 @@ async fn an_answer_that_stops_anywhere_is_an_error() {
     }
     proxy.limit(usize::MAX);
     assert_eq!(count(&reader, &search(Some(10), None)).await, Ok(30));
+}
+
+/// The connection ends when the first page is whole and nothing of the second one has come. What came is no answer, and whoever asks
+/// again begins at the beginning.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_page_without_the_second_is_no_answer() {
+    let mut place = Place::server_with(Options { entries: crowd(501), ..Options::default() });
+    let proxy = CutProxy::to_url(&place.slapd().url());
+    let config = with(&place.config(), "url", Value::text(proxy.url()));
+    let reader = reader_at(&place, config.clone()).await.unwrap();
+
+    proxy.cut_before(Direction::ToClient, "uid=user500,");
+    let mut seen = 0;
+    let mut each = |_| {
+        seen += 1;
+        Ok(())
+    };
+    let query = search(Some(500), None);
+    let failure: Failure = reader.directory.search(&query, &mut each).await.unwrap_err().into();
+    assert_eq!((failure.kind, seen, proxy.cuts()), (FailureKind::Unreachable, 500, 1), "{failure}");
+    assert_eq!(count(&reader, &query).await, Ok(501), "the same reader, over another connection");
+
+    // A step has all of it or nothing.
+    let registry = registry();
+    let input = json(
+        r#"{"target": "directory", "base": "ou=people,dc=wikimedia,dc=org", "filter": "(uid=user*)", "attributes": {"uid": "string"}}"#,
+    );
+    let case = Case {
+        registry: &registry,
+        action: "ldap.search",
+        input: input.clone(),
+        targets: place.targets_of(config),
+        scope: Scope::default(),
+        observe: Box::new(|| unreachable!()),
+        disturb: None,
+        bad_inputs: vec![],
+    };
+    let action = registry.bind("ldap.search", &input).unwrap();
+    proxy.cut_before(Direction::ToClient, "uid=user500,");
+    let failure = action.plan(&case.read_cx()).await.unwrap_err();
+    assert_eq!((failure.kind, proxy.cuts()), (FailureKind::Unreachable, 2), "{failure}");
+    assert!(failure.kind.may_pass(), "`retry` asks again");
+    let found = action.plan(&case.read_cx()).await.unwrap().output.unwrap();
+    assert_eq!(found.get("entries").and_then(Value::as_list).map(<[Value]>::len), Some(501));
 }
 
 #[tokio::test(flavor = "multi_thread")]
