@@ -104,11 +104,12 @@ impl Places {
                 }
                 target
             }
-            "sql" if alias == "catalogue" => json!({
+            // Of those who write, one real server is enough.
+            "sql" if alias == "catalogue" && reads => json!({
                 "url": format!("postgres://farrier@127.0.0.1:{}/a", self.postgres), "password": secret,
             }),
             "sql" => json!({
-                "url": format!("mysql://farrier@127.0.0.1:{}/a", self.maria), "password": secret,
+                "url": format!("mysql://keeper@127.0.0.1:{}/a", self.maria), "password": secret,
                 "passwords": { "theirs": secret },
             }),
             "http" => {
