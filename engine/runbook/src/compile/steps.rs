@@ -859,7 +859,6 @@ fn report_unknown_step(name: &At<String>, head: &Head, out: &mut Diagnostics) {
     out.push(help.map_or(diagnostic.clone(), |help| diagnostic.help(help)));
 }
 
-/// A rate counts executions of a step of this runbook, or of a runbook.
 /// What a rate counts: a step of this runbook before a runbook of the same name.
 fn check_rate(
     name: &At<String>,
@@ -870,7 +869,7 @@ fn check_rate(
     if head.names.steps.contains_key(&*name.value) {
         return Some(RateOf::Step((*name.value).into()));
     }
-    if project.interfaces.contains_key(name.as_str()) {
+    if project.pinned || project.interfaces.contains_key(name.as_str()) {
         return Some(RateOf::Runbook((*name.value).into()));
     }
     let known = head.names.steps.keys().chain(project.interfaces.keys()).map(|name| &**name);
