@@ -133,6 +133,11 @@ fn deleting_database_accounts_survives_crashes_and_failures() {
 }
 
 #[test]
+fn removing_the_accounts_of_all_who_are_gone_survives_crashes_and_failures() {
+    survives_some("maintain-dbusers-gone", "1");
+}
+
+#[test]
 fn publishing_the_list_of_tools_survives_crashes_and_failures() {
     survives_some("updatetools", "2");
 }
