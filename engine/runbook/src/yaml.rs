@@ -303,7 +303,9 @@ impl Offsets {
             } else if r.is_whitespace() {
                 raw_at += r.len_utf8();
             } else if c.is_whitespace() {
-                note(at, raw_at);
+                // A line end that was read as a space has the place of what follows it, and of a wide character that would be a part.
+                let before = raw_at.saturating_sub(1);
+                note(at, if r.len_utf8() > 1 && raw.is_char_boundary(before) { before } else { raw_at });
                 at += c.len_utf8();
             } else {
                 break;

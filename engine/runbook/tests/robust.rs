@@ -88,6 +88,16 @@ fn check_places(node: &Node, text: &str) {
     }
 }
 
+/// A line end within a text is read as a space, whose place is one of whole characters also before a wide one.
+#[test]
+fn a_line_end_before_a_wide_character_has_a_place() {
+    for text in ["a: [r\né😀b]", "a: r\n  é😀b\n", "a: \"r\n  é\"\n", "a: >-\n  r\n  é\n"] {
+        let mut out = Diagnostics::new();
+        let file = out.add_file("x.yaml", text.as_bytes());
+        check_places(&parse(file, text.as_bytes(), &mut out).unwrap(), text);
+    }
+}
+
 #[test]
 fn no_text_makes_it_panic() {
     let catalog = catalog();
