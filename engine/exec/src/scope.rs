@@ -151,6 +151,8 @@ impl Run {
         let node = &step_run.node;
         let default = || step.default_output.clone().unwrap_or_default();
         match node.state {
+            // Each item says for itself how it ended, and what the others gave is not lost with those that failed.
+            NodeState::Failed if step_run.items.as_ref().is_some_and(|items| items.journaled) => {}
             NodeState::Skipped | NodeState::Failed | NodeState::Blocked => return default(),
             NodeState::Pending if matches!(node.phase, Phase::WouldSkip) => return default(),
             _ => {}

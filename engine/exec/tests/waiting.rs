@@ -725,3 +725,50 @@ async fn a_parent_that_is_parked_with_its_child_goes_on_with_it() {
     assert!(rows.iter().all(|row| row.state == RunState::Succeeded), "{rows:#?}");
     is_whole(&bench).await;
 }
+
+/// The first of three children asks a person. The others are made at once, and the parent says which one was left. Only that one goes
+/// on when it may, and who started it stays as it ended.
+#[tokio::test(start_paused = true)]
+async fn a_child_that_waits_for_a_person_is_left_when_its_step_says_so() {
+    let outer = "steps:
+  each:
+    uses: runbook.inner
+    for_each: { in: \"${ [['a', 'b'], ['c'], ['d']] }\", as: names, key: 'names[0]', parallel: 1, on_item_failure: isolate }
+    with: { names: \"${ names }\" }
+    on_parked: fail
+    undo: none
+";
+    let inner = "inputs: { names: { type: list, of: string } }
+guards: [{ count: [create], at_most: 1, otherwise: ask }]
+steps:
+  make:
+    uses: fake.set
+    for_each: { in: \"${ inputs.names }\", as: name, key: name }
+    with: { target: world, object: \"${ name }\", value: x }
+    undo: none
+";
+    let bench = impatient("left_child");
+    let texts = [runbook("outer", "recoverable", outer), runbook("inner", "recoverable", inner)];
+    let start = bench.start(&texts, nothing());
+    let (engine, driver, _stop) = engine(&bench, &start);
+    let run = driver.enqueue(&start).await.unwrap();
+    engine.run(true).await.unwrap();
+    assert_eq!(objects(&bench), ["c", "d"]);
+    let rows = bench.store.runs(RunFilter::default()).await.unwrap();
+    let parent = rows.iter().find(|row| row.id == run).unwrap();
+    let left = rows.iter().find(|row| row.state == RunState::Parked).unwrap();
+    assert_eq!(parent.state, RunState::Failed);
+    assert_eq!(left.parent, Some(run));
+    let reason = parent.reason.as_deref().unwrap();
+    assert!(reason.starts_with("1 of 3 items failed; first `a`"), "{reason}");
+    assert!(reason.contains(&format!("child run {} of `inner` waits for a person", left.id)), "{reason}");
+    is_whole(&bench).await;
+
+    let guard = Some("count: [create], at_most: 1".into());
+    driver.ask(left.id, "ada", Ask::Resume { accepted: guard }).await.unwrap();
+    engine.run(true).await.unwrap();
+    assert_eq!(objects(&bench), ["a", "b", "c", "d"]);
+    let state = async |run| bench.store.run(run).await.unwrap().unwrap().state;
+    assert_eq!((state(left.id).await, state(run).await), (RunState::Succeeded, RunState::Failed));
+    is_whole(&bench).await;
+}

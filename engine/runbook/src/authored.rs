@@ -505,6 +505,9 @@ pub struct Step {
     /// What a final failure does to the run; `stop` when left out.
     #[serde(default)]
     pub on_failure: Option<At<OnFailure>>,
+    /// What becomes of a step that starts a run when that run is parked; `wait` when left out.
+    #[serde(default)]
+    pub on_parked: Option<At<OnParked>>,
     /// How the step's effect is reversed: `restore`, `none`, or another action.
     #[serde(default)]
     pub undo: Option<Undo>,
@@ -541,6 +544,16 @@ pub enum OnFailure {
     Continue,
     /// As `stop`, and then everything that was done is undone.
     Undo,
+}
+
+/// What becomes of a step whose child run waits for a person.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnParked {
+    /// The run waits with its child.
+    Wait,
+    /// The step, or the item, has failed, and the child is left to people.
+    Fail,
 }
 
 /// Does a step once for each item of a list.

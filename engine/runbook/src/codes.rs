@@ -150,6 +150,7 @@ codes! {
     NOT_IN_FINALLY = E0609,
     BAD_GUARD = E0610,
     BAD_LOCK = E0611,
+    BAD_ON_PARKED = E0612,
 
     // E07xx: inputs and triggers.
     BAD_PATTERN = E0701,

@@ -181,6 +181,8 @@ pub struct Step {
     pub timeout: Option<Duration>,
     /// What a final failure does to the run.
     pub on_failure: OnFailure,
+    /// A child run that is parked is left to people, and the step has failed; otherwise the run is parked with it.
+    pub leaves_parked: bool,
     /// How its effect is reversed.
     pub undo: Undo,
     /// What its output is, and who relies on what of it.

@@ -37,6 +37,28 @@ fn a_bundle_holds_every_runbook_that_can_start() {
     assert!(compile_bundle("nobody", &bundle.sources, &catalog()).unwrap_err().has_errors());
 }
 
+/// What a rate counts is not started, so a run goes on without that text, and whatever has become of it.
+#[test]
+fn a_bundle_compiles_without_the_runbooks_that_its_rates_count() {
+    let counting = |name: &str, counted: &str| {
+        Source {
+        path: format!("{name}.yaml"),
+        text: format!(
+            "runbook: {name}\nsummary: Counts another\nowner: me\nrisk: read_only\nguards:\n  - {{ rate: {counted}, \
+             at_most: 3, within: 24h, otherwise: ask }}\nsteps:\n  one: {{ uses: flow.note, with: {{ message: one }} }}\n"
+        )
+        .into(),
+    }
+    };
+    let compiled = compile(&[counting("a", "b"), counting("b", "a"), counting("c", "nobody")], &catalog());
+    let codes: Vec<&str> =
+        compiled.diagnostics.sorted().iter().map(|diagnostic| diagnostic.code.as_str()).collect();
+    assert_eq!(codes, [codes::UNKNOWN_STEP.as_str()], "a name that nothing has is still a mistake");
+    let bundle = compiled.bundle("a").unwrap();
+    assert_eq!(bundle.sources.len(), 1);
+    assert_eq!(compile_bundle("a", &bundle.sources, &catalog()).unwrap().digest, bundle.digest);
+}
+
 #[test]
 fn a_runbook_above_a_wrong_one_has_no_bundle() {
     let compiled = compile(&fixture("invalid/child_has_errors"), &catalog());

@@ -65,11 +65,31 @@ fn value_key(value: &str) -> String {
     words.join(" ").to_lowercase().replace('\\', "\\\\").replace('+', "\\+")
 }
 
+/// Whether the most specific part of a name is surely not the one of the key. Nothing is said of one with escapes.
+fn begins_otherwise(text: &str, key: &str) -> bool {
+    let first = text.split(',').next().unwrap_or_default();
+    let wanted = key.strip_suffix('\0').and_then(|key| key.rsplit('\0').next());
+    let (Some((_, value)), Some((_, wanted))) =
+        (first.split_once('='), wanted.and_then(|part| part.split_once('=')))
+    else {
+        return false;
+    };
+    let value = value.trim_matches(' ');
+    let plain = value.is_ascii() && !value.contains(['\\', '"', '+']) && !value.contains("  ");
+    plain && !value.eq_ignore_ascii_case(wanted)
+}
+
 impl Dn {
     /// Reads a name.
     pub(crate) fn parse(text: &str) -> Result<Dn, DnError> {
         let mut reader = Reader { rest: text };
         reader.name().map_err(|reason| DnError { text: text.replace('\0', "\\00"), reason })
+    }
+
+    /// Whether `text` is a name with this key. A search asks this of every member of every group, and most differ in
+    /// their most specific part, so that one is looked at first.
+    pub(crate) fn has_key(text: &str, key: &str) -> bool {
+        !begins_otherwise(text, key) && Dn::parse(text).is_ok_and(|dn| dn.key() == key)
     }
 
     /// The name of the entry `rdn` under this one.

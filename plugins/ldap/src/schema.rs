@@ -239,6 +239,10 @@ impl Syntax {
             Syntax::CaseIgnore if squeezed && value.is_ascii() => value.eq_ignore_ascii_case(key),
             Syntax::CaseExact if squeezed && value.is_ascii() => value == key,
             Syntax::Integer | Syntax::Boolean | Syntax::Octets => value == key,
+            Syntax::Name => match (std::str::from_utf8(value), std::str::from_utf8(key)) {
+                (Ok(value), Ok(key)) => Dn::has_key(value, key),
+                _ => false,
+            },
             _ => self.key(value).as_deref() == Some(key),
         }
     }
@@ -282,6 +286,12 @@ mod tests {
             ("homeDirectory", "/Home", "/home", false),
             ("uidNumber", "7", "7", true),
             ("member", "UID=a, ou=X", "uid=A,ou=x", true),
+            ("member", "uid=ab,ou=x", "uid=a,ou=x", false),
+            ("member", "uid = a  b ,ou=x", "uid=A B,ou=x", true),
+            ("member", "uid=a\\+b,ou=x", "uid=a\\2Bb,ou=x", true),
+            ("member", "uid=a+cn=b,ou=x", "cn=B+uid=A,ou=x", true),
+            ("member", "uid=a+cn=b,ou=x", "uid=a,ou=x", false),
+            ("member", "uid=a", "uid=a,ou=x", false),
             ("pwdAccountLockedTime", "20261122101530Z", "20261122111530+0100", true),
             ("sshPublicKey", "ssh  A", "ssh A", false),
         ];

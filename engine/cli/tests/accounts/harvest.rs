@@ -2,6 +2,7 @@
 
 use farrier_testkit::mariadb::Database;
 use farrier_testkit::wait_until;
+use serde_json::json;
 
 use crate::common::Started;
 use crate::site::{Servers, accounts_of};
@@ -73,6 +74,14 @@ fn three_servers_of_which_one_is_down() {
     let before = site.writes();
     site.project.farrier(&run).expect(13);
     assert_eq!(site.writes(), before);
+
+    // What another server has found is said and mended while that one is down.
+    site.s1.exec("ALTER USER 's50002'@'%' IDENTIFIED BY 'another'");
+    site.project.farrier(&run).expect(13).complains("another password than the recorded one, on s1");
+    let told = site.project.show_last()["outputs"]["password_differs"].clone();
+    assert_eq!(told, json!([{ "server": "s1", "accounts": ["s50002"] }]));
+    site.project.farrier(&[&run[..], &["-i", "set_passwords=true"]].concat()).expect(13);
+    as_wanted(&site.s1, 12);
 
     // The hash, which opens accounts to whoever can guess, is nowhere but on the servers.
     site.nowhere(&[HASH.to_owned(), HASH[1..].to_owned()], &[&plan, &ended]);

@@ -1,5 +1,5 @@
 //! Rounds of `tools-archive-and-delete` on the stand-ins, hours and days apart: a tool that cannot be deleted stands in nobody's
-//! way, one that another run is at is left to it, and the limit of a day holds across rounds.
+//! way, nor does one whose run waits for a person, one that another run is at is left to it, and the limit of a day holds across rounds.
 
 use std::fs;
 use std::time::Duration;
@@ -188,5 +188,68 @@ fn a_tool_that_another_run_is_at_is_left_to_it() {
     // Whoever is too late by hand finds nothing to delete.
     let late = rounds.run("tool-delete", &["tool=bulk-2", "number=51002"]).expect(10);
     assert!(late.err.contains("there is no such tool"), "{late}");
+    rounds.project.farrier(&["fsck"]).expect(0).says("everything is whole");
+}
+
+/// The run of the first tool is parked before it deletes anything. The others go, in this round and in the next ones, until somebody
+/// answers for the first.
+#[test]
+fn a_tool_whose_run_waits_for_a_person_holds_up_nobody() {
+    let day = 24;
+    let rounds = Rounds::of(&[60 * day, 50 * day, 40 * day + 13, 40 * day + 12]);
+    rounds.replace("environments/lifecycle-many.yaml", "bulk-1: 50001,", "bulk-1: 51001,");
+    rounds.replace(&format!("runbooks/lifecycle/{ROUND}.yaml"), "at_most: 20", "at_most: 3");
+    rounds.replace(
+        "runbooks/lifecycle/tool-delete.yaml",
+        "\n  delete_home:\n    uses: files.delete_tree\n    needs: [claimed]",
+        "
+  odd:
+    uses: flow.fail
+    if: inputs.tool == 'bulk-1'
+    needs: [claimed]
+    with: { message: it is odd }
+    on_failure: continue
+  delete_home:
+    uses: files.delete_tree
+    needs: [claimed, { odd: finished }]",
+    );
+    let notices = || {
+        let sql = "SELECT run_id FROM outbox ORDER BY rowid";
+        rounds.project.sqlite(".farrier/farrier.db", sql)
+    };
+    let resting = [("bulk-1", "another run is parked")];
+
+    let ran = rounds.round(10, &["bulk-1", "bulk-2"], &[]);
+    assert_eq!(rounds.homes(), [3, 4, 5, 6], "the first one's is set aside, the last two are not disabled");
+    let runs = rounds.project.farrier(&["runs", "-o", "json"]).expect(0).json();
+    let parked = runs
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|run| run["state"] == "parked")
+        .unwrap_or_else(|| panic!("{runs:#}\n{ran}"));
+    let parked = parked["id"].as_str().unwrap();
+    assert!(ran.err.contains(&format!("child run {parked} of `tool-delete` waits for a person")), "{ran}");
+    // The run itself has told, and who started it; no later round does.
+    let told = notices();
+    assert_eq!((told.len(), told.iter().filter(|run| *run == parked).count()), (2, 1), "{told:?}");
+    rounds.after(11);
+    rounds.round(0, &["bulk-3"], &resting);
+    assert_eq!(rounds.homes(), [4, 5, 6]);
+    rounds.after(13);
+    // It has one of the three places of its day.
+    rounds.round(12, &["bulk-4"], &resting);
+    let asking = rounds.project.last_run();
+    rounds.project.farrier(&["cancel", &asking]).expect(0);
+    // A day after the first round, too, it is left to whoever answers.
+    rounds.after(36);
+    rounds.round(0, &["bulk-4"], &resting);
+    assert_eq!(rounds.homes(), [5, 6]);
+    // Two of its steps ask.
+    let answer = ["resume", parked, "--yes", "--accept-guards"];
+    rounds.project.farrier(&answer).expect(12);
+    rounds.project.farrier(&answer).expect(13);
+    // Its account is gone.
+    rounds.round(0, &[], &[]);
     rounds.project.farrier(&["fsck"]).expect(0).says("everything is whole");
 }

@@ -88,6 +88,9 @@ impl Decider<'_> {
                 self.fail(node, Failure::new(FailureKind::Verification, message), true)
             }
             Report::ChildParked(reason) => {
+                if self.run.graph.step(node.step).leaves_parked {
+                    return self.fail(node, Failure::new(FailureKind::Child, reason), true);
+                }
                 let reason = format!("step `{}`: {reason}", self.run.name(node));
                 self.park(reason, ParkCause::Child, None, None)
             }

@@ -78,6 +78,8 @@ pub(crate) struct Interface {
 pub(crate) struct Project<'a> {
     pub(crate) catalog: &'a Catalog,
     pub(crate) interfaces: &'a BTreeMap<Text, Interface>,
+    /// There are more runbooks than these, which were compared with them once: see [`compile_bundle`].
+    pub(crate) pinned: bool,
 }
 
 struct File {
@@ -136,6 +138,10 @@ pub(crate) struct ChildUse {
 
 /// Compiles all runbooks of a project.
 pub fn compile(sources: &[Source], catalog: &Catalog) -> Compiled {
+    compile_files(sources, catalog, false)
+}
+
+fn compile_files(sources: &[Source], catalog: &Catalog, pinned: bool) -> Compiled {
     let mut out = Diagnostics::new();
     let mut files: BTreeMap<Text, File> = BTreeMap::new();
     for source in sources {
@@ -190,7 +196,7 @@ pub fn compile(sources: &[Source], catalog: &Catalog) -> Compiled {
         heads.extend(head.map(|head| (file.name.clone(), head)));
     }
 
-    let project = Project { catalog, interfaces: &interfaces };
+    let project = Project { catalog, interfaces: &interfaces, pinned };
     let mut graphs: BTreeMap<Text, Arc<Graph>> = BTreeMap::new();
     let mut children: BTreeMap<Text, Vec<ChildUse>> = BTreeMap::new();
     let mut good: BTreeSet<Text> = BTreeSet::new();
@@ -245,7 +251,7 @@ pub fn compile(sources: &[Source], catalog: &Catalog) -> Compiled {
     Compiled { graphs, sources, diagnostics: out }
 }
 
-/// Compiles the texts that a run is pinned to.
+/// Compiles the texts that a run is pinned to. A rate may count runs of a runbook that is not among them: it is not started.
 ///
 /// # Errors
 /// Everything that is wrong, also when `root` is not among the texts.
@@ -258,7 +264,7 @@ pub fn compile_bundle(
         .iter()
         .map(|(name, text)| Source { path: format!("{name}.yaml"), text: text.clone() })
         .collect();
-    let mut compiled = compile(&sources, catalog);
+    let mut compiled = compile_files(&sources, catalog, true);
     match compiled.bundle(root) {
         Some(bundle) if !compiled.diagnostics.has_errors() => Ok(bundle),
         _ => {

@@ -17,7 +17,7 @@ use super::head::{self, Head};
 use super::names::{Found, IN_STEP, StepUse, View, hint};
 use super::{ChildUse, Interface, Project, order, types, with};
 use crate::at::At;
-use crate::authored::{self, OnFailure as AuthoredOnFailure};
+use crate::authored::{self, OnFailure as AuthoredOnFailure, OnParked as AuthoredOnParked};
 use crate::codes;
 use crate::diagnostic::{Diagnostic, Diagnostics, Span, quoted};
 use crate::graph::{
@@ -380,6 +380,7 @@ impl<'a> Checker<'a, '_> {
                 Some(AuthoredOnFailure::Continue) => OnFailure::Continue,
                 Some(AuthoredOnFailure::Undo) => OnFailure::Undo,
             },
+            leaves_parked: step.on_parked.is_some_and(|on| on.value == AuthoredOnParked::Fail),
             undo: undo?,
             gives: match &draft.does {
                 Does::Action(spec) => Gives { schema: Some(spec.output.clone()), ..Gives::default() },
@@ -756,6 +757,7 @@ impl<'a> Checker<'a, '_> {
                 .help("position in the file means nothing: write `needs: [ … ]`, or `needs: []` if nothing must"),
             );
         }
+        self.parked_child(draft);
         if draft.finally {
             let marked = |flag: Option<At<bool>>| flag.filter(|flag| flag.value).map(|flag| flag.span);
             let undo = step.on_failure.filter(|on| on.value == AuthoredOnFailure::Undo).map(|on| on.span);
@@ -775,6 +777,38 @@ impl<'a> Checker<'a, '_> {
                     );
                 }
             }
+        }
+    }
+
+    /// Only a child run can be parked and its step not. When it goes on, the step has long failed, and nothing of the step's holds
+    /// for it.
+    fn parked_child(&mut self, draft: &Draft<'_>) {
+        let step = draft.step;
+        let Some(on) = step.on_parked else { return };
+        if let Does::Action(spec) = &draft.does {
+            self.out.push(
+                Diagnostic::new(
+                    codes::BAD_ON_PARKED,
+                    on.span,
+                    format!("`{}` is an action, and only a run that a step starts can be parked", spec.name),
+                )
+                .help("remove `on_parked`; what a failure does to the run, `on_failure` says"),
+            );
+            return;
+        }
+        if on.value == AuthoredOnParked::Wait {
+            return;
+        }
+        let undone = matches!(step.undo, Some(authored::Undo::Action(_))).then_some("undo");
+        for key in undone.into_iter().chain(step.lock.as_ref().map(|_| "lock")) {
+            self.out.push(
+                Diagnostic::new(
+                    codes::BAD_ON_PARKED,
+                    on.span,
+                    format!("a run that is left when it is parked goes on later, and `{key}` of this step does not hold for it"),
+                )
+                .help(format!("remove one of the two; `{key}` may stand in the runbook that is started")),
+            );
         }
     }
 }
@@ -825,7 +859,6 @@ fn report_unknown_step(name: &At<String>, head: &Head, out: &mut Diagnostics) {
     out.push(help.map_or(diagnostic.clone(), |help| diagnostic.help(help)));
 }
 
-/// A rate counts executions of a step of this runbook, or of a runbook.
 /// What a rate counts: a step of this runbook before a runbook of the same name.
 fn check_rate(
     name: &At<String>,
@@ -836,7 +869,7 @@ fn check_rate(
     if head.names.steps.contains_key(&*name.value) {
         return Some(RateOf::Step((*name.value).into()));
     }
-    if project.interfaces.contains_key(name.as_str()) {
+    if project.pinned || project.interfaces.contains_key(name.as_str()) {
         return Some(RateOf::Runbook((*name.value).into()));
     }
     let known = head.names.steps.keys().chain(project.interfaces.keys()).map(|name| &**name);

@@ -31,7 +31,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use self::config::Settings;
-use self::pool::Pool;
+use self::pool::{Connection, Pool};
 use self::wrapper::{Marked, State};
 use crate::local::{no_folder, no_program};
 use crate::transport::{Command, Ended, Finished, Transport};
@@ -41,6 +41,9 @@ use crate::words;
 const LONGEST_LINE: usize = 128 << 10;
 /// How long the other side has, after the time limit, to end a command and say so.
 const SLACK: Duration = Duration::from_secs(20);
+/// How often a refused command is asked for again, with longer and longer pauses.
+const TRIES: u32 = 5;
+
 /// Many hosts.
 #[derive(Debug)]
 pub(crate) struct Ssh {
@@ -70,13 +73,7 @@ impl Transport for Ssh {
         let slot = self.pool.slot(host);
         let _place = slot.place().await?;
         let session = self.pool.session(host, &slot).await?;
-        let mut child = Session::to_raw_command(session, line)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .await
-            .map_err(|error| not_opened(host, &error, command.read_only))?;
+        let mut child = start(host, &session, &line, command.read_only).await?;
         let (stdin, stdout, stderr) = (child.stdin().take(), child.stdout().take(), child.stderr().take());
         let (Some(mut stdin), Some(mut stdout), Some(mut stderr)) = (stdin, stdout, stderr) else {
             return Err(Failure::new(
@@ -145,6 +142,33 @@ impl Transport for Ssh {
     }
 }
 
+/// Starts the command on the connection. A server counts one that is over for a moment longer than we do: what it refuses
+/// for that has not begun, and is asked for again.
+async fn start(
+    host: &str,
+    session: &Connection,
+    line: &str,
+    read_only: bool,
+) -> Result<openssh::Child<Connection>, Failure> {
+    let mut tried = 0;
+    loop {
+        let begun = Session::to_raw_command(session.clone(), line)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .await;
+        match begun {
+            Ok(child) => return Ok(child),
+            Err(error) if tried < TRIES && refused(&error) => {
+                tried += 1;
+                tokio::time::sleep(Duration::from_millis(25 << tried)).await;
+            }
+            Err(error) => return Err(not_opened(host, &error, read_only)),
+        }
+    }
+}
+
 /// Reads an output until the command is over, or to its end.
 async fn listen(pipe: &mut (impl AsyncRead + Unpin), output: &mut Marked) {
     let mut buffer = vec![0; 16 << 10];
@@ -183,16 +207,26 @@ fn on(host: &str, failure: Failure) -> Failure {
     Failure { message: format!("on `{host}`: {}", failure.message), ..failure }
 }
 
-/// The connection did not take the command.
-fn not_opened(host: &str, error: &openssh::Error, read_only: bool) -> Failure {
-    let refused = matches!(error, openssh::Error::SshMux(_));
+/// The server takes no further command on this connection now.
+fn refused(error: &openssh::Error) -> bool {
+    matches!(error, openssh::Error::SshMux(_)) && innermost(error).to_ascii_lowercase().contains("refused")
+}
+
+/// What the last error of the chain says.
+fn innermost(error: &openssh::Error) -> String {
     let mut said = error.to_string();
     let mut source = std::error::Error::source(error);
     while let Some(error) = source {
         said = error.to_string();
         source = error.source();
     }
-    if refused && (said.contains("refused") || said.contains("Refused")) {
+    said
+}
+
+/// The connection did not take the command.
+fn not_opened(host: &str, error: &openssh::Error, read_only: bool) -> Failure {
+    let said = innermost(error);
+    if refused(error) {
         let message = format!("the host `{host}` takes no further command on this connection: {said}");
         return Failure::new(FailureKind::Conflict, message)
             .help("lower `ssh.commands_per_host`, or raise `MaxSessions` of its server");

@@ -213,12 +213,7 @@ impl Trouble {
     }
 
     fn of(host: &str, error: &openssh::Error) -> Trouble {
-        let mut said = error.to_string();
-        let mut source = std::error::Error::source(error);
-        while let Some(error) = source {
-            said = error.to_string();
-            source = error.source();
-        }
+        let said = super::innermost(error);
         if said.contains("REMOTE HOST IDENTIFICATION HAS CHANGED") {
             let mut trouble = Trouble::new(
                 host,
@@ -246,13 +241,21 @@ impl Trouble {
     }
 }
 
-/// The user's own folder for such things, or the one for temporary files.
+/// The user's own folder for such things, or memory that all share, or the folder for temporary files. A disk would have
+/// some files to make and to forget for each connection.
 fn short_folder() -> PathBuf {
     const LONGEST: usize = 40;
-    let run = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     let usable =
         |folder: &PathBuf| folder.is_absolute() && folder.is_dir() && folder.as_os_str().len() <= LONGEST;
-    run.filter(usable).unwrap_or_else(|| Path::new("/tmp").to_owned())
+    let own = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    own.filter(usable).or_else(shared_memory).unwrap_or_else(|| PathBuf::from("/tmp"))
+}
+
+/// Where Linux has it, and all may write without touching what is another's.
+fn shared_memory() -> Option<PathBuf> {
+    let folder = PathBuf::from("/dev/shm");
+    let found = folder.symlink_metadata().ok()?;
+    (found.is_dir() && found.mode() & 0o7777 == 0o1777).then_some(folder)
 }
 
 /// Removes what processes that are gone have left: a killed one could not do it.

@@ -12,6 +12,9 @@
 //! left the process group may hold an output open for ever. And an output that ends without the second mark was cut off,
 //! whatever SSH says about it: `ssh` gives an exit status before the output is all there, and drops the rest when asked for
 //! nothing more.
+//!
+//! The process group is `timeout`'s own: that of GNU begins one by itself. Others may not, so where `timeout` is not surely
+//! GNU's (on another system than Linux, or a link to a program of many names, such as busybox), `setsid` begins it.
 
 use std::time::Duration;
 
@@ -29,7 +32,9 @@ LC_ALL=C PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 mark=$1 limit=$2 size=$3 folder=$4
 shift 4
 stop() { echo "$mark stop $*" >&2; exit 125; }
-for tool in setsid timeout head env sleep; do command -v $tool >/dev/null || stop "there is no $tool"; done
+apart='setsid timeout'
+if [ -f /proc/self/stat ] && [ -f /usr/bin/timeout ] && [ ! -L /usr/bin/timeout ]; then apart=/usr/bin/timeout; fi
+for tool in $apart head env sleep; do command -v $tool >/dev/null || stop "there is no $tool"; done
 exec 3<&0 </dev/null
 if [ "$size" -gt 0 ]; then
     input=$(head -c "$size" <&3; echo x)
@@ -41,12 +46,12 @@ set -- env -i "HOME=$HOME" "USER=$USER" "LOGNAME=$LOGNAME" "$@"
 echo "$mark begin"
 echo "$mark begin" >&2
 if [ "$size" -gt 0 ]; then
-    printf %s "$input" 2>/dev/null 3<&- | setsid timeout -k 5 "$limit" "$@" 3<&- &
+    printf %s "$input" 2>/dev/null 3<&- | $apart -k 5 "$limit" "$@" 3<&- &
 else
-    setsid timeout -k 5 "$limit" "$@" </dev/null 3<&- &
+    $apart -k 5 "$limit" "$@" </dev/null 3<&- &
 fi
 command=$!
-(read -r _; kill -s TERM -- "-$command"; sleep 5; kill -s KILL -- "-$command") <&3 >/dev/null 2>&1 3<&- &
+(read -r _; kill -s TERM -- "-$command" || kill -s TERM "$command"; sleep 5; kill -s KILL -- "-$command") <&3 >/dev/null 2>&1 3<&- &
 watch=$!
 exec 3<&-
 wait "$command"
@@ -209,6 +214,45 @@ mod tests {
         let mut output = Marked::new("MARK", 100);
         output.push(b"not today\n");
         assert_eq!(output.before(), "not today");
+    }
+
+    /// Both ways to a process group of its own: `timeout` as this machine has it, and as a link.
+    #[test]
+    fn when_the_line_to_farrier_ends_so_does_the_command() {
+        let folder = tempfile::tempdir().unwrap();
+        let link = folder.path().join("timeout");
+        std::os::unix::fs::symlink("/usr/bin/timeout", &link).unwrap();
+        for timeout in ["/usr/bin/timeout", link.to_str().unwrap()] {
+            let file = folder.path().join(timeout.replace('/', "_"));
+            let script =
+                "echo $$ >>$0; sleep 1000 & echo $! >>$0; ps -o pgid= -p $$ >>$0; echo whole >>$0; wait";
+            let mut child = std::process::Command::new("/bin/sh")
+                .args(["-c", &SCRIPT.replace("/usr/bin/timeout", timeout), "farrier", "MARK", "60", "0", "/"])
+                .args(["PATH=/usr/bin:/bin", "sh", "-c", script, file.to_str().unwrap()])
+                .stdin(std::process::Stdio::piped())
+                .stdout(std::process::Stdio::piped())
+                .spawn()
+                .unwrap();
+            let wrote = || std::fs::read_to_string(&file).unwrap_or_default();
+            while !wrote().ends_with("whole\n") {
+                assert!(child.try_wait().unwrap().is_none(), "{timeout}: it ended by itself");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            drop(child.stdin.take());
+            let output = child.wait_with_output().unwrap();
+            assert_eq!(String::from_utf8_lossy(&output.stdout), "MARK begin\nMARK end 143\n", "{timeout}");
+            let wrote = wrote();
+            let numbers: Vec<&str> = wrote.lines().map(str::trim).collect();
+            let group = rustix::process::getpgrp().as_raw_nonzero().to_string();
+            assert_ne!(numbers[2], group, "{timeout}: its process group is ours");
+            let lives = |pid: &&str| {
+                let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+                !stat.is_empty() && !stat.contains(") Z ")
+            };
+            while numbers[..2].iter().any(lives) {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
     }
 
     proptest! {
