@@ -68,8 +68,8 @@ impl ReadCx {
         self.history.as_deref().ok_or_else(none)
     }
 
-    /// Says how far the step has come: `done` of `total`, and in a few words of what. Nobody has to hear of it, and it never
-    /// waits, so it may be called as often as something is done. The words are the action's own and the names of objects,
+    /// Says how far the step has come: `done` of `total` (0 where nobody knows), and in a few words of what. Nobody has to hear
+    /// of it, and it never waits, so it may be called as often as something is done. The words are the action's own and the names of objects,
     /// never what a program or a server said: they are shown without having been looked through.
     pub fn progress(&self, done: usize, total: usize, text: impl FnOnce() -> String) {
         if let Some(told) = self.told.as_ref().filter(|told| told.receiver_count() > 0) {

@@ -17,6 +17,12 @@ use crate::problem::Problem;
 /// # Errors
 /// Nobody can say what still runs: `/proc` or the store cannot be read.
 pub async fn end(store: &SqliteStore) -> Result<(), Problem> {
+    // Programs whose runner was killed as well: nobody hears them, whatever run they were of.
+    let swept = tokio::task::spawn_blocking(farrier_plugin_external::runner::sweep).await.unwrap_or(0);
+    if swept > 0 {
+        tracing::warn!(swept, "ended processes of programs that outlived their runner");
+        eprintln!("ended {swept} processes of programs: they outlived their Farrier");
+    }
     let (store, runtime) = (store.clone(), tokio::runtime::Handle::current());
     let ended = tokio::task::spawn_blocking(move || {
         leftovers::end(|run| {

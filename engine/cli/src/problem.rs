@@ -135,7 +135,9 @@ impl Problem {
                 | ProjectError::NoRunbook { .. }
                 | ProjectError::NoEnvironment { .. }
                 | ProjectError::Apart { .. } => Exit::Usage,
-                ProjectError::Targets { .. } | ProjectError::Mistakes(_) => Exit::Invalid,
+                ProjectError::Targets { .. } | ProjectError::Mistakes(_) | ProjectError::TooDeep { .. } => {
+                    Exit::Invalid
+                }
                 ProjectError::NotYet(_) | ProjectError::File { .. } => Exit::Error,
             },
             Problem::Inputs { .. }

@@ -29,19 +29,51 @@ pub fn own_work(sockets: bool) -> Result<(), Failure> {
         .map_err(|error| refused("system calls", &*error))
 }
 
-/// Files only: no socket, no other program, no look into other processes, no mounts and namespaces, no change of the kernel or
-/// the clock.
+/// Open files only: no mode, owner, time or attribute of a file by its name, no socket, no other program, no look into other
+/// processes, no mounts and namespaces, no change of the kernel or the clock.
 ///
 /// # Errors
 /// The kernel has no seccomp, or refuses.
 pub fn only_files() -> Result<(), Failure> {
-    let refuse = [NEVER_FILTERED, PROGRAMS, NETWORK, OTHERS, MACHINE].concat();
+    let refuse = [NEVER_FILTERED, PROGRAMS, NETWORK, OTHERS, MACHINE, BY_NAME, BY_NAME_OF_OLD].concat();
     apply(whole(&refuse)).map_err(|error| refused("system calls", &*error))
 }
 
 /// Its operations are not system calls, so no filter would see them.
 const NEVER_FILTERED: &[i64] = &[libc::SYS_io_uring_setup];
 const PROGRAMS: &[i64] = &[libc::SYS_execve, libc::SYS_execveat];
+/// Landlock does not ask about these: with a superuser's powers over files they would reach every file of the machine. The same is
+/// done to open files, and Landlock does ask when they are opened.
+const BY_NAME: &[i64] = &[
+    libc::SYS_fchmodat,
+    FCHMODAT2,
+    libc::SYS_fchownat,
+    libc::SYS_setxattr,
+    libc::SYS_lsetxattr,
+    libc::SYS_removexattr,
+    libc::SYS_lremovexattr,
+    SETXATTRAT,
+    REMOVEXATTRAT,
+    libc::SYS_utimensat,
+    FILE_SETATTR,
+];
+/// Of kernels newer than the library; from number 424 on all architectures have the same.
+const FCHMODAT2: i64 = 452;
+const SETXATTRAT: i64 = 463;
+const REMOVEXATTRAT: i64 = 466;
+const FILE_SETATTR: i64 = 469;
+/// What only architectures of long ago have.
+#[cfg(target_arch = "x86_64")]
+const BY_NAME_OF_OLD: &[i64] = &[
+    libc::SYS_chmod,
+    libc::SYS_chown,
+    libc::SYS_lchown,
+    libc::SYS_utime,
+    libc::SYS_utimes,
+    libc::SYS_futimesat,
+];
+#[cfg(not(target_arch = "x86_64"))]
+const BY_NAME_OF_OLD: &[i64] = &[];
 /// A pair of sockets that are connected with each other reaches nobody, and the runtime has one.
 const NETWORK: &[i64] = &[
     libc::SYS_socket,
@@ -115,7 +147,8 @@ fn apply(rules: Rules) -> Result<(), Box<dyn std::error::Error>> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::ErrorKind;
+    use std::io::{ErrorKind, Write as _};
+    use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
 
@@ -135,8 +168,26 @@ mod tests {
     fn files_alone_are_left() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("socket");
+        let named = folder.path().join("named");
+        std::fs::write(&named, "someone else's").unwrap();
         let (written, others) = confined(only_files, || {
-            let written = std::fs::write(folder.path().join("file"), "content").is_ok();
+            let mode = std::fs::Permissions::from_mode(0o600);
+            let mut file = std::fs::File::create(folder.path().join("file")).unwrap();
+            let written = file.write_all(b"content").is_ok() && file.set_permissions(mode.clone()).is_ok();
+            let opened_up = std::fs::set_permissions(&named, mode);
+            let given = std::os::unix::fs::lchown(&named, Some(rustix::process::getuid().as_raw()), None);
+            let now = rustix::fs::UTIME_NOW;
+            let now = rustix::fs::Timespec { tv_sec: 0, tv_nsec: now };
+            let times = rustix::fs::Timestamps { last_access: now, last_modification: now };
+            let dated = rustix::fs::utimensat(rustix::fs::CWD, &named, &times, rustix::fs::AtFlags::empty());
+            let dated = dated.map_err(std::io::Error::from);
+            let at = rustix::fs::chmodat(
+                rustix::fs::CWD,
+                &named,
+                rustix::fs::Mode::RWXU,
+                rustix::fs::AtFlags::empty(),
+            )
+            .map_err(std::io::Error::from);
             let program = std::process::Command::new("/bin/true").status().map(drop);
             let unix = std::os::unix::net::UnixListener::bind(&path).map(drop);
             let network = std::net::TcpListener::bind("127.0.0.1:0").map(drop);
@@ -145,11 +196,11 @@ mod tests {
             let opened = rustix::process::pidfd_open(own, rustix::process::PidfdFlags::empty())
                 .map(drop)
                 .map_err(std::io::Error::from);
-            let others = [program, unix, network, changed, opened];
+            let others = [program, unix, network, changed, opened, opened_up, given, dated, at];
             (written, others.map(|result| result.map_err(|error| error.kind())))
         });
         assert!(written);
-        assert_eq!(others, [Err(ErrorKind::PermissionDenied); 5]);
+        assert_eq!(others, [Err(ErrorKind::PermissionDenied); 9]);
     }
 
     #[test]

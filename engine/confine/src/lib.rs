@@ -5,12 +5,15 @@
 //! [`capabilities`] takes a superuser's powers away but for a few. [`privileges`] comes before: no program that it starts may
 //! have more than it.
 //!
+//! [`group`] is no wall of this process but one around another: a program and all that it starts, to be ended as one.
+//!
 //! **Rule:** nothing here knows of runs, actions or targets. A kernel that cannot do something says so; who calls decides what
 //! that means.
 
 pub mod calls;
 pub mod capabilities;
 pub mod folders;
+pub mod group;
 
 use farrier_model::{Failure, FailureKind};
 use rustix::process::{Resource, Rlimit, setrlimit};

@@ -49,6 +49,12 @@ pub enum ProjectError {
     /// A feature of a later version.
     #[error("{0}")]
     NotYet(String),
+    /// Folders in folders without end.
+    #[error("{} lies more than 64 folders deep", path.display())]
+    TooDeep {
+        /// The first folder that does.
+        path: PathBuf,
+    },
     /// A file.
     #[error("cannot read {}", path.display())]
     File {
@@ -94,6 +100,10 @@ impl ProjectError {
                 Some("serve each of them with a process of its own, or give them the same `store:`".into())
             }
             ProjectError::Mistakes(_) => Some("`farrier explain CODE` tells more about a code".into()),
+            ProjectError::TooDeep { .. } => Some(
+                "it lies below a folder that farrier.yaml names, for `runbooks` as a rule: move it elsewhere"
+                    .into(),
+            ),
             ProjectError::NotYet(_) | ProjectError::File { .. } => None,
         }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use farrier_model::Digest;
 use farrier_model::spec::Catalog;
 use farrier_runbook::environment::{Store as StorePlace, read_environment};
-use farrier_runbook::project::{Project, matches, read_project};
+use farrier_runbook::project::{Project, matches, reaches, read_project};
 use farrier_runbook::{Alerts, Bundle, Compiled, Diagnostics, Source, compile, compile_alerts};
 use farrier_store::{Keep, Retention};
 
@@ -16,6 +16,8 @@ use crate::{ProjectError, Site};
 const PROJECT_FILE: &str = "farrier.yaml";
 /// Where runs are kept when nobody says otherwise, from the project's folder.
 const DATA_DIR: &str = ".farrier";
+/// Nobody finds a runbook that lies deeper.
+const MAX_DEPTH: usize = 64;
 /// Folders that never hold authored files.
 const IGNORED_FOLDERS: [&str; 4] = [".git", ".farrier", "target", "node_modules"];
 
@@ -46,7 +48,7 @@ impl Workspace {
         let project = read_project(file, &bytes, &mut diagnostics);
         let project = project.ok_or_else(|| ProjectError::Mistakes(Box::new(diagnostics)))?;
         let mut files = Vec::new();
-        walk(&root, &mut files)?;
+        walk(&root, &project, &mut files)?;
         files.sort();
         Ok(Workspace { root, project, digest: Digest::of(&bytes), files })
     }
@@ -262,18 +264,31 @@ fn is_test(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(".test.yaml"))
 }
 
-fn walk(folder: &Path, files: &mut Vec<PathBuf>) -> Result<(), ProjectError> {
-    let entries = std::fs::read_dir(folder).map_err(|error| ProjectError::file(folder, error))?;
-    for entry in entries {
-        let entry = entry.map_err(|error| ProjectError::file(folder, error))?;
-        let name = entry.file_name();
-        let kind = entry.file_type().map_err(|error| ProjectError::file(&entry.path(), error))?;
-        if kind.is_dir() {
-            if !IGNORED_FOLDERS.iter().any(|ignored| name == *ignored) {
-                walk(&entry.path(), files)?;
+/// Finds what may be an authored file. A project may hold other trees, such as the homes of a stand-in, and nothing in them is
+/// looked at where no entry of the project file leads there. No link is followed.
+fn walk(root: &Path, project: &Project, files: &mut Vec<PathBuf>) -> Result<(), ProjectError> {
+    let wanted = |folder: &Path| {
+        let relative = folder.strip_prefix(root).unwrap_or(folder).to_string_lossy();
+        let mut entries = project.runbooks.iter().chain(&project.alerts).chain(&project.environments);
+        entries.any(|entry| reaches(&entry.value, &relative))
+    };
+    let mut folders = vec![(root.to_path_buf(), 0)];
+    while let Some((folder, depth)) = folders.pop() {
+        if depth > MAX_DEPTH {
+            return Err(ProjectError::TooDeep { path: folder });
+        }
+        let entries = std::fs::read_dir(&folder).map_err(|error| ProjectError::file(&folder, error))?;
+        for entry in entries {
+            let entry = entry.map_err(|error| ProjectError::file(&folder, error))?;
+            let (name, path) = (entry.file_name(), entry.path());
+            let kind = entry.file_type().map_err(|error| ProjectError::file(&path, error))?;
+            if kind.is_dir() {
+                if !IGNORED_FOLDERS.iter().any(|ignored| name == *ignored) && wanted(&path) {
+                    folders.push((path, depth + 1));
+                }
+            } else if kind.is_file() && path.extension().is_some_and(|extension| extension == "yaml") {
+                files.push(path);
             }
-        } else if kind.is_file() && entry.path().extension().is_some_and(|extension| extension == "yaml") {
-            files.push(entry.path());
         }
     }
     Ok(())

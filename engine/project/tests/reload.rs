@@ -70,6 +70,36 @@ fn all_data_directories_are_found_even_beside_a_broken_environment() {
     assert_eq!(dirs, [workspace.root.join(".farrier"), workspace.root.join("environments/elsewhere")]);
 }
 
+/// A tree whose innermost paths are longer than the kernel takes. Made from inside out, since nothing can be made there.
+fn endless(at: &Path) {
+    let (inner, outer) = (at.with_extension("inner"), at.with_extension("outer"));
+    fs::create_dir(&inner).unwrap();
+    for _ in 0..25 {
+        fs::create_dir(&outer).unwrap();
+        fs::rename(&inner, outer.join("d".repeat(200))).unwrap();
+        fs::rename(&outer, &inner).unwrap();
+    }
+    fs::rename(&inner, at).unwrap();
+}
+
+#[test]
+fn other_trees_in_the_project_stop_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    project(dir.path());
+    endless(&dir.path().join("homes"));
+    fs::create_dir(dir.path().join("environments/world")).unwrap();
+    endless(&dir.path().join("environments/world/homes"));
+    std::os::unix::fs::symlink("..", dir.path().join("runbooks/loop")).unwrap();
+    let set = Set::load(dir.path(), &registry(), &[], 1).unwrap();
+    assert_eq!(set.workspace.runbook_files(), [set.workspace.root.join("runbooks/area/quiet.yaml")]);
+
+    let deep = dir.path().join("runbooks/area").join("d/".repeat(64));
+    fs::create_dir_all(&deep).unwrap();
+    let error = Workspace::find(dir.path()).unwrap_err();
+    assert!(matches!(&error, ProjectError::TooDeep { path } if path.ends_with("d/d")), "{error}");
+    assert!(error.help().unwrap().contains("`runbooks`"), "{error}");
+}
+
 #[test]
 fn mistakes_of_all_files_are_found_at_once() {
     let dir = tempfile::tempdir().unwrap();

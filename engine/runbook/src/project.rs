@@ -105,20 +105,42 @@ pub fn read_project(file: FileId, bytes: &[u8], out: &mut Diagnostics) -> Option
 
 /// Whether `path`, with `/` between its parts and from the project's folder, is meant by an entry of the project file.
 pub fn matches(pattern: &str, path: &str) -> bool {
-    let clean = |text: &str| -> Vec<String> {
-        text.split('/').filter(|part| !part.is_empty() && *part != ".").map(str::to_owned).collect()
-    };
-    let (mut pattern, path) = (clean(pattern), clean(path));
-    let is_yaml = |name: &String| matches!(name.rsplit_once('.'), Some((_, "yaml" | "yml")));
-    let names_files = pattern.last().is_some_and(|last| last.contains('*') || is_yaml(last))
-        && pattern.last().is_some_and(|last| last != "**");
-    if !names_files {
-        if !path.last().is_some_and(is_yaml) {
-            return false;
+    let (pattern, any_yaml) = parts_of(pattern);
+    let path = parts(path);
+    (!any_yaml || path.last().is_some_and(|last| is_yaml(last))) && parts_match(&pattern, &path)
+}
+
+/// Whether something below `folder` can be meant by an entry of the project file.
+pub fn reaches(pattern: &str, folder: &str) -> bool {
+    let (pattern, _) = parts_of(pattern);
+    let folder = parts(folder);
+    for (position, name) in folder.iter().enumerate() {
+        match pattern.get(position) {
+            Some(part) if part == "**" => return true,
+            Some(part) if part_matches(part, name) => {}
+            _ => return false,
         }
+    }
+    folder.len() < pattern.len()
+}
+
+fn parts(path: &str) -> Vec<String> {
+    path.split('/').filter(|part| !part.is_empty() && *part != ".").map(str::to_owned).collect()
+}
+
+fn is_yaml(name: &str) -> bool {
+    matches!(name.rsplit_once('.'), Some((_, "yaml" | "yml")))
+}
+
+/// The parts of an entry, and whether it is a folder, which stands for every `.yaml` file below it.
+fn parts_of(pattern: &str) -> (Vec<String>, bool) {
+    let mut pattern = parts(pattern);
+    let names_files =
+        pattern.last().is_some_and(|last| last != "**" && (last.contains('*') || is_yaml(last)));
+    if !names_files {
         pattern.push("**".into());
     }
-    parts_match(&pattern, &path)
+    (pattern, !names_files)
 }
 
 /// Greedy with one point to return to, so the work is at most the product of the lengths.
@@ -149,20 +171,39 @@ fn wild<P, T>(
 }
 
 fn parts_match(pattern: &[String], path: &[String]) -> bool {
-    wild(
-        pattern,
-        path,
-        |part| part == "**",
-        |part, name| {
-            let (part, name): (Vec<char>, Vec<char>) = (part.chars().collect(), name.chars().collect());
-            wild(&part, &name, |c| *c == '*', |c, found| *c == '?' || c == found)
-        },
-    )
+    wild(pattern, path, |part| part == "**", |part, name| part_matches(part, name))
+}
+
+fn part_matches(part: &str, name: &str) -> bool {
+    let (part, name): (Vec<char>, Vec<char>) = (part.chars().collect(), name.chars().collect());
+    wild(&part, &name, |c| *c == '*', |c, found| *c == '?' || c == found)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_folders_that_may_hold_a_meant_file_are_reached() {
+        for (pattern, folder, reached) in [
+            ("runbooks", "runbooks", true),
+            ("runbooks", "runbooks/area/below", true),
+            ("runbooks", "homes", false),
+            ("runbooks", "homes/runbooks", false),
+            ("environments/*.yaml", "environments", true),
+            ("environments/*.yaml", "environments/demo", false),
+            ("environments/*.yaml", "environments/demo.yaml", false),
+            ("teams/*/alerts/*.yaml", "teams/roots", true),
+            ("teams/*/alerts/*.yaml", "teams/roots/alerts", true),
+            ("teams/*/alerts/*.yaml", "teams/roots/homes", false),
+            ("**/runbooks/*.yaml", "any/where", true),
+            ("./runbooks/", "runbooks/area", true),
+            (".", "any", true),
+            ("one.yaml", "one", false),
+        ] {
+            assert_eq!(reaches(pattern, folder), reached, "{pattern} {folder}");
+        }
+    }
 
     #[test]
     fn entries_mean_folders_and_patterns() {

@@ -297,7 +297,7 @@ pub struct ProgressView {
     pub node: String,
     /// How many are done.
     pub done: u64,
-    /// Of how many.
+    /// Of how many; 0 where nobody knows yet.
     pub total: u64,
     /// Of what, and what else is to say: one short line.
     pub text: String,

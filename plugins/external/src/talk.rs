@@ -261,7 +261,8 @@ struct Tail {
 
 impl Tail {
     async fn listen(&mut self, mut pipe: impl AsyncRead + Unpin) -> Never {
-        let mut buffer = vec![0; 8192];
+        // As much as a pipe holds.
+        let mut buffer = vec![0; 64 << 10];
         while let Ok(count @ 1..) = pipe.read(&mut buffer).await {
             self.text.extend_from_slice(&buffer[..count]);
             if self.text.len() > 2 * TOLD {

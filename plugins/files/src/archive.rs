@@ -20,12 +20,13 @@ use crate::strict::Identity;
 use crate::target::{Files, FilesTarget};
 use crate::usage::human;
 use crate::walk::MAX_ENTRIES;
-use crate::work::{Work, do_blocking};
+use crate::work::{Work, do_blocking, do_telling};
 
 /// Takes a tree out of its place and stores it as a compressed tar archive.
 ///
 /// First the tree is moved, as it is and in one step, into a private folder of its root, so that nobody meets it half
-/// archived. Then it is packed, read back and compared, and only then the archive gets its name, which must be free. A
+/// archived. Where the environment says where its root has `snapshots`, the step then waits for one that has the tree
+/// there, and works with that. Then it is packed, read back and compared, and only then the archive gets its name, which must be free. A
 /// step that was cut off goes on when it is tried again and never makes a second archive. Undo moves the tree back and
 /// removes the archive that this step made. `files.delete_tree` deletes the tree for good.
 ///
@@ -188,6 +189,7 @@ impl Archive {
             into_root: files.open(&self.into.root)?,
             format: self.format()?,
             add,
+            snapshots: files.snapshots(&self.source.root)?,
             max_bytes: self.max_bytes,
             max_entries: self.max_entries,
         })
@@ -274,6 +276,14 @@ impl Archive {
                 ));
             }
         }
+        if let Some(snapshots) = files.snapshots(&tree.root)? {
+            let at = snapshots.shown();
+            let held = snapshots.holding(effect, &tree, identity)?.filter(|_| was_taken);
+            notes.push(match held {
+                Some(held) => format!("the archive will be made from the snapshot `{}` in {at}", held.name),
+                None => format!("the archive will be made from a snapshot in {at}, a new one"),
+            });
+        }
         if was_taken {
             notes.push(format!("`{tree}` is already out of its place: an earlier attempt took it"));
         }
@@ -290,6 +300,7 @@ impl Archive {
                 not_stored: 0,
                 changed: 0,
                 first_not_stored: Vec::new(),
+                snapshot: None,
             },
         };
         let planned = Planned::changes(self.changes(identity, format), output);
@@ -376,7 +387,7 @@ archive:
         let files = cx.writer(&self.target).await?;
         let planned = planned_identity(changes, &self.tree().to_string())?;
         let (this, effect) = (self.clone(), effect_of(cx));
-        do_blocking(move |work| store::make(work, &this.job(&files, &effect, planned)?))
+        do_telling(cx, move |work| store::make(work, &this.job(&files, &effect, planned)?))
             .await
             .map(archived)
             .map_err(|failure| failure.at(self.target.alias()))

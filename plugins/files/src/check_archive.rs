@@ -16,7 +16,7 @@ use crate::store::final_folder;
 use crate::strict::{failed, kind_in_words, open_strict};
 use crate::target::{Files, FilesTarget};
 use crate::verify::{Found, read_archive};
-use crate::work::{Work, do_blocking};
+use crate::work::{Work, do_telling};
 
 /// Reads an archive from disk, to the last byte, and compares it with what its step said of it.
 ///
@@ -90,7 +90,7 @@ checked:
     async fn plan(&self, cx: &ReadCx) -> Result<Planned<Checked>, Failure> {
         let files = cx.reader(&self.target).await?;
         let this = self.clone();
-        let found = do_blocking(move |work| this.read(work, &files))
+        let found = do_telling(cx, move |work| this.read(work, &files))
             .await
             .map_err(|failure| failure.at(self.target.alias()))?;
         Ok(Planned::known(Checked {

@@ -69,6 +69,7 @@ pub(crate) fn count_tree(
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => {
                 size.files += 1;
+                work.tell_of_many(size.files, 0, || "files counted".into());
                 if stat.st_nlink == 1 || several.insert(stat.st_ino) {
                     size.bytes += stat.st_size as u64;
                     size.stored += stat.st_blocks as u64 * 512;

@@ -14,7 +14,7 @@ use crate::remove::{Deletion, Standing, archived_as, delete, standing};
 use crate::strict::{FOLDER, failed, open_strict};
 use crate::target::{Files, FilesTarget};
 use crate::walk::MAX_ENTRIES;
-use crate::work::{Work, do_blocking};
+use crate::work::{Work, do_blocking, do_telling};
 
 /// Deletes a tree that `files.archive` took out of its place.
 ///
@@ -146,7 +146,7 @@ delete_home:
     async fn apply(&self, cx: &WriteCx, changes: &[Change]) -> Result<DeletedTree, Failure> {
         let files = cx.writer(&self.target).await?;
         let (this, changes) = (self.clone(), changes.to_vec());
-        let deleted = do_blocking(move |work| delete(work, &this.job(&files, &changes)?))
+        let deleted = do_telling(cx, move |work| delete(work, &this.job(&files, &changes)?))
             .await
             .map_err(|failure| failure.at(self.target.alias()))?;
         Ok(DeletedTree { tree: self.tree.to_string(), deleted })

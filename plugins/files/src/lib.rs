@@ -33,6 +33,7 @@ mod quarantine;
 mod read_many;
 mod reading;
 mod remove;
+mod snapshot;
 mod store;
 mod strict;
 mod target;

@@ -36,6 +36,9 @@ pub struct Manifest {
     pub changed: u64,
     /// The first of those that were not stored.
     pub first_not_stored: Vec<NotStored>,
+    /// The name of the snapshot that it was made from; left out when it was made from the tree itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<String>,
 }
 
 /// Something that is not in the archive.
@@ -79,6 +82,9 @@ pub(crate) struct Head {
     pub(crate) owner: u32,
     /// The effect that made the archive; so no two archives are equal.
     pub(crate) effect: String,
+    /// The snapshot that it was made from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) snapshot: Option<String>,
 }
 
 /// A line: one thing that was found.

@@ -14,6 +14,7 @@ use tar::{EntryType, Header};
 
 use crate::manifest::{Kind, Line, MEMBER, Manifest, Member, Members, Metadata, Name, Remarks};
 use crate::strict::{failed, io_failed};
+use crate::usage::human;
 use crate::walk::{Seen, reopen, shown};
 use crate::work::Work;
 
@@ -401,6 +402,9 @@ impl<'a> Packer<'a> {
             line.sha256 = Some(hex::encode(sha256));
         }
         self.remarks.count(&line);
+        self.work.tell_of_many(self.members.entries, 0, || {
+            format!("entries packed, {}", human(self.members.bytes))
+        });
         self.line(&line)
     }
 
@@ -461,6 +465,7 @@ impl<'a> Packer<'a> {
             not_stored: self.remarks.not_stored,
             changed: self.remarks.changed,
             first_not_stored: std::mem::take(&mut self.remarks.first),
+            snapshot: None,
         };
         let length = self.lines.bytes;
         let mut header = Header::new_gnu();

@@ -107,6 +107,7 @@ pub(crate) fn delete(work: &Work, job: &Deletion) -> Result<u64, Failure> {
         moved: 0,
         came_from: HashMap::new(),
         deleted: 0,
+        entries: job.record.manifest.entries,
         stuck: None,
     };
     sweep.everything()?;
@@ -182,6 +183,8 @@ struct Sweep<'a> {
     /// Where folders were that this attempt moved up, as far as that can still be told in a message.
     came_from: HashMap<CString, Vec<u8>>,
     deleted: u64,
+    /// How many the archive has, and so about how many there are.
+    entries: u64,
     /// The first thing that could not be deleted; the rest was, as far as possible.
     stuck: Option<Failure>,
 }
@@ -247,6 +250,8 @@ impl Sweep<'_> {
         match unlinkat(&frame.folder, &name, AtFlags::empty()) {
             Ok(()) => {
                 self.deleted += 1;
+                let all = self.entries.max(self.deleted);
+                self.work.tell_of_many(self.deleted, all, || "entries deleted".into());
                 return Ok(());
             }
             Err(Errno::NOENT) => return Ok(()),

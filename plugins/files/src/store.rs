@@ -3,7 +3,7 @@
 //! The order is what makes a crash harmless:
 //!
 //! 1. the tree goes into quarantine, under the effect's id;
-//! 2. it is packed into a private file, which is synced, read back and compared with its manifest;
+//! 2. it, or where its root has snapshots the first one that has it there, is packed into a private file, which is synced, read back and compared with its manifest;
 //! 3. the archive is recorded, by its digest beside the tree and by the effect's id beside the archive;
 //! 4. the private file takes its final name, which must be free.
 //!
@@ -23,6 +23,7 @@ use crate::pack::{Format, Packed, Packer};
 use crate::place::{FilePlace, TreePlace};
 use crate::private::{ARCHIVES, DIGESTS, make_private, open_private, read_record, remove, write_record};
 use crate::quarantine::{Quarantine, open_tree, same};
+use crate::snapshot::{Held, Snapshots};
 use crate::strict::{Identity, LISTED, LOOK, create_strict, failed, io_failed, look, open_strict};
 use crate::verify::{compare_with_lines, file_digest};
 use crate::walk::{reopen, walk};
@@ -40,6 +41,8 @@ pub(crate) struct Job {
     pub(crate) into_root: OwnedFd,
     pub(crate) format: Format,
     pub(crate) add: Vec<Added>,
+    /// Where the tree's root has snapshots.
+    pub(crate) snapshots: Option<Snapshots>,
     pub(crate) max_bytes: u64,
     pub(crate) max_entries: u64,
 }
@@ -137,8 +140,14 @@ pub(crate) fn make(work: &Work, job: &Job) -> Result<Record, Failure> {
     must_be_free(&folder, name, &job.into)?;
     let archives = make_private(&job.into_root, ARCHIVES)?;
     let tree = quarantine.take(work, &job.tree_root, &job.tree, job.planned)?;
+    let held = match &job.snapshots {
+        Some(snapshots) => Some(snapshots.held(work, &job.effect, &job.tree, job.planned)?),
+        None => None,
+    };
     work.point("before packing")?;
-    let record = pack(work, job, &tree, &archives)?;
+    let record = pack(work, job, &tree, held.as_ref(), &archives)?;
+    // A snapshot that is open cannot be removed.
+    drop(held);
     work.point("before the record")?;
     write_record(&archives, &effect_record(&job.effect), &record)?;
     work.point("archive is recorded")?;
@@ -146,7 +155,15 @@ pub(crate) fn make(work: &Work, job: &Job) -> Result<Record, Failure> {
 }
 
 /// Packs the tree into a private file, reads it back, and says what is to be recorded.
-fn pack(work: &Work, job: &Job, tree: &OwnedFd, archives: &OwnedFd) -> Result<Record, Failure> {
+fn pack(
+    work: &Work,
+    job: &Job,
+    tree: &OwnedFd,
+    held: Option<&Held>,
+    archives: &OwnedFd,
+) -> Result<Record, Failure> {
+    let snapshot = held.map(|held| held.name.clone());
+    let tree = held.map_or(tree, |held| &held.tree);
     let (part, lines) = (part_name(&job.effect), lines_name(&job.effect));
     // Of an attempt that did not come to its end.
     remove(archives, &part)?;
@@ -168,6 +185,7 @@ fn pack(work: &Work, job: &Job, tree: &OwnedFd, archives: &OwnedFd) -> Result<Re
         tree: job.tree.to_string(),
         owner: job.planned.owner,
         effect: job.effect.clone(),
+        snapshot: snapshot.clone(),
     })?;
     walk(work, tree, &job.tree.path.0, job.max_entries, &mut |path, seen| packer.add(path, seen))?;
     for added in &job.add {
@@ -204,7 +222,7 @@ fn pack(work: &Work, job: &Job, tree: &OwnedFd, archives: &OwnedFd) -> Result<Re
         inode: stat.st_ino,
         bytes,
         sha256,
-        manifest,
+        manifest: Manifest { snapshot, ..manifest },
     })
 }
 
@@ -253,6 +271,8 @@ fn finish(work: &Work, job: &Job, record: Record, fresh: bool) -> Result<Record,
         let digests = make_private(&job.tree_root, DIGESTS)?;
         write_record(&digests, &digest_record(&record.sha256), &record)?;
     }
+    // Also before: an archive with its name is a step that is done.
+    forget_snapshot(job)?;
     work.point("before the archive is named")?;
     if unnamed {
         renameat_with(&archives, &*part, &folder, name, RenameFlags::NOREPLACE).map_err(
@@ -268,6 +288,11 @@ fn finish(work: &Work, job: &Job, record: Record, fresh: bool) -> Result<Record,
     work.point("archive is durable")?;
     remove(&archives, &lines_name(&job.effect))?;
     Ok(record)
+}
+
+/// Removes the snapshot that was made for this effect, if one was.
+fn forget_snapshot(job: &Job) -> Result<(), Failure> {
+    job.snapshots.as_ref().map_or(Ok(()), |snapshots| snapshots.forget(&job.effect))
 }
 
 /// Checks that a file is the recorded one, to the last byte.
@@ -366,6 +391,7 @@ pub(crate) fn unmake(work: &Work, job: &Job) -> Result<(), Failure> {
         remove(&archives, &effect_record(&job.effect))?;
         fsync(&archives).map_err(|error| failed("cannot make the private folder durable", error))?;
     }
+    forget_snapshot(job)?;
     work.point("before the quarantine is removed")?;
     match quarantine {
         Some(quarantine) => quarantine.remove(),

@@ -25,10 +25,9 @@ pub(crate) const LISTED: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(
 /// Whatever it is, without opening it.
 pub(crate) const LOOK: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW);
 
-const RESOLVE: ResolveFlags = ResolveFlags::BENEATH
-    .union(ResolveFlags::NO_SYMLINKS)
-    .union(ResolveFlags::NO_MAGICLINKS)
-    .union(ResolveFlags::NO_XDEV);
+const NO_LINKS: ResolveFlags =
+    ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
+const RESOLVE: ResolveFlags = NO_LINKS.union(ResolveFlags::NO_XDEV);
 /// Resolution that loses a race against a rename asks to be repeated.
 const RACES: usize = 16;
 
@@ -48,8 +47,23 @@ pub(crate) fn create_strict<P: Arg + Copy>(
     flags: OFlags,
     mode: Mode,
 ) -> Result<OwnedFd, Errno> {
+    open(folder, path, flags, mode, RESOLVE)
+}
+
+/// Opens a folder among what the superuser mounts there, as snapshots are: through no link, and into other file systems.
+pub(crate) fn open_mounted<P: Arg + Copy>(folder: impl AsFd, path: P) -> Result<OwnedFd, Errno> {
+    open(folder, path, FOLDER, Mode::empty(), NO_LINKS)
+}
+
+fn open<P: Arg + Copy>(
+    folder: impl AsFd,
+    path: P,
+    flags: OFlags,
+    mode: Mode,
+    resolve: ResolveFlags,
+) -> Result<OwnedFd, Errno> {
     for _ in 0..RACES {
-        match openat2(folder.as_fd(), path, flags | OFlags::CLOEXEC, mode, RESOLVE) {
+        match openat2(folder.as_fd(), path, flags | OFlags::CLOEXEC, mode, resolve) {
             Err(Errno::AGAIN | Errno::INTR) => {}
             other => return other,
         }

@@ -14,8 +14,10 @@ use rustix::io::Errno;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use crate::helper::roots::Folders;
 use crate::helper::via::{Via, ViaConfig};
 use crate::pool;
+use crate::snapshot::{self, Snapshots};
 
 /// Folders of this machine (local or mounted), under names that runbooks use.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -24,6 +26,10 @@ pub struct FilesConfig {
     /// Each root's name and folder. A relative folder starts at the environment's file. Left out with `via`.
     #[serde(default)]
     roots: BTreeMap<String, String>,
+    /// By root, the folder with the snapshots that its file system keeps, or that folder, `/*/` and where the root is in each:
+    /// `/srv/tools/.zfs/snapshot`, `/srv/snapshots/*/tools`. Trees of such a root are archived from a snapshot.
+    #[serde(default)]
+    snapshots: BTreeMap<String, String>,
     /// For stand-ins, whose folders are copies and belong to whoever copied them: by root and folder name, the number
     /// of the account that owns it in the world it stands for.
     #[serde(default)]
@@ -53,6 +59,8 @@ struct Root {
 #[derive(Debug)]
 pub struct Files {
     roots: BTreeMap<String, Root>,
+    /// Where each root has its snapshots.
+    snapshots: BTreeMap<String, Root>,
     owners: BTreeMap<String, BTreeMap<String, u32>>,
     via: Option<Via>,
     /// Threads that were given up while the kernel kept them waiting for a file.
@@ -114,6 +122,10 @@ impl Files {
     fn new(config: FilesConfig, cx: &ConnectCx) -> Result<Files, Failure> {
         let via = config.via.as_ref().map(|via| via.way(cx)).transpose()?;
         match (via.is_some(), config.roots.is_empty()) {
+            _ if via.is_some() && !config.snapshots.is_empty() => {
+                return Err(Failure::new(FailureKind::Input, "`via` and `snapshots` exclude each other")
+                    .help("write `snapshots NAME FOLDER` into the helper's own file"));
+            }
             (true, false) => {
                 return Err(Failure::new(FailureKind::Input, "`via` and `roots` exclude each other")
                     .help("remove `roots`: the helper's own file says which folders there are"));
@@ -131,6 +143,17 @@ impl Files {
             )
             .help("remove `owners`: the owners of real folders are those on disk"));
         }
+        if stand_in && !config.snapshots.is_empty() {
+            return Err(Failure::new(
+                FailureKind::Input,
+                "`snapshots` is for real folders, and all of its roots are a stand-in's",
+            )
+            .help("remove `snapshots`: nobody else writes to a stand-in's trees"));
+        }
+        if let Some(root) = config.snapshots.keys().find(|root| !config.roots.contains_key(*root)) {
+            let message = format!("`snapshots` names the root `{root}`, which is not there");
+            return Err(Failure::new(FailureKind::Input, message));
+        }
         for (root, names) in &config.owners {
             if !config.roots.contains_key(root) {
                 let names: Vec<&str> = names.keys().map(String::as_str).collect();
@@ -140,15 +163,27 @@ impl Files {
             }
         }
         let root = |folder| Root { base: cx.path("."), folder, stand_in };
-        let roots = config.roots.into_iter().map(|(name, folder)| (name, root(folder))).collect();
-        Ok(Files { roots, owners: config.owners, via, hanging: Arc::default() })
+        let named = |folders: BTreeMap<String, String>| {
+            folders.into_iter().map(|(name, folder)| (name, root(folder))).collect()
+        };
+        Ok(Files {
+            roots: named(config.roots),
+            snapshots: named(config.snapshots),
+            owners: config.owners,
+            via,
+            hanging: Arc::default(),
+        })
     }
 
     /// The folders of a helper.
-    pub(crate) fn over(roots: &BTreeMap<String, String>) -> Files {
+    pub(crate) fn over(folders: &Folders) -> Files {
         let root = |folder: &String| Root { base: "/".into(), folder: folder.clone(), stand_in: false };
+        let named = |folders: &BTreeMap<String, String>| {
+            folders.iter().map(|(name, folder)| (name.clone(), root(folder))).collect()
+        };
         Files {
-            roots: roots.iter().map(|(name, folder)| (name.clone(), root(folder))).collect(),
+            roots: named(&folders.roots),
+            snapshots: named(&folders.snapshots),
             owners: BTreeMap::new(),
             via: None,
             hanging: Arc::default(),
@@ -176,6 +211,21 @@ impl Files {
     pub(crate) fn open(&self, name: &str) -> Result<OwnedFd, Failure> {
         let root = self.find(name)?;
         root.open().map_err(|error| cannot_open(name, &root.shown(), error))
+    }
+
+    /// The snapshots of a root, if the environment says where they are.
+    pub(crate) fn snapshots(&self, root: &str) -> Result<Option<Snapshots>, Failure> {
+        let Some(at) = self.snapshots.get(root) else { return Ok(None) };
+        let (folder, within) = snapshot::parts(&at.folder);
+        let shown = at.shown();
+        Root { folder: folder.to_owned(), ..at.clone() }
+            .open()
+            .map(|folder| Some(Snapshots::new(folder, within, shown.clone())))
+            .map_err(|error| {
+                let Failure { kind, help, .. } = cannot_open(root, &shown, error);
+                let message = format!("cannot open the snapshots of the root `{root}` ({shown}): {error}");
+                Failure { help, ..Failure::new(kind, message) }
+            })
     }
 
     /// The way to the helper that does the work, if there is one.

@@ -14,7 +14,7 @@ use crate::private::PRIVATE;
 use crate::strict::{FOLDER, LISTED, failed, look, open_strict};
 use crate::target::{Files, FilesTarget};
 use crate::walk::MAX_ENTRIES;
-use crate::work::{Work, do_blocking};
+use crate::work::{Work, do_telling};
 
 /// Counts and measures what lies in a folder, and the space that is left on its disk.
 ///
@@ -229,7 +229,7 @@ size:
         }
         let files = cx.reader(&self.target).await?;
         let this = self.clone();
-        let (used, first) = do_blocking(move |work| this.measure(work, &files))
+        let (used, first) = do_telling(cx, move |work| this.measure(work, &files))
             .await
             .map_err(|failure| failure.at(self.target.alias()))?;
         let passed = used.total.passed;

@@ -110,6 +110,7 @@ pub(crate) fn read_archive(
             let Begun { path, flag, to, .. } = begun;
             let member = Member { path, flag, to, size, sha256 };
             members.add(&member);
+            work.tell_of_many(members.entries, 0, || "entries read back".into());
             each(Part::Ends(&member))?;
             last = member.path;
         }
@@ -190,7 +191,7 @@ pub(crate) struct Lines {
 impl Lines {
     /// From the beginning of `file`.
     pub(crate) fn open(file: File) -> Result<Lines, Failure> {
-        let head = Head { tree: String::new(), owner: 0, effect: String::new() };
+        let head = Head { tree: String::new(), owner: 0, effect: String::new(), snapshot: None };
         let mut lines = Lines { reader: BufReader::new(file), head, not_stored: 0, changed: 0 };
         let first = lines.text()?.unwrap_or_default();
         lines.head = Self::parse(&first)?;

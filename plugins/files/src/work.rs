@@ -3,11 +3,17 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use farrier_action::ReadCx;
 use farrier_model::{Failure, FailureKind};
+
+/// So many things are done between two words on how far it is.
+const SOME: u64 = 1 << 10;
 
 /// The hand on the brake of one piece of work.
 pub(crate) struct Work {
     stopped: Arc<AtomicBool>,
+    /// Whom it tells how far it has come.
+    told: Option<ReadCx>,
     #[cfg(test)]
     hook: Option<faults::Hook>,
 }
@@ -22,9 +28,10 @@ impl Drop for StopOnDrop {
 }
 
 impl Work {
-    fn new(stopped: Arc<AtomicBool>) -> Work {
+    fn new(stopped: Arc<AtomicBool>, told: Option<ReadCx>) -> Work {
         Work {
             stopped,
+            told,
             #[cfg(test)]
             hook: faults::EVERYWHERE.get().cloned(),
         }
@@ -36,6 +43,20 @@ impl Work {
             return Err(Failure::new(FailureKind::Timeout, "it was told to stop"));
         }
         Ok(())
+    }
+
+    /// Says how far it has come, see [`ReadCx::progress`].
+    pub(crate) fn tell(&self, done: u64, total: u64, text: impl FnOnce() -> String) {
+        if let Some(told) = &self.told {
+            told.progress(done as usize, total as usize, text);
+        }
+    }
+
+    /// The same of things that are many: every now and then.
+    pub(crate) fn tell_of_many(&self, done: u64, total: u64, text: impl FnOnce() -> String) {
+        if done.is_multiple_of(SOME) {
+            self.tell(done, total, text);
+        }
     }
 
     /// A place between two steps where a crash leaves something different behind. Tests crash at each of them.
@@ -53,9 +74,24 @@ impl Work {
 pub(crate) async fn do_blocking<T: Send + 'static>(
     work: impl FnOnce(&Work) -> Result<T, Failure> + Send + 'static,
 ) -> Result<T, Failure> {
+    in_a_thread(None, work).await
+}
+
+/// The same for a step that tells how far it has come.
+pub(crate) async fn do_telling<T: Send + 'static>(
+    cx: &ReadCx,
+    work: impl FnOnce(&Work) -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    in_a_thread(Some(cx.clone()), work).await
+}
+
+async fn in_a_thread<T: Send + 'static>(
+    told: Option<ReadCx>,
+    work: impl FnOnce(&Work) -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
     let stop = StopOnDrop(Arc::default());
     let stopped = stop.0.clone();
-    let result = tokio::task::spawn_blocking(move || work(&Work::new(stopped))).await;
+    let result = tokio::task::spawn_blocking(move || work(&Work::new(stopped, told))).await;
     drop(stop);
     result.unwrap_or_else(|error| {
         Err(Failure::new(FailureKind::Internal, format!("work with files ended early: {error}")).in_doubt())
@@ -79,7 +115,7 @@ pub(crate) mod faults {
     impl Work {
         /// Work with a hook at its points.
         pub(crate) fn hooked(hook: Hook) -> Work {
-            Work { stopped: Arc::default(), hook: Some(hook) }
+            Work { stopped: Arc::default(), told: None, hook: Some(hook) }
         }
 
         /// Work that ends at its `nth` point, counted from 0, as if the process had died there.

@@ -132,7 +132,7 @@ while not line.endswith(b'\\n'):
     if not more:
         sys.exit(1)
     line += more
-once = line.startswith(b'{{\"version\":2,\"job\":{{\"make_secret\"') and not os.path.exists(folder + '/once')
+once = b',\"job\":{{\"make_secret\"' in line[:40] and not os.path.exists(folder + '/once')
 if once:
     open(folder + '/once', 'w').close()
 if once and {when:?} == 'before':

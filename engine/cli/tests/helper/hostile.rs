@@ -16,7 +16,6 @@ use std::time::Duration;
 use rustix::fs::{CWD, FileType, Mode, OFlags, makedev, mkdirat, mknodat, open, openat};
 
 use crate::common::Project;
-use crate::far::roots_file;
 use crate::steps::{is_archived_and_deleted, project};
 
 /// Sets how many files the home has; a tenth of it is how deep its folders are. As many as seconds allow when not set.
@@ -101,12 +100,6 @@ impl Drop for Growing {
 #[test]
 fn a_hostile_home_is_archived_and_deleted_by_the_helper() {
     let project = project();
-    // Every command looks for runbooks in the project, which no hostile owner can write to.
-    let elsewhere = farrier_testkit::temp_dir();
-    let world = elsewhere.path().join("world");
-    fs::rename(project.path("world"), &world).unwrap();
-    symlink(&world, project.path("world")).unwrap();
-    roots_file(&project, &[("tool_homes", "world/homes"), ("archives", "world/archives")]);
     let entries = std::env::var(ENTRIES).map_or(5_000, |number| number.parse().unwrap());
     fill(&project, entries);
     let growing = Growing::of(&project.path("world/homes/foxes/grows"));

@@ -52,6 +52,7 @@ steps:
 outputs:
   entries: ${ steps.archive.manifest.entries }
   not_stored: ${ steps.archive.manifest.not_stored }
+  snapshot: ${ steps.archive.manifest.snapshot | default(none) }
 ";
 
 /// A home of another account, and a project whose files are behind a helper.
@@ -165,7 +166,7 @@ impl Helper {
 }
 
 fn request(job: &str, wanted: &Value) -> String {
-    format!("{}\n", json!({ "version": 2, "job": { job: wanted } }))
+    format!("{}\n", json!({ "version": 3, "job": { job: wanted } }))
 }
 
 fn plan(input: &Value) -> Value {
@@ -239,7 +240,7 @@ fn a_helper_does_what_its_own_file_allows_and_nothing_else() {
     let mut helper = Helper::start(&roots);
     helper.say("{\"version\": 1, \"verb\": \"usage\"}\n");
     let (answer, _) = helper.hear();
-    assert!(answer.contains("the helper speaks version 2, and the request version 1"), "{answer}");
+    assert!(answer.contains("the helper speaks version 3, and the request version 1"), "{answer}");
 }
 
 #[test]

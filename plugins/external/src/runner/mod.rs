@@ -4,7 +4,9 @@
 //! ([`confine`]), starts it on the runner's own input and outputs, and ends it with all that it has started: when it is
 //! over, when Farrier asks for it (`SIGTERM`), and when nobody reads its output any more, since Farrier is gone then.
 //!
-//! What a program starts cannot get away. The runner is the subreaper of all of it: whoever loses its parent, by a double
+//! What a program starts cannot get away. Where this process may make control groups, the program enters one of its own
+//! before it becomes what it is, and the whole group is killed at once ([`group`]); a runner that was itself killed leaves it to
+//! the next one, or to the next start of Farrier ([`sweep`]). Everywhere, the runner is the subreaper of all of it: whoever loses its parent, by a double
 //! fork or otherwise, becomes the runner's own child, in whatever session or process group. The runner ends its children
 //! until there are none.
 //!
@@ -24,6 +26,7 @@ use std::path::Path;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
+use farrier_confine::group::{self, Group};
 use farrier_model::{Failure, FailureKind};
 use farrier_plugin_host::leftovers;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -75,6 +78,9 @@ impl Order {
     }
 }
 
+/// In the place of a control group's path.
+const NO_GROUP: &str = "none";
+
 /// The first word of a runner's second self.
 const BECOME: &str = "become";
 
@@ -82,8 +88,9 @@ const BECOME: &str = "become";
 /// place, as its answer.
 pub fn main(words: &[String]) -> i32 {
     let done = match words {
-        [first, descriptor, folder, order] if first == BECOME => {
-            Order::of(order).map(|order| Err(become_program(descriptor, Path::new(folder), &order)))
+        [first, descriptor, folder, group, order] if first == BECOME => {
+            let group = Some(Path::new(group)).filter(|group| group.is_absolute());
+            Order::of(order).map(|order| Err(become_program(descriptor, Path::new(folder), group, &order)))
         }
         [order] => Order::of(order).map(|order| run(&order)),
         _ => None,
@@ -105,7 +112,11 @@ fn refused(order: &Order, what: &str, error: &dyn std::fmt::Display) -> Failure 
 }
 
 /// Returns only when it could not.
-fn become_program(descriptor: &str, folder: &Path, order: &Order) -> Failure {
+fn become_program(descriptor: &str, folder: &Path, group: Option<&Path>, order: &Order) -> Failure {
+    // Before there are walls, and so that nothing is ever outside of it.
+    if let Some(Err(error)) = group.map(group::enter) {
+        return refused(order, "its control group", &error);
+    }
     if let Err(failure) = confine::confine(order, folder) {
         return failure;
     }
@@ -124,37 +135,48 @@ fn run(order: &Order) -> Result<i32, Failure> {
     let folder = folder.map_err(|error| refused(order, "no folder to work in", &error))?;
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .map_err(|error| refused(order, "the kernel does not let it be watched", &error))?;
+    group::sweep();
+    let group = Group::make();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| refused(order, "no runtime", &error))?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         let mut asked = signal(SignalKind::terminate()).map_err(|error| refused(order, "signals", &error))?;
         let mut command = Command::new("/proc/self/exe");
         // The first word is what `farrier` calls this command; the runner alone has no such word.
         command.args(std::env::args().nth(1).filter(|word| word == COMMAND));
-        command.args([BECOME, &sealed.as_raw_fd().to_string()]).arg(folder.path()).arg(order.word()?);
+        command.args([BECOME, &sealed.as_raw_fd().to_string()]).arg(folder.path());
+        command.arg(group.as_ref().map_or(Path::new(NO_GROUP), Group::path)).arg(order.word()?);
         let child = command.process_group(0).spawn();
         let mut child = child.map_err(|error| refused(order, "the kernel", &error))?;
         drop(sealed);
-        let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        let first = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
         let status = tokio::select! {
             biased;
-            _ = asked.recv() => stopped(&mut child, group).await,
-            () = nobody_reads() => stopped(&mut child, group).await,
+            _ = asked.recv() => stopped(&mut child, first).await,
+            () = nobody_reads() => stopped(&mut child, first).await,
             exceeded = too_much(order) => {
                 // All of a group at once: none of them gets to start another one first.
-                if let Some(group) = group {
-                    let _ = kill_process_group(group, Signal::KILL);
+                group.as_ref().map(Group::kill);
+                if let Some(first) = first {
+                    let _ = kill_process_group(first, Signal::KILL);
                 }
-                end_all();
                 return Ok(exceeded);
             }
             status = child.wait() => status.ok(),
         };
-        end_all();
         Ok(status.map_or(1, code))
-    })
+    });
+    group.as_ref().map(Group::kill);
+    end_all();
+    group.map(Group::remove);
+    ended
+}
+
+/// Ends what runners that were killed have left in their control groups, and says how many processes there were.
+pub fn sweep() -> usize {
+    group::sweep()
 }
 
 fn code(status: ExitStatus) -> i32 {

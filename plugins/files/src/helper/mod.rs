@@ -16,7 +16,7 @@
 //! step is tried again.
 
 mod listen;
-mod roots;
+pub(crate) mod roots;
 mod send;
 mod serve;
 mod talk;

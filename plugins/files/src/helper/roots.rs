@@ -8,12 +8,31 @@ use std::path::Path;
 use farrier_model::{Failure, FailureKind};
 use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
 
+use crate::snapshot::parts;
+
+/// What the file names.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Folders {
+    /// By name.
+    pub(crate) roots: BTreeMap<String, String>,
+    /// By name of its root, the folder with the snapshots; see the key of the same name in environments.
+    pub(crate) snapshots: BTreeMap<String, String>,
+}
+
+impl Folders {
+    /// All folders that work is done in.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Path> {
+        let snapshots = self.snapshots.values().map(|folder| parts(folder).0);
+        self.roots.values().map(String::as_str).chain(snapshots).map(Path::new)
+    }
+}
+
 /// A longer file is none of ours.
 const LONGEST: u64 = 64 << 10;
 
-/// Reads `NAME FOLDER` from each line; `#` begins a comment. The file must belong to the superuser, or to the account
+/// Reads `NAME FOLDER` or `snapshots NAME FOLDER` from each line; `#` begins a comment. The file must belong to the superuser, or to the account
 /// that the helper runs as, and nobody else may be able to write to it.
-pub(crate) fn read(path: &Path) -> Result<BTreeMap<String, String>, Failure> {
+pub(crate) fn read(path: &Path) -> Result<Folders, Failure> {
     let shown = path.display();
     let refused = |why: &dyn std::fmt::Display| {
         Failure::new(FailureKind::Denied, format!("the roots in {shown}: {why}"))
@@ -44,29 +63,41 @@ pub(crate) fn read(path: &Path) -> Result<BTreeMap<String, String>, Failure> {
     parse(&text).map_err(|why| refused(&why))
 }
 
-fn parse(text: &str) -> Result<BTreeMap<String, String>, String> {
-    let mut roots = BTreeMap::new();
+fn parse(text: &str) -> Result<Folders, String> {
+    let mut folders = Folders::default();
     for (number, line) in text.lines().enumerate() {
         let line = line.trim();
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
         let number = number + 1;
-        let Some((name, folder)) = line.split_once(char::is_whitespace) else {
+        let words = |line: &'_ str| {
+            line.split_once(char::is_whitespace).map(|(name, rest)| (name.to_owned(), rest.trim().to_owned()))
+        };
+        let Some((mut name, mut folder)) = words(line) else {
             return Err(format!("line {number} is not `NAME FOLDER`"));
         };
-        let folder = folder.trim();
+        let mut named = &mut folders.roots;
+        // A root may have this name as well: then its folder follows.
+        if name == "snapshots" && !folder.starts_with('/') {
+            (name, folder) = words(&folder).ok_or(format!("line {number} is not `snapshots NAME FOLDER`"))?;
+            named = &mut folders.snapshots;
+        }
         if !folder.starts_with('/') || folder.contains("/../") || folder.ends_with("/..") {
             return Err(format!("line {number}: `{folder}` is not an absolute path"));
         }
-        if roots.insert(name.to_owned(), folder.to_owned()).is_some() {
+        if named.contains_key(&name) {
             return Err(format!("line {number}: the root `{name}` is there twice"));
         }
+        named.insert(name, folder);
     }
-    if roots.is_empty() {
+    if folders.roots.is_empty() {
         return Err("the file names no root".into());
     }
-    Ok(roots)
+    if let Some(name) = folders.snapshots.keys().find(|name| !folders.roots.contains_key(*name)) {
+        return Err(format!("it has snapshots of `{name}`, and no such root"));
+    }
+    Ok(folders)
 }
 
 #[cfg(test)]
@@ -77,15 +108,25 @@ mod tests {
 
     #[test]
     fn lines_are_names_and_folders() {
-        let roots = parse("# ours\n\ntool_homes /srv/tools/project\narchives\t/srv/with a blank\n").unwrap();
-        assert_eq!(roots["tool_homes"], "/srv/tools/project");
-        assert_eq!(roots["archives"], "/srv/with a blank");
+        let text = "# ours\n\ntool_homes /srv/tools/project\narchives\t/srv/with a blank\nsnapshots /srv/s\n\
+                    snapshots tool_homes  /srv/snap shots/*/tools\n";
+        let folders = parse(text).unwrap();
+        assert_eq!(folders.roots["tool_homes"], "/srv/tools/project");
+        assert_eq!(folders.roots["archives"], "/srv/with a blank");
+        assert_eq!(folders.roots["snapshots"], "/srv/s");
+        assert_eq!(folders.snapshots, [("tool_homes".into(), "/srv/snap shots/*/tools".into())].into());
+        let all: Vec<_> = folders.all().collect();
+        assert!(all.contains(&Path::new("/srv/snap shots")), "{all:?}");
         for (text, why) in [
             ("", "names no root"),
             ("alone", "line 1 is not"),
             ("a b", "not an absolute path"),
             ("a /b/../c", "not an absolute path"),
             ("a /b\na /c", "twice"),
+            ("a /b\nsnapshots a", "line 2 is not `snapshots NAME FOLDER`"),
+            ("a /b\nsnapshots a b", "not an absolute path"),
+            ("a /b\nsnapshots b /c", "snapshots of `b`, and no such root"),
+            ("a /b\nsnapshots a /c\nsnapshots a /d", "twice"),
         ] {
             assert!(parse(text).unwrap_err().contains(why), "{text}");
         }

@@ -65,7 +65,7 @@ impl Via {
                 Answer::Part(part) => (part, false),
                 Answer::Done(part) => (part, true),
                 Answer::Failed(failure) => return Err(failure),
-                Answer::Ready {} => return Err(odd()),
+                Answer::Ready {} | Answer::Progress(_) => return Err(odd()),
             };
             let texts = part.iter().flat_map(|found| &found.texts);
             read += texts.filter_map(|(text, _)| text.as_ref()).map(|text| text.len() as u64).sum::<u64>();
@@ -91,7 +91,7 @@ impl Via {
             // Of an earlier attempt.
             Answer::Done(receipt) => return Ok(receipt),
             Answer::Failed(failure) => return Err(unanswered(failure)),
-            Answer::Part(_) => return Err(odd()),
+            Answer::Part(_) | Answer::Progress(_) => return Err(odd()),
             Answer::Ready {} => {}
         }
         let to = talk.lend()?;

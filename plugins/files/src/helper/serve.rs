@@ -5,21 +5,26 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use farrier_action::{
-    Action, ActionRegistry, Binding, NodeInfo, Probe, ReadCx, TargetKind as _, Targets, WriteCx,
+    Action, ActionRegistry, Binding, NodeInfo, Probe, Progress, ReadCx, TargetKind as _, Targets, WriteCx,
 };
 use farrier_confine::capabilities::OTHER_PEOPLES_FILES;
 use farrier_confine::folders::{Confined, Left};
 use farrier_model::{Failure, FailureKind, Scope, Value};
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use super::listen::{Body, Heard, listen};
-use super::roots;
-use super::wire::{Answer, Job, LONGEST_ANSWER, Phase, Planned, Probed, Request, Step, VERSION};
+use super::roots::{self, Folders};
+use super::wire::{Answer, Job, LONGEST_ANSWER, Phase, Planned, Probed, Request, Step, Told, VERSION};
 use super::work;
 use crate::target::Files;
 use crate::{Archive, CheckArchive, DeleteTree, Discard, FilesTarget, Usage, Write as WriteFile};
+
+/// How long the next word on progress waits after one was said.
+const PAUSE: Duration = Duration::from_millis(250);
 
 /// How the process ends when its caller has gone.
 const LEFT_ALONE: i32 = 75;
@@ -27,7 +32,7 @@ const LEFT_ALONE: i32 = 75;
 /// A process that may work in the folders of its file, and in no others.
 #[derive(Debug)]
 pub struct Helper {
-    roots: BTreeMap<String, String>,
+    folders: Folders,
 }
 
 impl Helper {
@@ -41,9 +46,9 @@ impl Helper {
     /// # Errors
     /// The file cannot be read or is not to be believed; a kernel that can confine refuses to, or cannot.
     pub fn prepare(roots: &Path, unconfined: bool) -> Result<Helper, Failure> {
-        let roots = roots::read(roots)?;
+        let folders = roots::read(roots)?;
         farrier_confine::privileges()?;
-        let left = Left { writes: roots.values().map(Path::new).collect(), ..Left::default() };
+        let left = Left { writes: folders.all().collect(), ..Left::default() };
         match left.alone()? {
             Confined::Wholly => {}
             Confined::Partly => eprintln!("note: this kernel confines the helper's files, and not all else"),
@@ -60,7 +65,7 @@ impl Helper {
         }
         farrier_confine::capabilities::keep(OTHER_PEOPLES_FILES)?;
         farrier_confine::calls::only_files()?;
-        Ok(Helper { roots })
+        Ok(Helper { folders })
     }
 
     /// Answers the one request on standard input.
@@ -75,7 +80,7 @@ impl Helper {
                 std::process::exit(LEFT_ALONE);
             }
         });
-        converse(&self.roots, heard, &out).await
+        converse(&self.folders, heard, &out).await
     }
 }
 
@@ -116,17 +121,13 @@ impl Out {
 }
 
 /// Hears a request, does it and says what came of it.
-pub(crate) async fn converse(
-    roots: &BTreeMap<String, String>,
-    heard: Heard,
-    out: &Out,
-) -> Result<(), Failure> {
+pub(crate) async fn converse(folders: &Folders, heard: Heard, out: &Out) -> Result<(), Failure> {
     let line = heard
         .request
         .await
         .map_err(|error| Failure::new(FailureKind::Internal, format!("reading ended early: {error}")))??;
     let worked = match read(&line) {
-        Ok(job) => perform(roots, job, heard.body, out).await,
+        Ok(job) => perform(folders, job, heard.body, out).await,
         Err(failure) => Err(failure),
     };
     match worked {
@@ -152,15 +153,15 @@ fn read(line: &str) -> Result<Job, Failure> {
     Ok(request.job)
 }
 
-async fn perform(roots: &BTreeMap<String, String>, job: Job, body: Body, out: &Out) -> Result<(), Failure> {
-    let files = Arc::new(Files::over(roots));
+async fn perform(folders: &Folders, job: Job, body: Body, out: &Out) -> Result<(), Failure> {
+    let files = Arc::new(Files::over(folders));
     match job {
-        Job::Usage(step) => act::<Usage>(roots, step, out).await,
-        Job::Write(step) => act::<WriteFile>(roots, step, out).await,
-        Job::Archive(step) => act::<Archive>(roots, step, out).await,
-        Job::CheckArchive(step) => act::<CheckArchive>(roots, step, out).await,
-        Job::DeleteTree(step) => act::<DeleteTree>(roots, step, out).await,
-        Job::Discard(step) => act::<Discard>(roots, step, out).await,
+        Job::Usage(step) => act::<Usage>(folders, step, out).await,
+        Job::Write(step) => act::<WriteFile>(folders, step, out).await,
+        Job::Archive(step) => act::<Archive>(folders, step, out).await,
+        Job::CheckArchive(step) => act::<CheckArchive>(folders, step, out).await,
+        Job::DeleteTree(step) => act::<DeleteTree>(folders, step, out).await,
+        Job::Discard(step) => act::<Discard>(folders, step, out).await,
         Job::ReadMany(wanted) => work::read_many(&files, wanted, body, out).await,
         Job::Deposited(making) => out.done(making.deposited(files).await?),
         Job::Deposit(making) => work::deposit(files, making, body, out).await,
@@ -172,47 +173,71 @@ async fn perform(roots: &BTreeMap<String, String>, job: Job, body: Body, out: &O
     }
 }
 
-async fn act<A: Action>(roots: &BTreeMap<String, String>, step: Step, out: &Out) -> Result<(), Failure> {
+async fn act<A: Action>(folders: &Folders, step: Step, out: &Out) -> Result<(), Failure> {
     let input =
         |error: &dyn std::fmt::Display| Failure::new(FailureKind::Input, format!("`{}`: {error}", A::NAME));
     let action: A = step.input.read().map_err(|error| input(&error))?;
     let alias = step.input.get("target").and_then(Value::as_str).unwrap_or("files").to_owned();
-    let cx = context(roots, alias, &step)?;
+    let (told, latest) = watch::channel(None);
+    let cx = context(folders, alias, &step)?.telling(told);
     let value = |output: &A::Output| {
         Value::of(output).map_err(|error| {
             Failure::new(FailureKind::Internal, format!("the output is not a value: {error}"))
         })
     };
-    match step.phase {
-        Phase::Plan => {
-            let planned = action.plan(&cx).await?;
-            out.done(Planned {
-                output: planned.output.as_ref().map(value).transpose()?,
-                changes: planned.changes,
-                unknown: planned.unknown.into_iter().map(str::to_owned).collect(),
-                fidelity: planned.fidelity,
-                considered: planned.considered,
-                notes: planned.notes,
-            })
+    let worked = async {
+        match step.phase {
+            Phase::Plan => {
+                let planned = action.plan(&cx).await?;
+                out.done(Planned {
+                    output: planned.output.as_ref().map(value).transpose()?,
+                    changes: planned.changes,
+                    unknown: planned.unknown.into_iter().map(str::to_owned).collect(),
+                    fidelity: planned.fidelity,
+                    considered: planned.considered,
+                    notes: planned.notes,
+                })
+            }
+            Phase::Apply => out.done(value(&action.apply(&WriteCx::after_intent(cx), &step.changes).await?)?),
+            Phase::Undo => out.done(action.undo(&WriteCx::after_intent(cx), &step.changes).await?),
+            Phase::Probe => out.done(match action.probe(&cx, &step.changes).await? {
+                Probe::Applied => Probed::Applied,
+                Probe::NotApplied => Probed::NotApplied,
+                Probe::Unknown => Probed::Unknown,
+            }),
         }
-        Phase::Apply => out.done(value(&action.apply(&WriteCx::after_intent(cx), &step.changes).await?)?),
-        Phase::Undo => out.done(action.undo(&WriteCx::after_intent(cx), &step.changes).await?),
-        Phase::Probe => out.done(match action.probe(&cx, &step.changes).await? {
-            Probe::Applied => Probed::Applied,
-            Probe::NotApplied => Probed::NotApplied,
-            Probe::Unknown => Probed::Unknown,
-        }),
+    };
+    tokio::select! {
+        biased;
+        worked = worked => worked,
+        never = pass_on(latest, out) => never,
     }
 }
 
+/// Says how far the work has come, a few times a second at most, and does not end.
+async fn pass_on(mut latest: watch::Receiver<Option<Progress>>, out: &Out) -> Result<(), Failure> {
+    while latest.changed().await.is_ok() {
+        let progress = latest.borrow_and_update().clone();
+        if let Some(Progress { done, total, text }) = progress {
+            out.say::<()>(&Answer::Progress(Told { done, total, text }))?;
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    std::future::pending().await
+}
+
 /// A world of these roots alone.
-fn context(roots: &BTreeMap<String, String>, alias: String, step: &Step) -> Result<ReadCx, Failure> {
+fn context(folders: &Folders, alias: String, step: &Step) -> Result<ReadCx, Failure> {
     let mut registry = ActionRegistry::default();
     registry
         .target::<FilesTarget>()
         .map_err(|error| Failure::new(FailureKind::Internal, error.to_string()))?;
-    let folders = roots.iter().map(|(name, folder)| (name.as_str().into(), Value::text(folder.as_str())));
-    let config = Value::map([("roots", Value::map(folders.collect::<Vec<(farrier_model::Text, Value)>>()))]);
+    let value = |folders: &BTreeMap<String, String>| {
+        let folders =
+            folders.iter().map(|(name, folder)| (name.as_str().into(), Value::text(folder.as_str())));
+        Value::map(folders.collect::<Vec<(farrier_model::Text, Value)>>())
+    };
+    let config = Value::map([("roots", value(&folders.roots)), ("snapshots", value(&folders.snapshots))]);
     let binding = Binding { alias, kind: FilesTarget::KIND.into(), config };
     let targets = Targets::new("/".into(), vec![binding], BTreeMap::new());
     let node = NodeInfo {

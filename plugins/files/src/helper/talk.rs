@@ -15,7 +15,7 @@ use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
 
 use super::listen::head;
-use super::wire::{Answer, LONGEST_ANSWER};
+use super::wire::{Answer, LONGEST_ANSWER, Told};
 
 /// What is kept of what a helper says beside its answer.
 const TOLD: u64 = 4 << 10;
@@ -69,7 +69,7 @@ impl Talk {
 
     /// The same in a thread of this process: all of it but the process.
     #[cfg(test)]
-    pub(super) fn with_thread(roots: std::collections::BTreeMap<String, String>) -> Talk {
+    pub(super) fn with_thread(folders: super::roots::Folders) -> Talk {
         use super::listen::listen;
         use super::serve::{Out, converse};
 
@@ -77,7 +77,7 @@ impl Talk {
         let (output, answers) = std::io::pipe().unwrap();
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            let _ = runtime.block_on(converse(&roots, listen(asked, || {}), &Out::new(answers)));
+            let _ = runtime.block_on(converse(&folders, listen(asked, || {}), &Out::new(answers)));
         });
         let output = tokio::net::unix::pipe::Receiver::from_owned_fd(output.into()).unwrap();
         Talk {
@@ -146,10 +146,21 @@ impl Talk {
 
     /// The one answer.
     pub(crate) async fn done<T: DeserializeOwned>(&mut self) -> Result<T, Failure> {
-        match self.hear().await? {
-            Answer::Done(done) => Ok(done),
-            Answer::Failed(failure) => Err(failure),
-            Answer::Ready {} | Answer::Part(_) => Err(odd()),
+        self.done_telling(|_| {}).await
+    }
+
+    /// The same; `heard` is told how far the helper has come until then.
+    pub(crate) async fn done_telling<T: DeserializeOwned>(
+        &mut self,
+        heard: impl Fn(Told),
+    ) -> Result<T, Failure> {
+        loop {
+            match self.hear().await? {
+                Answer::Progress(told) => heard(told),
+                Answer::Done(done) => return Ok(done),
+                Answer::Failed(failure) => return Err(failure),
+                Answer::Ready {} | Answer::Part(_) => return Err(odd()),
+            }
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use farrier_action::{Action, NodeInfo, Planned, Probe, ReadCx, Target, WriteCx};
+use farrier_action::{Action, Planned, Probe, ReadCx, Target, WriteCx};
 use farrier_model::spec::Risk;
 use farrier_model::{Change, Effect, Failure, Value};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -92,10 +92,11 @@ impl<A: Privileged> Through<A> {
     async fn ask<T: DeserializeOwned>(
         &self,
         via: &Via,
-        node: &NodeInfo,
+        cx: &ReadCx,
         phase: Phase,
         changes: &[Change],
     ) -> Result<T, Failure> {
+        let node = cx.node();
         let job = A::JOB(Step {
             phase,
             input: self.given.clone(),
@@ -105,7 +106,9 @@ impl<A: Privileged> Through<A> {
             attempt: node.attempt,
             effect: node.effect_id.clone(),
         });
-        via.ask(job).await.map_err(|failure| failure.at(self.action.target().alias()))
+        let heard = |told: wire::Told| cx.progress(told.done as usize, told.total as usize, || told.text);
+        let answer = async { via.begin(job).await?.done_telling(heard).await };
+        answer.await.map_err(|failure| failure.at(self.action.target().alias()))
     }
 }
 
@@ -130,7 +133,7 @@ impl<A: Privileged> Action for Through<A> {
             return Ok(Planned { changes, output, unknown, fidelity, considered, notes, wait });
         };
         let wire::Planned { changes, output, unknown, fidelity, considered, notes } =
-            self.ask(via, cx.node(), Phase::Plan, &[]).await?;
+            self.ask(via, cx, Phase::Plan, &[]).await?;
         let unknown = unknown.iter().map(|name| field(name)).collect::<Result<_, _>>()?;
         let output = output.map(Told::There);
         Ok(Planned { changes, output, unknown, fidelity, considered, notes, wait: None })
@@ -139,19 +142,19 @@ impl<A: Privileged> Action for Through<A> {
     async fn apply(&self, cx: &WriteCx, changes: &[Change]) -> Result<Told<A::Output>, Failure> {
         let files = cx.writer(self.action.target()).await?;
         let Some(via) = files.via() else { return self.action.apply(cx, changes).await.map(Told::Here) };
-        self.ask(via, cx.node(), Phase::Apply, changes).await.map(Told::There).map_err(unanswered)
+        self.ask(via, cx, Phase::Apply, changes).await.map(Told::There).map_err(unanswered)
     }
 
     async fn undo(&self, cx: &WriteCx, changes: &[Change]) -> Result<(), Failure> {
         let files = cx.writer(self.action.target()).await?;
         let Some(via) = files.via() else { return self.action.undo(cx, changes).await };
-        self.ask(via, cx.node(), Phase::Undo, changes).await.map_err(unanswered)
+        self.ask(via, cx, Phase::Undo, changes).await.map_err(unanswered)
     }
 
     async fn probe(&self, cx: &ReadCx, changes: &[Change]) -> Result<Probe, Failure> {
         let files = cx.reader(self.action.target()).await?;
         let Some(via) = files.via() else { return self.action.probe(cx, changes).await };
-        Ok(match self.ask(via, cx.node(), Phase::Probe, changes).await? {
+        Ok(match self.ask(via, cx, Phase::Probe, changes).await? {
             Probed::Applied => Probe::Applied,
             Probed::NotApplied => Probe::NotApplied,
             Probed::Unknown => Probe::Unknown,

@@ -50,7 +50,7 @@ pub(crate) enum Via {
     Command(Vec<String>),
     /// In this process, with these roots: all of the way but the process.
     #[cfg(test)]
-    Here(std::collections::BTreeMap<String, String>),
+    Here(super::roots::Folders),
 }
 
 impl ViaConfig {
@@ -61,8 +61,13 @@ impl ViaConfig {
             && let Some(folder) = program.strip_prefix("here:")
         {
             let roots = ["tool_homes homes", "archives archives", "staging staging", "gone nowhere"];
-            let roots = roots.map(|root| root.split_once(' ').unwrap_or_default());
-            return Ok(Via::Here(roots.map(|(name, at)| (name.into(), format!("{folder}/{at}"))).into()));
+            let named = |folders: &[&str]| -> std::collections::BTreeMap<_, _> {
+                let folders = folders.iter().filter_map(|folder| folder.split_once(' '));
+                folders.map(|(name, at)| (name.to_owned(), format!("{folder}/{at}"))).collect()
+            };
+            let mut snapshots = named(&["tool_homes snapshots"]);
+            snapshots.retain(|_, at| std::path::Path::new(at).is_dir());
+            return Ok(Via::Here(super::roots::Folders { roots: named(&roots), snapshots }));
         }
         let input = |message: &str| Err(Failure::new(FailureKind::Input, message));
         let words = match &self.helper {
@@ -157,7 +162,7 @@ impl Via {
         let mut talk = match self {
             Via::Command(words) => Talk::with_process(words)?,
             #[cfg(test)]
-            Via::Here(roots) => Talk::with_thread(roots.clone()),
+            Via::Here(folders) => Talk::with_thread(folders.clone()),
         };
         talk.say(line.into_bytes()).await?;
         Ok(talk)

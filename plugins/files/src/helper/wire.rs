@@ -10,6 +10,7 @@
 //! |---|---|---|
 //! | `read_many` | sent at once: lists of items, as JSON, each in a frame | any number of `part`, then `done` with the rest |
 //! | `deposit` | sent when asked for by `ready`: the file, as it is; after its end one more frame with a [`Closing`] | `ready` and `done`, or `done` at once when the file is there |
+//! | steps | none | any number of `progress`, then `done` |
 //! | all others | none | `done` |
 //!
 //! A file that a plugin's step makes is not held in memory on either side. A secret travels in these two streams alone: in
@@ -24,7 +25,7 @@ use crate::path::SafePath;
 use crate::reading::Reading;
 
 /// The version of this language. A helper of another one refuses.
-pub(crate) const VERSION: u32 = 2;
+pub(crate) const VERSION: u32 = 3;
 
 /// A longer request is refused. A file that `files.write` writes is the largest part of one.
 pub(crate) const LONGEST_REQUEST: usize = 8 << 20;
@@ -146,8 +147,19 @@ pub(crate) enum Answer<T> {
     Ready {},
     /// The beginning; more comes.
     Part(T),
+    /// How far it has come; more comes.
+    Progress(Told),
     Done(T),
     Failed(Failure),
+}
+
+/// How far a step has come.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Told {
+    pub(crate) done: u64,
+    /// 0 where nobody knows.
+    pub(crate) total: u64,
+    pub(crate) text: String,
 }
 
 /// What was planned.

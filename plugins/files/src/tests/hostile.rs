@@ -168,6 +168,21 @@ both_ways! { many_entries_are_archived_and_deleted, Place::in_memory(), |place| 
     assert_eq!(deleted.get("deleted").unwrap().as_int(), Some(40_021));
 } }
 
+both_ways! { how_far_it_has_come_is_told, Place::in_memory(), |place| {
+    fs::create_dir(place.at("homes/foxes")).unwrap();
+    for file in 0..2100 {
+        fs::File::create(place.at(format!("homes/foxes/{file}"))).unwrap();
+    }
+    let input = archive_as("foxes", ".tgz", 0);
+    let planned = place.plan("files.archive", "archive", &input).await.unwrap();
+    let (told, latest) = tokio::sync::watch::channel(None);
+    let cx = WriteCx::after_intent(place.cx("archive").telling(told));
+    let action = place.registry.bind("files.archive", &input).unwrap();
+    action.apply(&cx, &planned.changes).await.unwrap();
+    let said = latest.borrow().clone().expect("it said nothing");
+    assert!(said.text.starts_with("entries ") && said.done >= 1024, "{said}");
+} }
+
 /// Sets or clears the immutable flag.
 fn immutable(path: &Path, on: bool) {
     let file = fs::File::open(path).unwrap();

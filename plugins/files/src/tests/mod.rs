@@ -6,6 +6,7 @@ mod hostile;
 mod laws;
 mod races;
 mod read_many;
+mod snapshots;
 mod unpack;
 
 use std::collections::BTreeMap;
