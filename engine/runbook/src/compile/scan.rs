@@ -36,6 +36,11 @@ pub(super) enum Access {
         /// Where it stands.
         range: Range<usize>,
     },
+    /// `[from:to]`.
+    Slice {
+        /// Where it stands.
+        range: Range<usize>,
+    },
     /// `[expression]`.
     Dynamic {
         /// Where it stands.
@@ -47,7 +52,10 @@ impl Access {
     /// Where it stands.
     pub(super) fn range(&self) -> &Range<usize> {
         match self {
-            Access::Field { range, .. } | Access::Index { range } | Access::Dynamic { range } => range,
+            Access::Field { range, .. }
+            | Access::Index { range }
+            | Access::Slice { range }
+            | Access::Dynamic { range } => range,
         }
     }
 }
@@ -130,7 +138,11 @@ pub(super) fn chains(source: &str) -> Vec<Chain> {
         match chain_at(source, &tokens, at) {
             Some((chain, next)) => {
                 // Names inside `[ … ]` are read as well: go on behind the root, path words are told apart by their dot.
-                at = if chain.path.iter().any(|access| matches!(access, Access::Dynamic { .. })) {
+                at = if chain
+                    .path
+                    .iter()
+                    .any(|access| matches!(access, Access::Slice { .. } | Access::Dynamic { .. }))
+                {
                     at + 1
                 } else {
                     next
@@ -145,6 +157,23 @@ pub(super) fn chains(source: &str) -> Vec<Chain> {
 
 fn is_mark(tokens: &[(Token, Range<usize>)], at: usize, mark: u8) -> bool {
     tokens.get(at).is_some_and(|(token, _)| *token == Token::Mark(mark))
+}
+
+/// Whether a colon stands between the brackets, and not within others.
+fn is_slice(inner: &[(Token, Range<usize>)]) -> bool {
+    let mut depth = 0_usize;
+    inner.iter().any(|(token, _)| match token {
+        Token::Mark(b'[' | b'(' | b'{') => {
+            depth += 1;
+            false
+        }
+        Token::Mark(b']' | b')' | b'}') => {
+            depth = depth.saturating_sub(1);
+            false
+        }
+        Token::Mark(b':') => depth == 0,
+        _ => false,
+    })
 }
 
 /// The chain that begins at token `at`, and the token behind it.
@@ -200,6 +229,7 @@ fn chain_at(source: &str, tokens: &[(Token, Range<usize>)], at: usize) -> Option
                 [(Token::Number, _)] | [(Token::Mark(b'-'), _), (Token::Number, _)] => {
                     Access::Index { range: range.clone() }
                 }
+                inner if is_slice(inner) => Access::Slice { range: range.clone() },
                 _ => Access::Dynamic { range: range.clone() },
             });
             end = range.end;

@@ -226,6 +226,7 @@ pub(super) fn follow(start: &Type, path: &[Access]) -> Result<Type, Stray> {
             }
             (Type::Dict(inner), Access::Field { .. } | Access::Dynamic { .. })
             | (Type::List(inner), Access::Index { .. } | Access::Dynamic { .. }) => inner,
+            (Type::List(_) | Type::Text, Access::Slice { .. }) => kind,
             (Type::Text, Access::Index { .. } | Access::Dynamic { .. }) => return Ok(Type::Text),
             _ => return Err(stray(Vec::new())),
         };
@@ -327,6 +328,12 @@ mod tests {
         let rows = rows();
         assert_eq!(at(&rows, ".rows[0].name"), Ok(Type::Text));
         assert_eq!(at(&rows, ".rows[0].parent.parent.name"), Ok(Type::Text));
+        let Ok(Type::List(row)) = at(&rows, ".rows[:20]") else { panic!("a part of a list is a list") };
+        assert_eq!(at(&row, ".name[1:x['y']]"), Ok(Type::Text));
+        assert_eq!(at(&rows, ".rows[1:][0].name"), Ok(Type::Text));
+        assert_eq!(at(&rows, ".rows[{'a': 1}['a']].name"), Ok(Type::Text), "an index that is worked out");
+        assert_eq!(at(&rows, ".rows[1:].name").unwrap_err().access, 2, "a list has no fields");
+        assert_eq!(at(&rows, "[1:]").unwrap_err().access, 0, "a record has no parts");
         assert_eq!(at(&rows, ".note"), Ok(Type::Optional(Box::new(Type::Text))));
         assert_eq!(at(&rows, ".mode"), Ok(Type::Text));
         assert_eq!(at(&rows, ".size"), Ok(Type::Optional(Box::new(Type::Int))));
