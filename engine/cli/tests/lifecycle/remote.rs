@@ -108,7 +108,7 @@ while not line.endswith(b'\\n'):
     line += more
 if os.path.exists(doom):
     job, call, nth = open(doom).read().split()
-    if line.startswith(('{{\"version\":2,\"job\":{{\"' + job + '\":{{').encode()) and (job == 'check_archive' or b'\"phase\":\"plan\"' not in line):
+    if ('\"job\":{{\"' + job + '\":{{').encode() in line and (job == 'check_archive' or b'\"phase\":\"plan\"' not in line):
         os.rename(doom, doom + 'ed')
         helper = ['strace', '-f', '-qqq', '-o', '/dev/null', '-e', 'trace=' + call,
                   '-e', 'inject=' + call + ':signal=KILL:when=' + nth] + helper
